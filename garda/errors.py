@@ -1,0 +1,70 @@
+"""Errors a user can cause, each one line: *where: what; remedy*.
+
+    GardaError            exit code 2
+    ├── ConfigError       a YAML file does not say what it must
+    ├── DataError         a manifest, an image or a label is not usable
+    ├── RunFolderError    a run folder holds something else, or cannot be written
+    ├── CheckpointError   a checkpoint or a weights file cannot be read
+    ├── TrainingError     a loss stopped being a number
+    └── Interrupted       Ctrl-C (exit code 130) or SIGTERM (exit code 75), after a checkpoint
+
+Anything else is a defect of garda and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class GardaError(Exception):
+    """One line for the user.
+
+    Args:
+        where: the file, manifest row or stage concerned.
+        what: what was wanted and what came.
+        remedy: what the user can do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: object, what: str, remedy: str) -> None:
+        self.where, self.what, self.remedy = str(where), what, remedy
+        super().__init__(f"{where}: {what}; {remedy}")
+
+
+class ConfigError(GardaError):
+    """A YAML file does not say what it must."""
+
+
+class DataError(GardaError):
+    """A manifest, an image or a label is not usable."""
+
+
+class RunFolderError(GardaError):
+    """A run folder holds something else, or cannot be written."""
+
+
+class CheckpointError(GardaError):
+    """A checkpoint or a weights file cannot be read."""
+
+
+class TrainingError(GardaError):
+    """A loss stopped being a number."""
+
+
+class Interrupted(GardaError):
+    """The run was asked to stop and has written a checkpoint."""
+
+    def __init__(self, where: object, exit_code: int) -> None:
+        super().__init__(where, "stopped on request", "run the same command again to go on from here")
+        self.exit_code = exit_code
+
+
+class Problems(GardaError):
+    """Several errors found in one go, a line each.
+
+    Args:
+        problems: the errors, in the order in which they were found; at least one.
+    """
+
+    def __init__(self, problems: list[GardaError]) -> None:
+        self.problems = problems
+        Exception.__init__(self, "\n".join(str(problem) for problem in problems))
