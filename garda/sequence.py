@@ -262,7 +262,7 @@ def _case(row: dict[str, str], where: str, task: Task) -> Case:
     for file in (row["image"], *labels):
         if not file or Path(file).is_absolute() or ".." in Path(file).parts:
             raise DataError(where, f"path {file!r} is not below the data folder", "give paths relative to --data")
-    return Case(row["case"], row["patient"], row["split"], row["image"], labels, _digests(row, labels, where), where)  # type: ignore[arg-type]
+    return Case(row["case"], row["patient"], row["split"], row["image"], labels, _digests(row, labels, where), where)
 
 
 def _digests(row: dict[str, str], labels: tuple[str, ...], where: str) -> tuple[tuple[str, str, int], ...]:

@@ -1,0 +1,30 @@
+"""What every test shares: one thread, no tracking server from outside, real data only where it is given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """No test reads or writes the user's own key folder or tracking server."""
+    monkeypatch.setenv("GARDA_HOME", str(tmp_path_factory.mktemp("garda_home")))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real scans; skips where GARDA_REAL_DATA does not name one."""
+    folder = os.environ.get("GARDA_REAL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("real scans: set GARDA_REAL_DATA to the folder that holds them")
+    return Path(folder)
