@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -245,6 +246,26 @@ def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
         raise DataError(path, "holds no case", "add a row for each scan")
     _refuse_repetitions(path, cases, task)
     return cases
+
+
+def write_manifest(path: Path, cases: Sequence[Case]) -> None:
+    """Write one domain's CSV, the counterpart of :func:`read_manifest`; digest columns only where a case has digests."""
+    columns = REQUIRED_COLUMNS + (OPTIONAL_COLUMNS if any(case.digests for case in cases) else ())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(_row(case) for case in cases)
+
+
+def _row(case: Case) -> dict[str, str]:
+    row = {"case": case.case, "patient": case.patient, "split": case.split}
+    known = {file: (digest, str(size)) for file, digest, size in case.digests}
+    for column, files in (("image", (case.image,)), ("label", case.labels)):
+        row[column] = SEVERAL.join(files)
+        row[f"{column}_sha256"] = SEVERAL.join(known[file][0] for file in files if file in known)
+        row[f"{column}_bytes"] = SEVERAL.join(known[file][1] for file in files if file in known)
+    return row
 
 
 def _case(row: dict[str, str], where: str, task: Task) -> Case:
