@@ -249,7 +249,7 @@ def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
 
 
 def write_manifest(path: Path, cases: Sequence[Case]) -> None:
-    """Write one domain's CSV, the counterpart of :func:`read_manifest`; digest columns only where a case has digests."""
+    """Write one domain's CSV, the counterpart of :func:`read_manifest`; digests only where a case has them."""
     columns = REQUIRED_COLUMNS + (OPTIONAL_COLUMNS if any(case.digests for case in cases) else ())
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
