@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,8 @@ class DomainSequence:
         targets: the unlabelled domains in order.
         method: name of the method.
         settings: the merged settings, still unparsed: each method knows its own model of them.
+        config: the file that the settings come from, for messages.
+        digests: SHA-256 of each domain's manifest file, by domain.
         seed: seed of everything random.
     """
 
@@ -172,6 +175,8 @@ class DomainSequence:
     targets: tuple[Domain, ...]
     method: str
     settings: dict[str, Any]
+    config: Path
+    digests: dict[str, str]
     seed: int
 
     @property
@@ -183,6 +188,7 @@ class DomainSequence:
 def read_sequence(
     pipeline_file: Path,
     *,
+    config: Path | None = None,
     method: str | None = None,
     seed: int | None = None,
     changes: dict[str, Any] | None = None,
@@ -191,6 +197,7 @@ def read_sequence(
 
     Args:
         pipeline_file: a YAML of ``pipelines/``.
+        config: takes the place of the pipeline's config.
         method: takes the place of the pipeline's method.
         seed: takes the place of the pipeline's seed.
         changes: settings laid over the pipeline's own.
@@ -209,7 +216,8 @@ def read_sequence(
     domains = tuple(
         Domain(name, index, read_manifest(folder / f"{name}.csv", task)) for index, name in enumerate(names)
     )
-    settings = merge(load_yaml(pipeline_file.parent / pipeline.config), pipeline.settings)
+    config = config or pipeline_file.parent / pipeline.config
+    settings = merge(load_yaml(config), pipeline.settings)
     return DomainSequence(
         name=pipeline.name,
         task=task,
@@ -217,6 +225,8 @@ def read_sequence(
         targets=domains[1:],
         method=method or pipeline.method,
         settings=merge(settings, changes or {}),
+        config=config,
+        digests={name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names},
         seed=pipeline.seed if seed is None else seed,
     )
 

@@ -1,0 +1,154 @@
+"""The only training loop: seeded step by step, checkpointed, and exactly resumable.
+
+Every step's random numbers are a function of the stage's seed and the step's number, so that a run which was killed at
+any moment and goes on from an older checkpoint repeats the lost steps bit by bit.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from garda.errors import CheckpointError, TrainingError
+from garda.files import replacing
+from garda.seeds import derive_seed
+from garda.stopping import Stopping
+
+LOSS_POINTS = 500  # logged points of one loss in one stage, at most
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: modules, optimizers, averaged models."""
+
+    def state_dict(self) -> Any:
+        """Everything the object needs to go on."""
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Take up what :meth:`state_dict` gave."""
+
+
+class Objective(Protocol):
+    """What one stage learns."""
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Everything that changes from step to step, by name; a checkpoint holds exactly this."""
+
+    def step(self, batch: Any, step: int) -> Mapping[str, Tensor]:
+        """Learn from one batch and return each loss as a detached scalar, by name."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of training and its folder.
+
+    Attributes:
+        name: such as ``1-SiteB-generator``.
+        folder: where the checkpoint lies.
+        seed: the stage's seed; everything random follows from it.
+        stopping: asked after every step.
+        log: receives (step, losses), at most ``LOSS_POINTS`` times.
+        progress: receives (steps done, steps in all) after every step.
+        checkpoint_seconds: time between two checkpoints.
+    """
+
+    name: str
+    folder: Path
+    seed: int
+    stopping: Stopping = field(default_factory=Stopping)
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    checkpoint_seconds: float = 60.0
+
+    @property
+    def checkpoint(self) -> Path:
+        """The stage's only checkpoint."""
+        return self.folder / "checkpoint.pt"
+
+
+O = TypeVar("O", bound=Objective)  # noqa: E741
+
+
+def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: Stage) -> O:
+    """Build an objective inside the seeded stage and train it, or go on where a checkpoint ends.
+
+    Args:
+        build: makes the objective; called after seeding, since networks draw their first weights from it.
+        batch: the batch of a step, a pure function of the step's number.
+        steps: number of steps.
+        stage: folder, seed and what listens.
+
+    Returns:
+        The trained objective; its last checkpoint stays until the stage's folder is removed.
+
+    Raises:
+        CheckpointError: the checkpoint is truncated or of another configuration.
+        TrainingError: a loss is not finite; names stage, loss and step.
+        Interrupted: a stop was asked for; a checkpoint has been written.
+    """
+    torch.manual_seed(derive_seed(stage.seed, "build"))
+    objective = build()
+    step = kept = _restore(objective, stage)
+    stride = max(1, -(-steps // LOSS_POINTS))
+    saved = time.monotonic()
+    with stage.stopping.deferred():
+        while step < steps:
+            torch.manual_seed(derive_seed(stage.seed, step))
+            losses = _checked(objective.step(batch(step), step), stage, step)
+            if step % stride == 0:
+                stage.log(step, losses)
+            step += 1
+            stage.progress(step, steps)
+            if stage.stopping.exit_code is not None or time.monotonic() - saved > stage.checkpoint_seconds:
+                _save(objective, step, stage)
+                kept, saved = step, time.monotonic()
+            stage.stopping.check(stage.name)
+        if kept < step:
+            _save(objective, step, stage)
+    return objective
+
+
+def _checked(losses: Mapping[str, Tensor], stage: Stage, step: int) -> dict[str, float]:
+    values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
+    for name, value in values.items():
+        if value != value or abs(value) == float("inf"):
+            raise TrainingError(
+                f"stage {stage.name}, step {step}",
+                f"loss {name!r} is {value}",
+                "lower the learning rate, or use compute.precision '32'",
+            )
+    return values
+
+
+def _save(objective: Objective, step: int, stage: Stage) -> None:
+    state = {name: part.state_dict() for name, part in objective.state().items()}
+    buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
+    torch.save({"seed": stage.seed, "step": step, "state": state}, buffer)
+    with replacing(stage.checkpoint) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _restore(objective: Objective, stage: Stage) -> int:
+    """The step to go on with; 0 where there is no checkpoint."""
+    if not stage.checkpoint.exists():
+        return 0
+    remedy = "delete it to repeat the stage from its start"
+    try:
+        saved = torch.load(stage.checkpoint, map_location="cpu", weights_only=True)
+        step, seed, state = saved["step"], saved["seed"], saved["state"]
+    except Exception:  # torch raises many kinds for a damaged file
+        raise CheckpointError(stage.checkpoint, "is truncated or damaged", remedy) from None
+    if seed != stage.seed:
+        raise CheckpointError(stage.checkpoint, f"was written with stage seed {seed}, not {stage.seed}", remedy)
+    try:
+        for name, part in objective.state().items():
+            part.load_state_dict(state[name])
+    except (KeyError, ValueError, RuntimeError):
+        raise CheckpointError(stage.checkpoint, "belongs to another configuration", remedy) from None
+    return int(step)

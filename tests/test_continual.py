@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from garda.continual import (
+    Forgetting,
+    Matrix,
+    PatientKey,
+    average_over_seen,
+    backward_transfer,
+    bootstrap_interval,
+    forgetting,
+    forward_transfer,
+    gap_closed,
+    matrix,
+    paired_difference,
+    patient_scores,
+    plasticity,
+    summary,
+    write_matrix,
+)
+from garda.evaluate import Score
+
+NAN = math.nan
+SITES = ("a", "b", "c")
+
+
+def score(dice: float, stage=0, domain="a", patient="p", case="1", seed=0, name="x", hd95=NAN, unit="mm") -> Score:
+    return Score(stage, domain, patient, case, seed, name, dice, hd95, unit)
+
+
+def dice_matrix(*rows: list[float]) -> Matrix:
+    return matrix(
+        [
+            score(value, stage=stage, domain=SITES[column])
+            for stage, row in enumerate(rows)
+            for column, value in enumerate(row)
+        ],
+        SITES,
+        "dice",
+    )
+
+
+THREE = dice_matrix([0.9, 0.5, 0.4], [0.8, 0.7, 0.5], [0.6, 0.75, 0.8])
+
+
+def test_classes_are_averaged_last():
+    scores = [
+        score(0.2, case="1", name="x"),
+        score(0.4, case="2", name="x"),
+        score(0.9, case="1", name="y"),
+        score(NAN, case="2", name="y"),
+    ]
+    key = PatientKey(0, "a", "p", 0)
+    assert patient_scores(scores, "dice") == {key: pytest.approx(0.6)}  # not 0.5, the mean of the three numbers
+    assert patient_scores(scores, "dice", "x") == {key: pytest.approx(0.3)}
+    assert patient_scores(scores, "dice", "z") == {}
+
+
+def test_a_patient_without_any_score_is_left_out():
+    assert patient_scores([score(NAN), score(0.5, patient="q", hd95=2.0)], "hd95") == {PatientKey(0, "a", "q", 0): 2.0}
+
+
+def test_the_matrix_averages_patients_not_scans():
+    scores = [score(0.2, patient="p", case=str(number)) for number in range(9)] + [score(0.8, patient="q")]
+    found = matrix(scores, SITES, "dice")
+    assert found.values == pytest.approx(np.array([[0.5, NAN, NAN]]), nan_ok=True)
+    assert found.patients == (2, 0, 0)
+    assert found.intervals[0, 0] == pytest.approx([0.2, 0.8])
+    assert np.isnan(found.intervals[0, 1:]).all()
+
+
+def test_a_patient_with_several_seeds_counts_once():
+    scores = [score(0.2, seed=0), score(0.4, seed=1), score(0.9, patient="q")]
+    found = matrix(scores, SITES, "dice")
+    assert found.values[0, 0] == pytest.approx(0.6)
+    assert found.patients[0] == 2
+
+
+def test_one_name_at_two_sites_is_two_patients():
+    found = matrix([score(0.2, domain="a"), score(0.8, domain="b")], SITES, "dice")
+    assert found.values == pytest.approx(np.array([[0.2, 0.8, NAN]]), nan_ok=True)
+    assert np.isnan(found.intervals).all()
+
+
+def test_a_matrix_of_distances_knows_its_units():
+    scores = [score(0.5, hd95=3.0, unit="px"), score(0.5, domain="b", hd95=4.0), score(0.5, domain="z", hd95=4.0)]
+    found = matrix(scores, SITES, "hd95", "x")
+    assert (found.metric, found.unit, found.name) == ("hd95", "mm/px", "x")
+    assert average_over_seen(found) == 3.0
+    with pytest.raises(ValueError, match="defined on Dice, where higher is better, got a matrix of hd95"):
+        forgetting(found)
+
+
+def test_domains_left_out_of_the_sequence_are_refused():
+    with pytest.raises(ValueError, match="expected all domains of the sequence, got 1 for 2 stages"):
+        matrix([score(0.5, stage=1)], ["a"], "dice")
+
+
+def test_three_sites_by_hand():
+    assert average_over_seen(THREE) == pytest.approx((0.6 + 0.75 + 0.8) / 3)
+    assert forgetting(THREE) == (pytest.approx((0.3 + 0.0) / 2), pytest.approx(0.3), "a")
+    assert backward_transfer(THREE) == pytest.approx((-0.3 + 0.05) / 2)
+    assert forward_transfer(THREE) == pytest.approx(0.5 - 0.4)
+    assert plasticity(THREE) == pytest.approx(((0.7 - 0.5) + (0.8 - 0.5)) / 2)
+
+
+def test_the_summary_names_every_number():
+    assert summary(THREE) == {
+        "average_over_seen": average_over_seen(THREE),
+        "forgetting": forgetting(THREE).mean,
+        "forgetting_worst": forgetting(THREE).worst,
+        "backward_transfer": backward_transfer(THREE),
+        "forward_transfer": forward_transfer(THREE),
+        "plasticity": plasticity(THREE),
+    }
+
+
+def test_what_was_learnt_late_and_lost_counts_as_forgotten():
+    rising = dice_matrix([0.5, 0.1, 0.1], [0.9, 0.5, 0.1], [0.6, 0.5, 0.5])
+    assert forgetting(rising).worst == pytest.approx(0.3)
+    assert backward_transfer(rising) == pytest.approx(0.05)
+
+
+def test_a_domain_without_labels_is_left_out():
+    found = dice_matrix([0.9, NAN, 0.4], [0.8, NAN, 0.5], [0.6, NAN, 0.8])
+    assert average_over_seen(found) == pytest.approx(0.7)
+    assert forgetting(found) == (pytest.approx(0.3), pytest.approx(0.3), "a")
+    assert backward_transfer(found) == pytest.approx(-0.3)
+    assert plasticity(found) == pytest.approx(0.3)
+
+
+def test_only_the_domains_met_so_far_count():
+    found = dice_matrix([0.9, 0.5, 0.4], [0.8, 0.7, 0.5])
+    assert average_over_seen(found) == pytest.approx(0.75)
+    assert plasticity(found) == pytest.approx(0.2)
+    assert math.isnan(forward_transfer(found))
+    assert "forward_transfer" not in summary(found)
+
+
+def test_the_source_alone_has_an_average_and_nothing_else():
+    found = dice_matrix([0.9, 0.5, 0.4])
+    assert forgetting(found)[2] is None
+    assert summary(found) == {"average_over_seen": pytest.approx(0.9)}
+
+
+def test_nothing_scored_has_no_summary():
+    assert summary(matrix([], SITES, "dice")) == {}
+    assert isinstance(forgetting(matrix([], SITES, "dice")), Forgetting)
+
+
+@pytest.mark.parametrize(
+    ("adapted", "source_only", "supervised", "expected"),
+    [(0.6, 0.4, 0.8, 0.5), (0.9, 0.4, 0.8, 1.25), (0.3, 0.4, 0.8, -0.25), (0.4, 0.4, 0.8, 0.0)],
+)
+def test_the_gap_closed_is_a_share(adapted: float, source_only: float, supervised: float, expected: float):
+    assert gap_closed(adapted, source_only, supervised) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("supervised", [0.81, 0.8, 0.5, NAN])
+def test_no_share_of_a_gap_that_is_not_there(supervised: float):
+    assert math.isnan(gap_closed(0.9, 0.8, supervised))
+
+
+def test_a_bootstrap_interval_is_a_function_of_its_seed():
+    values = [0.1, 0.5, 0.6, 0.9]
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
+    low, high = bootstrap_interval(values, level=0.5)
+    wide = bootstrap_interval(values)
+    assert wide.low < low < np.mean(values) < high < wide.high
+
+
+@pytest.mark.parametrize("values", [[], [0.7]])
+def test_no_interval_under_two_patients(values: list[float]):
+    assert bootstrap_interval(values) is None
+
+
+def test_equal_patients_have_an_interval_without_width():
+    assert bootstrap_interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    samples = np.random.default_rng(0).normal(0.7, 0.1, size=(200, 30))
+    intervals = [bootstrap_interval(list(sample), draws=300) for sample in samples]
+    held = np.mean([low <= 0.7 <= high for low, high in intervals])
+    assert 0.88 <= held <= 0.99
+
+
+def key(patient: str, seed: int = 0) -> PatientKey:
+    return PatientKey(2, "a", patient, seed)
+
+
+def test_methods_are_compared_patient_by_patient():
+    a = {key("p"): 0.9, key("q"): 0.5, key("only in a"): 0.0}
+    b = {key("p"): 0.8, key("q"): 0.4, key("only in b"): 1.0}
+    mean, interval, patients = paired_difference(a, b)
+    assert mean == pytest.approx(0.1)
+    assert interval == pytest.approx((0.1, 0.1))  # although the patients differ by 0.4
+    assert patients == 2
+
+
+def test_seeds_of_a_patient_are_paired_and_count_once():
+    a = {key("p", 0): 0.9, key("p", 1): 0.7}
+    b = {key("p", 0): 0.8, key("p", 1): 0.4, key("p", 2): 1.0}
+    assert paired_difference(a, b) == (pytest.approx(0.2), None, 1)
+
+
+def test_nothing_to_compare():
+    mean, interval, patients = paired_difference({key("p"): 0.9}, {})
+    assert math.isnan(mean)
+    assert (interval, patients) == (None, 0)
+
+
+def test_the_written_matrix_has_stages_as_rows(tmp_path: Path):
+    path = tmp_path / "matrix.csv"
+    write_matrix(path, dice_matrix([0.1 + 0.2, NAN, 0.4], [0.8, NAN, 0.5]))
+    assert path.read_text() == "stage,a,b,c\n0,0.30000000000000004,,0.4\n1,0.8,,0.5\n"

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import errno
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from garda.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
+from garda.training import LOSS_POINTS, Stage, fit
+
+
+class Line:
+    """Fits a line with noise in every step, so that a lost or repeated random number shows."""
+
+    def __init__(self) -> None:
+        self.network = nn.Linear(2, 1)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1)
+
+    def state(self):
+        return {"network": self.network, "optimizer": self.optimizer}
+
+    def step(self, batch: Tensor, step: int):
+        loss = (self.network(batch + torch.randn_like(batch)) - 1).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"line": loss.detach()}
+
+
+def batch(step: int) -> Tensor:
+    return torch.full((4, 2), float(step))
+
+
+def stage(folder: Path, **others) -> Stage:
+    return Stage("0-A-line", folder, seed=1, **others)
+
+
+def weights(objective: Line) -> list[float]:
+    return nn.utils.parameters_to_vector(objective.network.parameters()).tolist()
+
+
+def test_equal_seeds_give_equal_weights_whatever_came_before(tmp_path: Path):
+    first = fit(Line, batch, 5, stage(tmp_path / "a"))
+    torch.randn(17)
+    assert weights(fit(Line, batch, 5, stage(tmp_path / "b"))) == weights(first)
+    other = fit(Line, batch, 5, Stage("0-A-line", tmp_path / "c", seed=2))
+    assert weights(other) != weights(first)
+
+
+def test_a_killed_stage_ends_with_equal_weights(tmp_path: Path):
+    whole = fit(Line, batch, 9, stage(tmp_path / "whole"))
+
+    def die(step: int) -> Tensor:
+        if step == 6:
+            raise KeyboardInterrupt
+        return batch(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Line, die, 9, stage(tmp_path / "killed", checkpoint_seconds=0))
+    steps: list[int] = []
+
+    def watch(step: int) -> Tensor:
+        steps.append(step)
+        return batch(step)
+
+    assert weights(fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
+    assert steps == [6, 7, 8]
+    steps.clear()
+    assert weights(fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
+    assert steps == []
+
+
+def test_a_stop_comes_after_a_checkpoint(tmp_path: Path):
+    stopped = stage(tmp_path)
+
+    def stop(step: int) -> Tensor:
+        if step == 3:
+            stopped.stopping.exit_code = 75
+        return batch(step)
+
+    with pytest.raises(Interrupted) as caught:
+        fit(Line, stop, 9, stopped)
+    assert caught.value.exit_code == 75
+    assert str(caught.value) == "0-A-line: stopped on request; run the same command again to go on from here"
+    assert torch.load(stopped.checkpoint, weights_only=True)["step"] == 4
+
+
+def test_a_loss_that_is_no_number_names_stage_loss_and_step(tmp_path: Path):
+    with pytest.raises(TrainingError) as caught:
+        fit(Line, lambda step: batch(step) * (math.nan if step == 2 else 1), 5, stage(tmp_path))
+    assert str(caught.value) == (
+        "stage 0-A-line, step 2: loss 'line' is nan; lower the learning rate, or use compute.precision '32'"
+    )
+
+
+def test_losses_are_logged_a_bounded_number_of_times(tmp_path: Path):
+    logged: list[int] = []
+    told: list[tuple[int, int]] = []
+    fit(
+        Line,
+        batch,
+        LOSS_POINTS * 2 + 1,
+        stage(tmp_path, log=lambda step, losses: logged.append(step), progress=lambda *now: told.append(now)),
+    )
+    assert logged == list(range(0, LOSS_POINTS * 2 + 1, 3))
+    assert told[-1] == (LOSS_POINTS * 2 + 1, LOSS_POINTS * 2 + 1)
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path: Path):
+    here = stage(tmp_path)
+    fit(Line, batch, 3, here)
+    whole = here.checkpoint.read_bytes()
+    here.checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError) as caught:
+        fit(Line, batch, 5, here)
+    assert str(caught.value) == (
+        f"{here.checkpoint}: is truncated or damaged; delete it to repeat the stage from its start"
+    )
+    assert here.checkpoint.stat().st_size == len(whole) // 2
+    here.checkpoint.write_bytes(whole)
+    with pytest.raises(CheckpointError, match="was written with stage seed 1, not 2"):
+        fit(Line, batch, 5, Stage("0-A-line", tmp_path, seed=2))
+
+    class Wider(Line):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Linear(3, 1)
+
+    with pytest.raises(CheckpointError, match="belongs to another configuration"):
+        fit(Wider, batch, 5, here)
+
+
+def test_no_space_left_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    here = stage(tmp_path)
+    fit(Line, batch, 3, here)
+    before = here.checkpoint.read_bytes()
+
+    def full(*args, **others):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunFolderError) as caught:
+        fit(Line, batch, 5, here)
+    assert str(caught.value) == (
+        f"{here.checkpoint}: no space left on the device; free some space and run the same command again"
+    )
+    assert here.checkpoint.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
