@@ -30,6 +30,12 @@ class Intensity(Config):
     percentiles: tuple[float, float] = (0.5, 99.5)
     bias_field_correction: bool = False
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Intensity:
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles must grow and lie between 0 and 100")
+        return self
+
 
 class LabelFormat(Config):
     """How a case's label file or files become one map of class indices.
@@ -84,6 +90,8 @@ class Task(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
+        if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
+            raise ValueError("spacing_mm must be greater than 0")
         if any(side < 16 or side % 16 for side in self.size):
             raise ValueError("size must be multiples of 16 pixels, at least 16")
         if self.label.masks and len(self.label.masks) != len(self.classes) - 1:

@@ -33,11 +33,17 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path):
     ("rows", "message"),
     [
         ("", "{file}: holds no case; add a row for each scan"),
-        ("c,p,train,i.nii\n", "{file}:2: the row has another number of cells than the header; quote cells that hold a comma"),
+        (
+            "c,p,train,i.nii\n",
+            "{file}:2: the row has another number of cells than the header; quote cells that hold a comma",
+        ),
         ("c,,train,i.nii,\n", "{file}:2: patient is empty; fill the cell"),
         ("c,p,trian,i.nii,\n", "{file}:2: split is 'trian'; use one of train, val, test"),
         ("c,p,train,/i.nii,\n", "{file}:2: path '/i.nii' is not below the data folder; give paths relative to --data"),
-        ("c,p,train,../i.nii,\n", "{file}:2: path '../i.nii' is not below the data folder; give paths relative to --data"),
+        (
+            "c,p,train,../i.nii,\n",
+            "{file}:2: path '../i.nii' is not below the data folder; give paths relative to --data",
+        ),
         ("c,p,train,i.nii,a;b\n", "{file}:2: 2 label files, the task wants 1; separate them by ';'"),
         ("c,p,train,i,\nc,q,train,j,\n", "{file}:3: case 'c' stands twice; give every scan its own name"),
         (
@@ -79,6 +85,8 @@ def test_a_reason_allows_one_patient_in_two_splits(tmp_path: Path):
     ("values", "message"),
     [
         ({"size": (60, 64)}, "multiples of 16"),
+        ({"spacing_mm": (1.0, 0.0)}, "spacing_mm must be greater than 0"),
+        ({"intensity": {"percentiles": (99.0, 1.0)}}, "percentiles must grow"),
         ({"label": {"masks": ("a", "b")}}, "one mask for each of 1 foreground classes"),
         ({"label": {"masks": ("a",), "slice_labelled_by": "b"}}, "'b', which is not in label.masks"),
         ({"label": {"values": {255: 2}}}, "class indices 0 to 1"),

@@ -1,0 +1,45 @@
+# Everything happens in .venv; every target is safe to repeat.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH := torch==2.13.0
+DATA := data/phantom
+DEMO := runs/demo
+
+.PHONY: setup demo test test-all lint wheelhouse clean
+
+setup: $(READY)
+
+# torch comes first: on its own it is the build that `make TORCH=...` or pip's index configuration asks for.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	@touch $@
+
+# The main job on the embedded default: four sites of an MR heart phantom, one labelled.
+demo: $(READY)
+	@test -d $(DATA)/manifests || $(BIN)/garda phantom --out $(DATA)
+	$(BIN)/garda run pipelines/phantom.yaml --method source_only --data $(DATA) --out $(DEMO)/source_only
+	$(BIN)/garda run pipelines/phantom.yaml --data $(DATA) --out $(DEMO)/garda_paper
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu" --cov=garda --cov-report=term:skip-covered
+
+test-all: $(READY)
+	$(BIN)/python -m pytest --cov=garda --cov-report=term:skip-covered
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# On a connected machine: every wheel that `pip install --no-index --find-links wheelhouse garda` needs.
+wheelhouse: $(READY)
+	mkdir -p wheelhouse
+	$(BIN)/python -m pip download --quiet --dest wheelhouse "$(TORCH)"
+	$(BIN)/python -m pip wheel --quiet --find-links wheelhouse --wheel-dir wheelhouse --constraint constraints.txt ".[test]"
+
+clean:
+	rm -rf $(VENV) wheelhouse build *.egg-info

@@ -1,0 +1,204 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from garda.errors import ConfigError, DataError, GardaError
+
+
+class Layout(StrEnum):
+    """How a folder's images and labels lie."""
+
+    auto = "auto"
+    pairs = "pairs"
+    nnunet = "nnunet"
+    bids = "bids"
+
+
+app = typer.Typer(
+    help="Continual unsupervised domain adaptation for medical image segmentation, without keeping an image.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A YAML of pipelines/.")]
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manifests' paths are relative to.")]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder that is written.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="In place of the pipeline's configuration.")]
+MethodName = Annotated[str | None, typer.Option("--method", help="In place of the pipeline's method.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the pipeline's seed.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
+
+
+@app.command()
+def run(
+    pipeline: PipelineFile,
+    data: DataFolder,
+    out: OutFolder,
+    config: ConfigFile = None,
+    method: MethodName = None,
+    seed: Seed = None,
+    change: Changes = None,
+) -> None:
+    """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
+    from garda.continual import matrix, summary
+    from garda.figures import matrix_table
+    from garda.report import Reporter
+    from garda.run import Run, run_sequence
+    from garda.sequence import read_sequence
+    from garda.stopping import Stopping
+    from garda.tracking import open_tracker
+
+    sequence = read_sequence(pipeline, config=config, method=method, seed=seed, changes=_changes(change or []))
+    with Reporter() as reporter, Stopping().listening() as stopping:
+        tracker = open_tracker(out, tell=reporter.line)
+        scores = run_sequence(Run(sequence, data, out, tracker, reporter, stopping))
+        dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
+        reporter.show(matrix_table(dice, sequence.task.same_patient_in_splits))
+        reporter.line(", ".join(f"{name} {value:.3f}" for name, value in summary(dice).items()))
+        reporter.line(f"every score: {out / 'scores.csv'}; metrics: garda ui --out {out}")
+
+
+@app.command()
+def check(
+    pipeline: PipelineFile,
+    data: DataFolder,
+    config: ConfigFile = None,
+    method: MethodName = None,
+    change: Changes = None,
+) -> None:
+    """Read every file of a pipeline, report all problems at once, train nothing."""
+    from garda.methods import parse_settings
+    from garda.report import Reporter
+    from garda.run import check as check_cases
+    from garda.sequence import read_sequence
+
+    sequence = read_sequence(pipeline, config=config, method=method, changes=_changes(change or []))
+    parse_settings(sequence.method, sequence.settings, sequence.config)
+    cases = [case for domain in sequence.domains for case in domain.cases]
+    with Reporter() as reporter:
+        check_cases(sequence, data, cases, reporter)
+        reporter.line(f"{len(cases)} cases of {len(sequence.domains)} domains: no problem found")
+
+
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a run.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or DICOM series folders.")],
+    out: OutFolder,
+    stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
+) -> None:
+    """Write a label map for each image, in the image's own space."""
+    from garda.predict import predict as predict_images
+    from garda.report import Reporter
+
+    with Reporter() as reporter:
+        for file in predict_images(run_folder, images, out, reporter, stage):
+            reporter.line(str(file))
+
+
+@app.command()
+def manifest(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="One domain's folder, below --data.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="CSV file that is written.")],
+    layout: Annotated[Layout, typer.Option("--layout", help="How images and labels lie.")] = Layout.auto,
+    fractions: Annotated[
+        tuple[float, float, float], typer.Option("--fractions", help="Shares of train, val and test.")
+    ] = (0.6, 0.1, 0.3),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Decides which patient gets which split.")] = 0,
+    patient_pattern: Annotated[
+        str | None, typer.Option("--patient-pattern", help="Regular expression; its group is the patient.")
+    ] = None,
+    image_suffix: Annotated[str, typer.Option("--image-suffix", help="Only images whose name ends so.")] = "",
+    label_suffix: Annotated[
+        list[str] | None, typer.Option("--label-suffix", help="What a label's name adds; once for each mask.")
+    ] = None,
+) -> None:
+    """Write a manifest from a folder: image/label pairs, nnU-Net or BIDS; splits by patient, digests of every file."""
+    from garda.manifest import build_manifest
+    from garda.sequence import write_manifest
+
+    if out.exists():
+        raise DataError(out, "exists", "give another --out, or remove it")
+    cases = build_manifest(
+        folder,
+        data,
+        layout=layout.value,
+        fractions=fractions,
+        seed=seed,
+        patient_pattern=patient_pattern,
+        image_suffix=image_suffix,
+        label_suffixes=label_suffix or [],
+    )
+    write_manifest(out, cases)
+    print(f"{out}: {len(cases)} cases of {len({case.patient for case in cases})} patients")
+
+
+@app.command()
+def phantom(
+    out: OutFolder,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Other seeds give other people.")] = 0,
+    train: Annotated[int, typer.Option("--train", min=1, help="Training patients a site.")] = 16,
+    val: Annotated[int, typer.Option("--val", min=0, help="Validation patients a site.")] = 2,
+    test: Annotated[int, typer.Option("--test", min=0, help="Test patients a site.")] = 8,
+    slices: Annotated[int, typer.Option("--slices", min=1, help="Slices a patient.")] = 6,
+) -> None:
+    """Write the embedded data set: an MR heart phantom of four sites, with labels and manifests."""
+    from garda.phantom import write_phantom
+    from garda.report import Reporter
+    from garda.sequence import Split
+
+    with Reporter() as reporter:
+        counts: dict[Split, int] = {"train": train, "val": val, "test": test}
+        folder = write_phantom(out, seed=seed, patients=counts, slices=slices, progress=reporter.bar("phantom"))
+        reporter.line(f"manifests: {folder}")
+
+
+@app.command()
+def ui(
+    out: OutFolder,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open MLflow's UI over the runs of a folder, on 127.0.0.1."""
+    from garda.tracking import open_ui
+
+    open_ui(out, port, print)
+
+
+def _changes(texts: list[str]) -> dict[str, Any]:
+    """``["a.b=3"]`` as ``{"a": {"b": 3}}``."""
+    import yaml
+
+    from garda.config import merge
+
+    changes: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError("--set", f"expected KEY=VALUE, got {text!r}", "write for example --set source.steps=100")
+        try:
+            nested: Any = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError("--set", f"{value!r} is not a YAML value", "quote it") from None
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        changes = merge(changes, nested)
+    return changes
+
+
+def main() -> None:
+    """Entry point: errors a user can cause are one line and an exit code, everything else keeps its traceback."""
+    try:
+        app()
+    except GardaError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

@@ -1,0 +1,208 @@
+"""Scan files to arrays and back: NIfTI, DICOM series, MetaImage, PNG and TIFF."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from garda.errors import DataError, GardaError
+
+NIFTI = (".nii.gz", ".nii")
+META_IMAGE = (".mha", ".mhd")
+PICTURE = (".png", ".tif", ".tiff")
+IMAGE_POSITION = "0020|0032"
+UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes to NIfTI's
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """One file or series folder, and how messages speak of it.
+
+    Attributes:
+        path: where it lies.
+        name: what it is and its path relative to the data folder, such as ``image site/a.nii.gz``.
+        where: the manifest row that names it.
+    """
+
+    path: Path
+    name: str
+    where: str
+
+    def error(self, what: str, remedy: str) -> DataError:
+        """What is wrong with this file, as an error to raise."""
+        return DataError(self.where, f"{self.name} {what}", remedy)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image as its file holds it.
+
+    Attributes:
+        pixels: (X, Y, Z, C) real numbers in the file's own order; X runs along a picture's columns, Y along its rows.
+        header: geometry in NIfTI's terms (RAS, mm); None for a picture, which has none.
+    """
+
+    pixels: np.ndarray
+    header: nib.Nifti1Header | None
+
+
+def split_name(path: Path) -> tuple[str, str]:
+    """The name without its suffix, and the suffix in lower case; an empty suffix where the format is not known."""
+    suffix = next((known for known in NIFTI + META_IMAGE + PICTURE if path.name.lower().endswith(known)), "")
+    return path.name[: len(path.name) - len(suffix)], suffix
+
+
+def read_stored(file: ScanFile, *, palette: bool = False) -> Stored:
+    """Read a scan or a label map.
+
+    Args:
+        file: what to read; a folder is read as one DICOM series.
+        palette: True for the indices of a palette image, False for its colours.
+
+    Raises:
+        DataError: the file is missing, damaged or of an unknown format, or does not hold one image of real numbers.
+    """
+    try:
+        if not file.path.exists():
+            raise file.error("does not exist", "check the path and --data")
+        stored = _reader(file, palette)(file)
+    except GardaError:
+        raise
+    except Exception as error:  # decoders meet damaged bytes with anything from struct.error to SyntaxError
+        what = f"cannot be read ({type(error).__name__})"
+        raise file.error(what, "copy it again, it may be truncated") from None
+    if stored.pixels.dtype.kind not in "biuf":
+        raise file.error(f"holds values of type {stored.pixels.dtype}", "store real numbers")
+    return stored
+
+
+def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, compress: bool) -> bytes:
+    """A file's bytes: PNG without a header, else NIfTI with the header's geometry; equal maps give equal bytes.
+
+    Args:
+        array: (X, Y, Z) class indices below 256 in the stored order of the image.
+        header: of the image; its extensions, which may name the patient, are not copied.
+        compress: True for ``.nii.gz``.
+    """
+    array = array.astype(np.uint8)
+    if header is None:
+        return _encode_png(array[:, :, 0].T)
+    header = header.copy()
+    header.extensions.clear()
+    header.set_data_dtype(np.uint8)
+    header["cal_min"], header["cal_max"] = 0, 0
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    encoded = kind(array.reshape(header.get_data_shape()[:3]), header.get_best_affine(), header).to_bytes()
+    return gzip.compress(encoded, mtime=0) if compress else encoded
+
+
+def digest(path: Path) -> tuple[str, int]:
+    """SHA-256 (hexadecimal) and bytes of a file, or of a series folder.
+
+    A folder's digest is the SHA-256 of its files' sorted digests, so that it outlives renaming; hidden files are
+    left out.
+    """
+    if path.is_dir():
+        parts = sorted(digest(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        joined = "".join(sha for sha, _ in parts)
+        return hashlib.sha256(joined.encode()).hexdigest(), sum(size for _, size in parts)
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest(), path.stat().st_size
+
+
+def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], Stored]:
+    if file.path.is_dir():
+        return _read_series
+    suffix = split_name(file.path)[1]
+    if suffix in NIFTI:
+        return _read_nifti
+    if suffix in META_IMAGE:
+        return _read_meta_image
+    if suffix in PICTURE:
+        return lambda picture: _read_picture(picture, palette)
+    raise file.error("is of no known format", "give .nii, .nii.gz, .mha, .mhd, .png, .tif or a DICOM series folder")
+
+
+def _read_nifti(file: ScanFile) -> Stored:
+    image = nib.load(file.path, mmap=False)
+    if image.ndim > 4:
+        raise file.error(f"has {image.ndim} dimensions", "give a 3-D image, or a 4-D one whose last axis are channels")
+    affine = image.affine
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise file.error("has an affine that cannot be inverted", "mend the sform or qform in its header")
+    pixels = np.asarray(image.dataobj)
+    return Stored(pixels.reshape(*(*pixels.shape, 1)[:3], -1), image.header)
+
+
+def _read_meta_image(file: ScanFile) -> Stored:
+    import SimpleITK as sitk
+
+    return _from_itk(sitk.ReadImage(file.path), file)
+
+
+def _read_series(file: ScanFile) -> Stored:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is raised below, as one line
+    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(file.path))
+    if len(series) != 1:
+        raise file.error(f"holds {len(series)} DICOM series", "give every series a folder of its own")
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file.path), series[0])
+    reader = sitk.ImageSeriesReader()
+    reader.MetaDataDictionaryArrayUpdateOn()
+    reader.SetFileNames(names)
+    image = reader.Execute()
+    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):  # which ITK also sets where positions are rounded
+        places = [reader.GetMetaData(index, IMAGE_POSITION).split("\\") for index in range(len(names))]
+        steps = np.linalg.norm(np.diff(np.array(places, float), axis=0), axis=1)
+        if steps.max() - steps.min() > UNEVEN * steps.min():
+            raise file.error("has slices at uneven distances", "add the missing slices, or take the surplus ones out")
+    return _from_itk(image, file)
+
+
+def _from_itk(image: Any, file: ScanFile) -> Stored:
+    import SimpleITK as sitk
+
+    if image.GetDimension() == 2:
+        image = sitk.JoinSeries(image)
+    if image.GetDimension() != 3:
+        raise file.error(f"has {image.GetDimension()} dimensions", "give a 2-D or 3-D image")
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    header = nib.Nifti1Header()
+    header.set_data_shape(image.GetSize())
+    header.set_sform(LPS_TO_RAS @ affine, code="scanner")
+    header.set_qform(LPS_TO_RAS @ affine, code="scanner")
+    pixels = sitk.GetArrayFromImage(image)
+    return Stored(pixels.reshape(*pixels.shape[:3], -1).transpose(2, 1, 0, 3), header)
+
+
+def _read_picture(file: ScanFile, palette: bool) -> Stored:
+    from PIL import Image
+
+    with Image.open(file.path) as image:
+        pages = getattr(image, "n_frames", 1)
+        if pages > 1:
+            raise file.error(f"holds {pages} pages", "store every page as a file of its own")
+        grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") or (image.mode == "P" and palette)
+        plain = image if grey else image.convert("L" if image.mode in ("LA", "La") else "RGB")
+        pixels = np.asarray(plain)
+    return Stored(pixels.reshape(*pixels.shape[:2], 1, -1).swapaxes(0, 1), None)
+
+
+def _encode_png(array: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()

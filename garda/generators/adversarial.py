@@ -1,0 +1,251 @@
+"""How the style generator learns: from a source's images, then from the look of a target's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from garda.augment import GeometrySettings, draw_motion, move_image
+from garda.compute import Compute
+from garda.config import Config
+from garda.generators.features import adain
+from garda.generators.style import Discriminator, StyleGenerator, StyleSettings
+from garda.sequence import Task
+from garda.slices import Batch
+from garda.training import Stateful
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class AdversarialSettings(Config):
+    """What both adversarial lessons share (GarDA, section 4.2).
+
+    Attributes:
+        steps: number of steps.
+        batch: images a step.
+        learning_rate: of Adam, for generator and discriminator.
+        r1: gamma, weight of the gradient penalty (Mescheder et al. 2018).
+        r1_interval: the penalty is applied every so many steps, that much stronger (Karras et al. 2020, section 3.1).
+        average_images: half-life of the averaged weights, in images shown; reached after a quarter of the steps.
+    """
+
+    steps: int
+    batch: int = 16
+    learning_rate: float = 2.5e-4
+    r1: float = 5.0
+    r1_interval: int = 16
+    average_images: int = 500_000
+
+
+class ImageLessonSettings(AdversarialSettings):
+    """How the generator learns the source.
+
+    Attributes:
+        widths: output channels of the image discriminator's convolutions.
+        motion: geometric augmentation of what the discriminator sees, real and fake; None for none.
+    """
+
+    steps: int = 1500
+    widths: tuple[int, ...] = (32, 64, 128, 128, 128)
+    motion: GeometrySettings | None = GeometrySettings()
+
+
+class StyleLessonSettings(AdversarialSettings):
+    """How the generator learns a target's look.
+
+    Attributes:
+        widths: output channels of the feature discriminator's convolutions.
+        content: weight of the content loss.
+        distillation: weight of the image distillation.
+    """
+
+    steps: int = 500
+    widths: tuple[int, ...] = (128, 128, 128)
+    content: float = 10.0
+    distillation: float = 1.0
+
+
+class FromImages:
+    """Learn to draw the source (Goodfellow et al. 2014, non-saturating loss)."""
+
+    def __init__(
+        self, task: Task, domain: str, network: StyleSettings, lesson: ImageLessonSettings, compute: Compute
+    ) -> None:
+        generator = StyleGenerator(task.channels, task.size, network)
+        generator.add_domain(domain)
+        discriminator = Discriminator(task.channels, task.size, lesson.widths, (domain,))
+        self._task, self._lesson, self._compute = task, lesson, compute
+        self._duel = Duel(generator, discriminator, lesson, compute)
+
+    @property
+    def generator(self) -> StyleGenerator:
+        """The averaged weights: the ones that are kept."""
+        return self._duel.averaged
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Both networks, both optimizers, the averaged weights."""
+        return self._duel.state()
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step of the discriminator, then one of the generator on the same images."""
+        duel, real = self._duel, self._move(self._compute.place(batch.image))
+        domains = torch.zeros(len(real), dtype=torch.long)
+        with self._compute.autocast():
+            fake = self._move(duel.generator(duel.generator.draw(len(real)), domains))
+        losses = duel.teach_discriminator(fake, real, domains, step)
+        return losses | duel.teach_generator(fake, domains, {})
+
+    def _move(self, image: Tensor) -> Tensor:
+        if self._lesson.motion is None:
+            return image
+        return move_image(image, draw_motion(len(image), self._lesson.motion, self._task.any_orientation, image.device))
+
+
+class FromStyle:
+    """Learn one more domain's look, keep the old ones (GarDA, section 3.3).
+
+    Half of each batch repeats old domains, where G_k must equal G_{k-1} (image distillation, same code and noise). The
+    other half learns the new look: its features are judged against AdaIN(features of G_{k-1}(z, 0), features of real
+    target images).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        domain: str,
+        previous: StyleGenerator,
+        encoder: nn.Module,
+        lesson: StyleLessonSettings,
+        compute: Compute,
+    ) -> None:
+        self._lesson, self._compute = lesson, compute
+        self._previous = compute.prepare(previous).eval().requires_grad_(False)
+        self._encoder = compute.prepare(encoder)
+        generator = copy.deepcopy(previous).requires_grad_(True)
+        generator.add_domain(domain)
+        with torch.no_grad(), compute.autocast():
+            shape = self._encoder(compute.place(torch.zeros(1, task.channels, *task.size))).shape
+        discriminator = Discriminator(shape[1], (shape[2], shape[3]), lesson.widths, generator.domains)
+        self._duel = Duel(generator, discriminator, lesson, compute)
+
+    @property
+    def generator(self) -> StyleGenerator:
+        """The averaged weights: the ones that are kept."""
+        return self._duel.averaged
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Both networks, both optimizers, the averaged weights; what is frozen never changes."""
+        return self._duel.state()
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step; no image is drawn or encoded twice in it."""
+        duel, count = self._duel, self._lesson.batch
+        old = count // 2
+        new_domain = len(duel.generator.domains) - 1
+        before = torch.cat([torch.randint(new_domain, (old,)), torch.zeros(count - old, dtype=torch.long)])
+        domains = torch.cat([before[:old], torch.full((count - old,), new_domain)])
+        anatomy = duel.generator.draw(count)
+        with torch.no_grad(), self._compute.autocast():
+            target = self._encoder(self._compute.place(batch.image[: count - old]))
+            replayed = self._previous.sample(anatomy, before)
+            known = self._encoder(replayed).float()
+        real = torch.cat([known[:old], adain(known[old:], target)])
+        with self._compute.autocast():
+            drawn = duel.generator(anatomy, domains)
+            fake = self._encoder(drawn).float()
+        losses = duel.teach_discriminator(fake, real, domains, step)
+        content = F.mse_loss(adain(fake[old:], known[old:]), known[old:])
+        distillation = F.l1_loss(drawn[:old], replayed[:old])
+        also = {"content": (self._lesson.content, content), "distillation": (self._lesson.distillation, distillation)}
+        return losses | duel.teach_generator(fake, domains, also)
+
+
+class Duel:
+    """Generator against discriminator: losses, optimizers and averaged weights of both lessons.
+
+    L_D = E softplus(D(fake)) + E softplus(-D(real)) + lazy R1;  L_G = E softplus(-D(fake)) + further losses.
+    """
+
+    def __init__(
+        self, generator: StyleGenerator, discriminator: Discriminator, lesson: AdversarialSettings, compute: Compute
+    ) -> None:
+        self.generator = compute.prepare(generator).train()
+        self._discriminator = compute.prepare(discriminator).train()
+        self._lesson, self._compute = lesson, compute
+        self._average = AveragedModel(self.generator, multi_avg_fn=_averaging(lesson))
+        lazy = lesson.r1_interval / (lesson.r1_interval + 1)
+        self._optimizers = {
+            "generator_optimizer": torch.optim.Adam(
+                self.generator.parameters(), lr=lesson.learning_rate, betas=(0.0, 0.99)
+            ),
+            "discriminator_optimizer": torch.optim.Adam(
+                self._discriminator.parameters(), lr=lesson.learning_rate * lazy, betas=(0.0, 0.99**lazy)
+            ),
+        }
+
+    @property
+    def averaged(self) -> StyleGenerator:
+        """A copy of the averaged generator, in evaluation mode, without gradients."""
+        averaged: StyleGenerator = copy.deepcopy(self._average.module)  # type: ignore[assignment]
+        return averaged.eval().requires_grad_(False)
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Everything that changes."""
+        networks = {"generator": self.generator, "discriminator": self._discriminator, "average": self._average}
+        return networks | self._optimizers
+
+    def teach_discriminator(self, fake: Tensor, real: Tensor, domains: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator; ``fake`` and ``real`` are (B, C, H, W) of the same domains."""
+        with self._compute.autocast():
+            judged_fake = self._discriminator(fake.detach(), domains)
+            judged_real = self._discriminator(real.detach(), domains)
+        loss = F.softplus(judged_fake).mean() + F.softplus(-judged_real).mean()
+        losses = {"discriminator": loss.detach()}
+        if step % self._lesson.r1_interval == 0:
+            penalty = r1_penalty(self._discriminator, real, domains)
+            loss = loss + penalty * (self._lesson.r1 / 2 * self._lesson.r1_interval)
+            losses["r1"] = penalty.detach()
+        self._descend("discriminator_optimizer", loss)
+        return losses
+
+    def teach_generator(
+        self, fake: Tensor, domains: Tensor, further: Mapping[str, tuple[float, Tensor]]
+    ) -> dict[str, Tensor]:
+        """One step of the generator; ``further`` holds (weight, loss) by name."""
+        self._discriminator.requires_grad_(False)
+        with self._compute.autocast():
+            loss = F.softplus(-self._discriminator(fake, domains)).mean()
+        losses = {"generator": loss.detach()} | {name: value.detach() for name, (_, value) in further.items()}
+        self._descend("generator_optimizer", loss + sum(weight * value for weight, value in further.values()))
+        self._discriminator.requires_grad_(True)
+        self._average.update_parameters(self.generator)
+        return losses
+
+    def _descend(self, name: str, loss: Tensor) -> None:
+        optimizer = self._optimizers[name]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def r1_penalty(discriminator: Callable[[Tensor, Tensor], Tensor], real: Tensor, domains: Tensor) -> Tensor:
+    """Mean squared norm of D's gradient at real data, in float32 (Mescheder et al. 2018, equation 9)."""
+    real = real.detach().float().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(real, domains).sum(), real, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def _averaging(lesson: AdversarialSettings) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """Exponential averaging whose half-life grows to ``average_images`` over the first quarter of the steps."""
+    growth = 4 * lesson.average_images / lesson.steps
+
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        half_life = min(lesson.average_images, growth * int(count))
+        get_ema_multi_avg_fn(0.5 ** (lesson.batch / half_life))(averaged, current, count)
+
+    return update

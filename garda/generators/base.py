@@ -1,0 +1,55 @@
+"""What replay needs of a generator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A batch of anatomies: everything random about an image except its domain.
+
+    Attributes:
+        code: (B, L) latent code, standard normal.
+        noise: one (B, 1, h, w) standard normal map for each layer that takes noise.
+    """
+
+    code: Tensor
+    noise: tuple[Tensor, ...] = ()
+
+    def __getitem__(self, part: slice) -> Anatomy:
+        """A part of the batch."""
+        return Anatomy(self.code[part], tuple(noise[part] for noise in self.noise))
+
+
+class Generator(nn.Module, ABC):
+    """Draws images of any domain it has met.
+
+    Attributes:
+        domains: names of the domains met, in order; index 0 is the source.
+    """
+
+    domains: tuple[str, ...]
+
+    @abstractmethod
+    def add_domain(self, name: str) -> None:
+        """Make room for one more domain; what it draws for the others stays as it is."""
+
+    @abstractmethod
+    def draw(self, count: int) -> Anatomy:
+        """``count`` random anatomies from torch's global generator, on the generator's device."""
+
+    @abstractmethod
+    def sample(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
+        """The anatomies as the given domains show them.
+
+        Args:
+            anatomy: B anatomies.
+            domains: (B,) int64 indices into :attr:`domains`.
+
+        Returns:
+            (B, C, H, W) float32 in [0, 1].
+        """

@@ -1,0 +1,174 @@
+"""Folder layouts in which scans and labels are handed on: plain pairs, nnU-Net's raw data, BIDS with derivatives."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from garda.errors import DataError
+from garda.formats import split_name
+
+Layout = Literal["pairs", "nnunet", "bids"]
+SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "sub-*"}  # the folder that gives it away
+LABEL_FOLDERS = ("labels", "masks", "annotations")
+Found = list[tuple[str, Path]]  # name without suffix, and file
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's case_0000.nii.gz
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image with its labels.
+
+    Attributes:
+        key: the image's path below the layout's image folder without suffix, such as ``p1/a``; its name alone in BIDS.
+        image: file, or folder with one DICOM series.
+        labels: files in the order of the suffixes that were asked for; empty where there is none.
+        patient: whose scan it is, where the layout tells.
+        test: True where the layout sets it apart for testing.
+    """
+
+    key: str
+    image: Path
+    labels: tuple[Path, ...] = ()
+    patient: str | None = None
+    test: bool = False
+
+
+def recognise_layout(folder: Path) -> Layout:
+    """The layout of a folder.
+
+    Raises:
+        DataError: the folder follows none.
+    """
+    for layout, sign in SIGNS.items():
+        if any(found.is_dir() for found in folder.glob(sign)):
+            return layout
+    raise DataError(folder, "has no folder images, imagesTr or sub-*", "put images in images/ and labels in labels/")
+
+
+def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: Sequence[str]) -> list[Scan]:
+    """Every image of a folder with its labels, sorted by path; arguments as in :func:`garda.manifest.build_manifest`.
+
+    Raises:
+        DataError: no image is found, two have one name, a label is ambiguous, or one of several masks is missing.
+    """
+    images, labels = {"pairs": _pairs, "nnunet": _nnunet, "bids": _bids}[layout](folder)
+    wanted = [scan for scan in images if scan.key.endswith(image_suffix)]
+    if not wanted:
+        remedy = "put images where the layout has them, every DICOM series in a folder of its own"
+        raise DataError(folder, f"holds no image in layout {layout!r}", remedy)
+    key, count = Counter(scan.key for scan in wanted).most_common(1)[0]
+    if count > 1:
+        raise DataError(folder, f"holds {count} images named {key!r}", "give every image a name of its own")
+    if not label_suffixes:
+        owned = _by_owner({scan.key for scan in images}, labels)
+        return [replace(scan, labels=_only_label(scan, owned[scan.key])) for scan in wanted]
+    files = _group(labels)
+    return [replace(scan, labels=_masks(scan, files, label_suffixes, layout)) for scan in wanted]
+
+
+def _pairs(folder: Path) -> tuple[list[Scan], Found]:
+    folders = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
+    if len(folders) > 1:
+        names = " and ".join(found.name for found in folders)
+        raise DataError(
+            folder, f"has the folders {names}", "keep one of them, so that it is clear which holds the labels"
+        )
+    images = [Scan(key, image) for key, image in _find_images(folder / "images")]
+    return images, [found for labels in folders for found in _find_images(labels)]
+
+
+def _nnunet(folder: Path) -> tuple[list[Scan], Found]:
+    images = [
+        Scan(_without_channel(key, image), image, test=name == "imagesTs")
+        for name in ("imagesTr", "imagesTs")
+        for key, image in _find_images(folder / name)
+    ]
+    return images, [found for name in ("labelsTr", "labelsTs") for found in _find_images(folder / name)]
+
+
+def _bids(folder: Path) -> tuple[list[Scan], Found]:
+    subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
+    images = [
+        Scan(Path(key).name, image, patient=subject.name)
+        for subject in subjects
+        for key, image in _find_images(subject)
+    ]
+    return images, [(Path(key).name, label) for key, label in _find_images(folder / "derivatives")]
+
+
+def _without_channel(key: str, image: Path) -> str:
+    channel = CHANNEL.fullmatch(key)
+    if channel is None:
+        return key
+    if channel[2] != "0000":
+        raise DataError(image, "is a further channel, garda reads one file per case", "merge channels along a 4th axis")
+    return channel[1]
+
+
+def _group(labels: Found) -> defaultdict[str, list[Path]]:
+    files: defaultdict[str, list[Path]] = defaultdict(list)
+    for key, label in labels:
+        files[key].append(label)
+    return files
+
+
+def _by_owner(images: set[str], labels: Found) -> defaultdict[str, list[Path]]:
+    """Label files by image: the longest image name that a label's name equals or goes on after (``a`` and ``a_seg``).
+
+    Labels of exactly the image's name stand alone where there are some.
+    """
+    exact, longer = _group([]), _group([])
+    for key, label in labels:
+        ends = [end for end in range(1, len(key) + 1) if key[:end] in images and not key[end : end + 1].isalnum()]
+        if ends:
+            (exact if ends[-1] == len(key) else longer)[key[: ends[-1]]].append(label)
+    return _group([]) | longer | exact
+
+
+def _only_label(scan: Scan, files: Sequence[Path]) -> tuple[Path, ...]:
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(
+            scan.image, f"{len(files)} files could be its label ({names})", "give the suffixes of the labels"
+        )
+    return tuple(files)
+
+
+def _masks(
+    scan: Scan, files: Mapping[str, Sequence[Path]], suffixes: Sequence[str], layout: Layout
+) -> tuple[Path, ...]:
+    """The label files of every suffix, all or none."""
+    bases = [scan.key, scan.key.rpartition("_")[0]] if layout == "bids" else [scan.key]
+    found = {suffix: [file for base in bases for file in files.get(base + suffix, ())] for suffix in suffixes}
+    if not any(found.values()):
+        return ()
+    for suffix, candidates in found.items():
+        if not candidates:
+            raise DataError(scan.image, f"its label {suffix!r} is missing", "add the file, or remove its other labels")
+        if len(candidates) > 1:
+            what = f"{len(candidates)} files could be its label {suffix!r}"
+            raise DataError(scan.image, what, "keep one of them below the folder")
+    return tuple(candidates[0] for candidates in found.values())
+
+
+def _find_images(root: Path) -> Iterator[tuple[str, Path]]:
+    """(path below ``root`` without suffix, path) of every image file and DICOM series folder, sorted."""
+    for path in sorted(root.rglob("*")):
+        name, suffix = split_name(path)
+        if not name.startswith(".") and (_is_series(path) if path.is_dir() else suffix and path.is_file()):
+            yield path.relative_to(root).with_name(name).as_posix(), path
+
+
+def _is_series(folder: Path) -> bool:
+    return any(file.is_file() and _is_dicom(file) for file in folder.iterdir())
+
+
+def _is_dicom(file: Path) -> bool:
+    """Whether a file begins as DICOM PS3.10, section 7.1, says: 128 bytes of anything, then DICM."""
+    with file.open("rb") as opened:
+        return opened.read(132)[128:] == b"DICM"

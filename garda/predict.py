@@ -1,0 +1,69 @@
+"""Segment new images with what a run has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from garda.errors import DataError, RunFolderError
+from garda.methods import build_method, parse_settings
+from garda.plan import read_plan
+from garda.report import Reporter
+from garda.segmenter import segment
+from garda.sequence import Case, Task
+from garda.volumes import prediction_name, read_volume, write_label_map
+
+
+def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, stage: int | None = None) -> list[Path]:
+    """Write a label map for each image, in the image's own space.
+
+    Args:
+        run: a run folder.
+        images: image files, or folders with one DICOM series each.
+        out: where the label maps go.
+        reporter: tells the user.
+        stage: the stage whose segmenter is used; None for the last one learnt.
+
+    Returns:
+        the files written, in the order of ``images``.
+
+    Raises:
+        RunFolderError: the run has learnt no such stage.
+        DataError: an image cannot be read, or two label maps would have one name.
+    """
+    targets = _name_outputs(images, out)
+    plan = read_plan(run)
+    task = Task.model_validate(plan["task"])
+    settings = parse_settings(plan["method"], plan["settings"], run / "plan.json")
+    method = build_method(plan["method"], settings, task)
+    network = method.load(_find_stage(run, plan, stage)).segmenter
+    progress = reporter.bar("predict")
+    for index, (image, target) in enumerate(zip(images, targets, strict=True)):
+        case = Case(target.name, "", "test", str(image.absolute()), (), (), str(image))
+        volume = read_volume(case, task, Path(), with_label=False)
+        write_label_map(segment(network, volume, task, method.compute), volume, target)
+        progress(index + 1, len(images))
+    return targets
+
+
+def _name_outputs(images: Sequence[Path], out: Path) -> list[Path]:
+    targets = [out / prediction_name(image) for image in images]
+    for index, target in enumerate(targets):
+        if target in targets[:index]:
+            raise DataError(images[index], f"would be written to {target}, as another image", "predict them apart")
+        if target.absolute() == images[index].absolute():
+            raise DataError(images[index], "would be overwritten by its label map", "give another --out folder")
+    return targets
+
+
+def _find_stage(run: Path, plan: dict, stage: int | None) -> Path:
+    """The knowledge folder of a stage, or of the last one learnt."""
+    names = [domain["name"] for domain in plan["domains"]]
+    folders = [run / "stages" / f"{index}-{name}" / "knowledge" for index, name in enumerate(names)]
+    learnt = [folder for folder in folders if folder.exists()]
+    if stage is None and learnt:
+        return learnt[-1]
+    if stage is not None and 0 <= stage < len(folders) and folders[stage].exists():
+        return folders[stage]
+    wanted = "a stage" if stage is None else f"stage {stage}"
+    raise RunFolderError(run, f"{wanted} has not been learnt yet", f"{len(learnt)} of {len(folders)} have; go on first")

@@ -1,0 +1,63 @@
+"""What the user sees while a command runs: lines, tables, and bars on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Tells what happens; draws bars only on a terminal, so that logs stay short. A context manager."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """Report to ``console``, or to standard output."""
+        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> Reporter:
+        """Start drawing bars."""
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Remove the bars."""
+        self._bars.stop()
+
+    def line(self, text: str) -> None:
+        """One line of plain text."""
+        self._console.print(text, markup=False)
+
+    def show(self, what: RenderableType) -> None:
+        """A table or another rich object."""
+        self._console.print(what)
+
+    def bar(self, name: str) -> Callable[[int, int], None]:
+        """A bar that appears when it is first told (done, total), and leaves a line with its time at the end."""
+        started = time.monotonic()
+        task = None
+
+        def advance(done: int, total: int) -> None:
+            nonlocal task
+            if task is None:
+                task = self._bars.add_task(name)
+            self._bars.update(task, completed=done, total=total)
+            if done >= total:
+                self._bars.remove_task(task)
+                self.line(f"{name}: {time.monotonic() - started:.0f} s")
+
+        return advance

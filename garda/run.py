@@ -1,0 +1,258 @@
+"""The order of things: learn the source, adapt to one target after another, score every domain after every stage.
+
+This is the only file that knows the order. The learner sees one domain's training scans and never a test path or a
+target's label; the evaluator reads labelled test scans and learns nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from garda.continual import Metric, matrix, summary, write_matrix
+from garda.errors import DataError, GardaError, Interrupted, Problems
+from garda.evaluate import Score, evaluate, read_scores, write_scores
+from garda.figures import draw_matrix
+from garda.knowledge import Knowledge
+from garda.methods import Method, build_method, parse_settings
+from garda.plan import check_folder, claim, make_plan
+from garda.pseudonyms import Pseudonyms, load_key
+from garda.report import Reporter
+from garda.seeds import derive_seed
+from garda.segmenter import segment
+from garda.sequence import SPLITS, Case, Domain, DomainSequence, find_gaps
+from garda.slices import Slices
+from garda.stopping import Stopping
+from garda.tracking import RunDescription, Tracker
+from garda.training import Stage
+from garda.volumes import check_case, read_volume
+
+
+@dataclass(frozen=True)
+class Run:
+    """One sequence in one run folder.
+
+    Attributes:
+        sequence: what is learnt, in which order.
+        data: the folder that manifest paths are relative to.
+        out: the run folder.
+        tracker: receives metrics and artifacts.
+        reporter: tells the user.
+        stopping: asked between and within stages.
+    """
+
+    sequence: DomainSequence
+    data: Path
+    out: Path
+    tracker: Tracker
+    reporter: Reporter
+    stopping: Stopping
+
+    @property
+    def scores_file(self) -> Path:
+        """Every score of the run, a row each."""
+        return self.out / "scores.csv"
+
+    def kept(self, domain: Domain) -> Path:
+        """Where a stage's knowledge is kept; the folder exists once the stage has been learnt."""
+        return self.out / "stages" / stage_name(domain) / "knowledge"
+
+    def to_learn(self) -> list[Domain]:
+        """The domains whose stage has not been learnt yet."""
+        return [domain for domain in self.sequence.domains if not self.kept(domain).exists()]
+
+
+def run_sequence(run: Run) -> list[Score]:
+    """Take a segmenter through the sequence; the same call again goes on where the last one ended.
+
+    Returns:
+        The scores of every labelled test scan after every stage.
+
+    Raises:
+        GardaError: nothing is trained before every file has been read and found good; see :mod:`garda.errors`.
+    """
+    sequence = run.sequence
+    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    plan = make_plan(sequence, settings)
+    check_folder(run.out, plan)
+    check(sequence, run.data, needed_cases(sequence, run.to_learn()), run.reporter)
+    with claim(run.out, plan):
+        method = build_method(sequence.method, settings, sequence.task)
+        run.tracker.start(describe(sequence, plan))
+        try:
+            scores = _follow(run, method)
+        except BaseException as error:
+            run.tracker.finish("stopped" if isinstance(error, Interrupted) else "failed")
+            raise
+        run.tracker.finish("finished")
+    return scores
+
+
+def _follow(run: Run, method: Method) -> list[Score]:
+    knowledge: Knowledge | None = None
+    scores = read_scores(run.scores_file) if run.scores_file.exists() else []
+    for domain in run.sequence.domains:
+        run.stopping.check(stage_name(domain))
+        if not run.kept(domain).exists():
+            if knowledge is None and domain.index > 0:
+                knowledge = method.load(run.kept(run.sequence.domains[domain.index - 1]))
+            knowledge = learn(run, method, domain, knowledge)
+        shutil.rmtree(_training_folder(run, domain), ignore_errors=True)
+        known = {(score.stage, score.domain) for score in scores}
+        unscored = [other for other in labelled_domains(run.sequence) if (domain.index, other.name) not in known]
+        if unscored:
+            knowledge = knowledge or method.load(run.kept(domain))
+            scores = sorted([*scores, *score(run, method, domain, knowledge, unscored)], key=lambda row: row.stage)
+        publish(run, domain, scores)
+    return scores
+
+
+def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) -> Knowledge:
+    """The learner's part of one stage: read a domain's training scans, learn, keep the knowledge."""
+    task, is_source = run.sequence.task, domain.index == 0
+    cases = domain.split("train") if is_source else tuple(map(without_label, domain.split("train")))
+    volumes = (read_volume(case, task, run.data, with_label=is_source) for case in cases)
+    slices = Slices(volumes, task, with_labels=is_source)
+    stages = partial(_stage, run, domain)
+    if before is None:
+        knowledge = method.learn_source(domain.name, slices, stages)
+    else:
+        knowledge = method.adapt(before, domain.name, slices, stages)
+    knowledge.save(run.kept(domain))
+    return knowledge
+
+
+def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
+    """The evaluator's part of one stage: every labelled test scan of the given domains."""
+    sequence = run.sequence
+    total = sum(len(labelled_cases(other)) for other in domains)
+    rows: list[Score] = []
+    progress = run.reporter.bar(f"{stage_name(domain)}-scores")
+    network = method.compute.prepare(knowledge.segmenter).eval()
+    for row in evaluate(
+        domains,
+        lambda volume: segment(network, volume, sequence.task, method.compute),
+        lambda case: read_volume(case, sequence.task, run.data, with_label=True),
+        stage=domain.index,
+        seed=sequence.seed,
+        classes=sequence.task.classes,
+        pseudonym=Pseudonyms(load_key()).pseudonym,
+    ):
+        rows.append(row)
+        if row.name == sequence.task.classes[-1]:
+            progress(len(rows) // (len(sequence.task.classes) - 1), total)
+    return rows
+
+
+def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
+    """Write scores and matrix of the stages so far and hand them to the tracker; harmless to repeat."""
+    so_far = [row for row in scores if row.stage <= domain.index]
+    if not so_far:
+        return
+    write_scores(run.scores_file, scores)
+    names = [other.name for other in run.sequence.domains]
+    dice = matrix(scores, names, "dice")
+    write_matrix(run.out / "matrix.csv", dice)
+    draw_matrix(run.out / "matrix.png", dice)
+    run.tracker.stage_ended(stage_name(domain), domain.index, stage_metrics(so_far, run.sequence))
+    for name in ("plan.json", "scores.csv", "matrix.csv", "matrix.png"):
+        run.tracker.artifact(run.out / name)
+
+
+def check(sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter: Reporter) -> None:
+    """Read every given case.
+
+    Raises:
+        Problems: everything that is wrong, at once.
+    """
+    problems: list[GardaError] = find_gaps(sequence)
+    if not data.is_dir():
+        raise DataError(data, "no such folder", "give the folder of the scans under --data")
+    progress = reporter.bar("check")
+    for index, case in enumerate(cases):
+        problems += check_case(case, sequence.task, data)
+        progress(index + 1, len(cases))
+    if problems:
+        raise Problems(problems)
+
+
+def needed_cases(sequence: DomainSequence, to_learn: Sequence[Domain]) -> list[Case]:
+    """What a run reads: training scans of the stages to come, without a target's labels, and labelled test scans."""
+    train = [
+        case if domain.index == 0 else without_label(case) for domain in to_learn for case in domain.split("train")
+    ]
+    return train + [case for domain in sequence.domains for case in labelled_cases(domain)]
+
+
+def labelled_cases(domain: Domain) -> list[Case]:
+    """The test cases that can be scored."""
+    return [case for case in domain.split("test") if case.labels]
+
+
+def labelled_domains(sequence: DomainSequence) -> list[Domain]:
+    """The domains that can be scored, in order."""
+    return [domain for domain in sequence.domains if labelled_cases(domain)]
+
+
+def without_label(case: Case) -> Case:
+    """The case as a learner sees a target's: with nothing that leads to a label."""
+    return replace(case, labels=(), digests=tuple(digest for digest in case.digests if digest[0] == case.image))
+
+
+def stage_name(domain: Domain) -> str:
+    """Such as ``1-SiteB``."""
+    return f"{domain.index}-{domain.name}"
+
+
+def stage_metrics(scores: Sequence[Score], sequence: DomainSequence) -> dict[str, float]:
+    """What is known after the last stage in ``scores``, by metric name.
+
+    ``dice/<domain>/<class>`` and ``hd95/<domain>/<class>``, means over patients, and the continual numbers of the
+    Dice matrix (see :func:`garda.continual.summary`).
+    """
+    names = [domain.name for domain in sequence.domains]
+    metrics = summary(matrix(scores, names, "dice"))
+    metrics_of_scans: tuple[Metric, ...] = ("dice", "hd95")
+    for metric, class_name in itertools.product(metrics_of_scans, sequence.task.classes[1:]):
+        last = matrix(scores, names, metric, class_name).values[-1]
+        metrics |= {f"{metric}/{n}/{class_name}": float(v) for n, v in zip(names, last, strict=True) if v == v}
+    return metrics
+
+
+def describe(sequence: DomainSequence, plan: dict[str, Any]) -> RunDescription:
+    """The run as the tracker shows it."""
+    manifests = [
+        (domain.name, sequence.digests[domain.name], {split: len(domain.split(split)) for split in SPLITS})
+        for domain in sequence.domains
+    ]
+    return RunDescription(
+        name=sequence.name,
+        method=sequence.method,
+        seed=sequence.seed,
+        parameters=plan["settings"],
+        manifests=manifests,
+        stages=[stage_name(domain) for domain in sequence.domains],
+    )
+
+
+def _stage(run: Run, domain: Domain, part: str) -> Stage:
+    """One piece of training of a domain's stage; equal seeds and names give equal stages, whatever the method."""
+    name = f"{stage_name(domain)}-{part}"
+    return Stage(
+        name=name,
+        folder=_training_folder(run, domain) / part,
+        seed=derive_seed(run.sequence.seed, name),
+        stopping=run.stopping,
+        log=partial(run.tracker.losses, name),
+        progress=run.reporter.bar(name),
+    )
+
+
+def _training_folder(run: Run, domain: Domain) -> Path:
+    """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
+    return run.kept(domain).parent / "training"

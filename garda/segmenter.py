@@ -1,0 +1,231 @@
+"""The segmentation network, its two lessons, and the segmentation of a whole volume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from monai.inferers import SlidingWindowInferer
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from garda.augment import AppearanceSettings, GeometrySettings, change_appearance, draw_motion, move_image, move_label
+from garda.compute import Compute
+from garda.config import Config
+from garda.generators.base import Generator
+from garda.sequence import Task
+from garda.slices import Batch
+from garda.training import Stateful
+from garda.volumes import Volume, grid_for
+
+
+class SegmenterSettings(Config):
+    """Architecture: a U-Net (Ronneberger et al. 2015) with batch normalisation, MONAI's BasicUNet.
+
+    Attributes:
+        widths: channels of the five resolutions, then of the last layer before the classes.
+    """
+
+    widths: tuple[int, int, int, int, int, int] = (16, 32, 64, 128, 128, 16)
+
+
+class LabelLessonSettings(Config):
+    """How the source segmenter learns.
+
+    Attributes:
+        steps: number of steps.
+        batch: slices a step.
+        optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
+        learning_rate: at the first step; falls to 0 by a cosine where ``decay`` is True.
+        weight_decay: of the optimizer.
+        loss: ``dice_ce`` is soft Dice plus cross entropy, ``ce`` cross entropy alone.
+        geometry: augmentation of image and label; None for none.
+        appearance: augmentation of the image; None for none.
+    """
+
+    steps: int = 600
+    batch: int = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 2e-3
+    decay: bool = True
+    weight_decay: float = 1e-4
+    loss: Literal["dice_ce", "ce"] = "dice_ce"
+    geometry: GeometrySettings | None = GeometrySettings()
+    appearance: AppearanceSettings | None = AppearanceSettings()
+
+
+class ReplayLessonSettings(Config):
+    """How a segmenter learns from replayed images alone (GarDA, section 3.4).
+
+    Attributes:
+        steps: number of steps.
+        batch: images a step.
+        optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
+        learning_rate: at the first step; falls to 0 by a cosine where ``decay`` is True.
+        weight_decay: of the optimizer.
+        temperature: softens both answers (Hinton et al. 2015).
+    """
+
+    steps: int = 300
+    batch: int = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = 5e-4
+    decay: bool = True
+    weight_decay: float = 1e-4
+    temperature: float = 2.0
+
+
+def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:
+    """A network from (B, ``task.channels``, H, W) in [0, 1] to (B, K, H, W) logits; H and W multiples of 16."""
+    return BasicUNet(
+        spatial_dims=2,
+        in_channels=task.channels,
+        out_channels=len(task.classes),
+        features=settings.widths,
+        norm="batch",
+        act="relu",
+    )
+
+
+class FromLabels:
+    """Learn the source from its labels."""
+
+    def __init__(self, task: Task, network: SegmenterSettings, lesson: LabelLessonSettings, compute: Compute) -> None:
+        self.segmenter = compute.prepare(build_segmenter(task, network)).train()
+        self._task, self._lesson, self._compute = task, lesson, compute
+        self._optimizer = _optimizer(self.segmenter, lesson)
+        self._loss = (
+            DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+            if lesson.loss == "dice_ce"
+            else _CrossEntropy()
+        )
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Network and optimizer."""
+        return {"segmenter": self.segmenter, "optimizer": self._optimizer}
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step on a labelled batch."""
+        if batch.label is None:
+            raise ValueError("FromLabels needs labels")
+        image, label = self._compute.place(batch.image), batch.label.to(self._compute.device)
+        if self._lesson.geometry is not None:
+            motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
+            image, label = move_image(image, motion), move_label(label, motion)
+        if self._lesson.appearance is not None:
+            image = change_appearance(image, self._lesson.appearance)
+        _set_rate(self._optimizer, self._lesson, step)
+        with self._compute.autocast():
+            logits = self.segmenter(image)
+        loss = self._loss(logits.float(), label.unsqueeze(1))
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return {"segmentation": loss.detach()}
+
+
+class FromReplay:
+    """Learn from replayed images alone: the teacher reads an anatomy in the source's look, the student in any look.
+
+    The teacher's soft answer to G(z, 0) is the lesson for the student's answer to G(z, d), d drawn from all domains
+    seen: L = -mean sum softmax(teacher / T) log softmax(student / T), T the temperature.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        generator: Generator,
+        lesson: ReplayLessonSettings,
+        compute: Compute,
+    ) -> None:
+        self.segmenter = compute.prepare(student).train().requires_grad_(True)
+        self._teacher = compute.prepare(teacher).eval().requires_grad_(False)
+        self._generator = compute.prepare(generator).eval().requires_grad_(False)
+        self._lesson, self._compute = lesson, compute
+        self._optimizer = _optimizer(self.segmenter, lesson)
+
+    def state(self) -> Mapping[str, Stateful]:
+        """The student and its optimizer; teacher and generator never change."""
+        return {"segmenter": self.segmenter, "optimizer": self._optimizer}
+
+    def step(self, batch: None, step: int) -> Mapping[str, Tensor]:
+        """One step on freshly replayed images."""
+        lesson = self._lesson
+        with torch.no_grad(), self._compute.autocast():
+            anatomy = self._generator.draw(lesson.batch)
+            domains = torch.randint(len(self._generator.domains), (lesson.batch,))
+            answer = self._teacher(self._generator.sample(anatomy, torch.zeros_like(domains))).float()
+            image = self._generator.sample(anatomy, domains)
+        _set_rate(self._optimizer, lesson, step)
+        with self._compute.autocast():
+            logits = self.segmenter(image)
+        loss = distillation(logits.float(), answer, lesson.temperature)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return {"distillation": loss.detach()}
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of the softened answers (Hinton et al. 2015, section 2; without its factor T^2, as published).
+
+    Args:
+        student: (B, K, H, W) logits.
+        teacher: (B, K, H, W) logits.
+        temperature: T > 0.
+    """
+    return F.cross_entropy(student / temperature, torch.softmax(teacher / temperature, dim=1))
+
+
+def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, batch: int = 16) -> Tensor:
+    """Segment a whole volume on its own grid; what the crop left out is background.
+
+    Args:
+        segmenter: in evaluation mode, on ``compute``'s device.
+        volume: any volume read for ``task``.
+        task: gives the network's grid.
+        compute: device and precision.
+        batch: slices or windows computed at once.
+
+    Returns:
+        (D, H, W) int64 class indices on the CPU.
+    """
+    grid = grid_for(volume, task)
+    image = grid.to_network(volume.image)
+    infer = SlidingWindowInferer(task.size, sw_batch_size=batch, overlap=0.25, mode="gaussian")
+
+    def network(windows: Tensor) -> Tensor:
+        with compute.autocast():
+            return segmenter(compute.place(windows)).float()
+
+    with torch.inference_mode():
+        logits = [infer(part, network) for part in image.split(batch)]
+        labels = [grid.to_volume(torch.softmax(part, dim=1).cpu()).argmax(dim=1) for part in logits]
+    return torch.cat(labels)
+
+
+class _CrossEntropy(nn.Module):
+    """Cross entropy with the label shaped as MONAI's losses want it, (B, 1, H, W)."""
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(logits, label.squeeze(1))
+
+
+def _optimizer(network: nn.Module, lesson: LabelLessonSettings | ReplayLessonSettings) -> torch.optim.Optimizer:
+    if lesson.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), lr=lesson.learning_rate, momentum=0.9, weight_decay=lesson.weight_decay
+        )
+    return torch.optim.AdamW(network.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay)
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, lesson: LabelLessonSettings | ReplayLessonSettings, step: int) -> None:
+    """The step's learning rate as a function of the step alone, so that nothing else needs to be kept."""
+    factor = (1 + math.cos(math.pi * step / lesson.steps)) / 2 if lesson.decay else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = lesson.learning_rate * factor

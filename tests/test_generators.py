@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from garda.augment import GeometrySettings
+from garda.compute import Compute, ComputeSettings
+from garda.errors import CheckpointError
+from garda.generators import GENERATORS
+from garda.generators.adversarial import (
+    AdversarialSettings,
+    Duel,
+    FromImages,
+    FromStyle,
+    ImageLessonSettings,
+    StyleLessonSettings,
+    r1_penalty,
+)
+from garda.generators.features import FeatureSettings, VGG19Encoder, adain, build_encoder
+from garda.generators.style import Discriminator, StyleGenerator, StyleSettings, minibatch_deviation
+from garda.segmenter import SegmenterSettings, build_segmenter
+from garda.sequence import Task
+from garda.slices import Batch
+
+TINY = StyleSettings(latent=8, widths=((8, 8), (8,), (4,)))
+TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
+COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
+
+
+def style_generator(*domains: str) -> StyleGenerator:
+    generator = StyleGenerator(1, (16, 16), TINY)
+    for domain in domains:
+        generator.add_domain(domain)
+    return generator
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_what_replay_needs_of_every_generator(name):
+    generator = {"style": style_generator}[name]("a", "b")
+    anatomy = generator.draw(3)
+    image = generator.sample(anatomy, torch.tensor([0, 1, 1]))
+    assert image.shape == (3, 1, 16, 16) and image.dtype == torch.float32
+    assert image.min() >= 0 and image.max() <= 1
+    assert torch.equal(generator.sample(anatomy[1:], torch.tensor([1, 1])), image[1:])
+    before = generator.sample(anatomy, torch.tensor([0, 1, 0]))
+    generator.add_domain("c")
+    assert generator.domains == ("a", "b", "c")
+    assert torch.equal(generator.sample(anatomy, torch.tensor([0, 1, 0])), before)
+
+
+def test_rows_of_new_domains_follow_from_their_names():
+    assert torch.equal(style_generator("a", "b").embedding[1], style_generator("b").embedding[0])
+    first, second = (Discriminator(1, (8, 8), (4, 4), names) for names in (("a", "b"), ("b",)))
+    assert torch.equal(first.projection[1], second.projection[0])
+
+
+def test_one_domains_row_is_never_read_for_another():
+    generator = style_generator("a", "b")
+    generator(generator.draw(2), torch.tensor([0, 0])).sum().backward()
+    assert generator.embedding.grad is not None
+    assert generator.embedding.grad[0].abs().sum() > 0
+    assert generator.embedding.grad[1].abs().sum() == 0
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="3 resolutions cannot draw 18 x 16 pixels"):
+        StyleGenerator(1, (18, 16), TINY)
+    with pytest.raises(ValueError, match="6 convolutions are too many for 16 x 16 pixels"):
+        Discriminator(1, (16, 16), (4,) * 6, ("a",))
+
+
+def test_published_widths_have_the_published_size():
+    generator = StyleGenerator(
+        1, (256, 256), StyleSettings(latent=512, widths=((512, 256), (256,), (128,), (128,), (64,), (64, 64), (64,)))
+    )
+    assert 7.0e6 < sum(parameter.numel() for parameter in generator.parameters()) < 8.0e6
+
+
+def test_adain_gives_the_styles_mean_and_deviation():
+    content, style = torch.randn(2, 3, 8, 8) * 3 + 1, torch.randn(2, 3, 5, 5) * 0.2 - 4
+    changed = adain(content, style)
+    assert torch.allclose(changed.mean((2, 3)), style.mean((2, 3)), atol=1e-5)
+    assert torch.allclose(changed.std((2, 3), correction=0), style.std((2, 3), correction=0), atol=1e-4)
+    assert torch.allclose(adain(content, content), content, atol=1e-5)
+
+
+def test_r1_of_a_linear_discriminator_is_its_squared_norm():
+    weight = torch.randn(1, 2, 3, 3)
+    penalty = r1_penalty(lambda x, domains: (x * weight).sum((1, 2, 3)), torch.randn(4, 2, 3, 3), torch.zeros(4))
+    assert penalty == pytest.approx(weight.square().sum().item())
+
+
+def test_minibatch_deviation():
+    assert minibatch_deviation(torch.ones(4, 2, 3, 3)).max() < 1e-3
+    pair = torch.stack([torch.zeros(2, 3, 3), torch.full((2, 3, 3), 2.0)])
+    assert torch.allclose(minibatch_deviation(pair), torch.ones(2, 1, 3, 3), atol=1e-4)
+
+
+def test_the_average_of_constant_weights_is_that_constant():
+    generator = style_generator("a")
+    duel = Duel(generator, Discriminator(1, (16, 16), (4, 4), ("a",)), AdversarialSettings(steps=8), COMPUTE)
+    before = copy.deepcopy(generator.state_dict())
+    for _ in range(5):
+        duel._average.update_parameters(generator)
+    assert all(torch.allclose(value, before[name]) for name, value in duel.averaged.state_dict().items())
+
+
+class Mean(nn.Module):
+    """An encoder whose only feature is brightness."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(image, 2)
+
+
+def test_a_generator_learns_the_brightness_of_its_source():
+    lesson = ImageLessonSettings(
+        steps=60, batch=8, learning_rate=1e-2, average_images=40, widths=(8, 8, 8), motion=None
+    )
+    objective = FromImages(TASK, "a", TINY, lesson, COMPUTE)
+    drawn = objective.generator.draw(16)
+
+    def error() -> float:
+        image = objective.generator.sample(drawn, torch.zeros(16, dtype=torch.long))
+        return abs(image.mean().item() - 0.7)
+
+    before = error()
+    real = (0.7 + 0.05 * torch.randn(8, 1, 16, 16)).clamp(0, 1)
+    for step in range(60):
+        losses = objective.step(Batch(real, None), step)
+    assert set(losses) == {"discriminator", "generator"}
+    assert set(objective.step(Batch(real, None), 0)) == {"discriminator", "generator", "r1"}
+    assert error() < before / 2
+
+
+def test_a_new_look_is_learnt_and_the_old_one_kept():
+    source = style_generator("a").eval()
+    lesson = StyleLessonSettings(
+        steps=150, batch=8, learning_rate=5e-3, average_images=40, widths=(8, 8), content=0.0, distillation=10.0
+    )
+    objective = FromStyle(TASK, "b", source, Mean(), lesson, COMPUTE)
+    anatomy = source.draw(16)
+    old, new = torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
+    before = source.sample(anatomy, old)
+    frozen = copy.deepcopy(source.state_dict())
+    target = torch.full((8, 1, 16, 16), 0.9)
+    for step in range(150):
+        losses = objective.step(Batch(target, None), step)
+    assert {"content", "distillation", "discriminator", "generator"} <= set(losses)
+    generator = objective.generator
+    assert generator.domains == ("a", "b") and source.domains == ("a",)
+    assert all(torch.equal(value, frozen[name]) for name, value in source.state_dict().items())
+    kept, learnt = generator.sample(anatomy, old), generator.sample(anatomy, new)
+    assert (kept - before).abs().mean() < 0.1
+    assert abs(learnt.mean() - 0.9) < abs(before.mean() - 0.9) / 2
+
+
+def test_motion_augments_what_the_discriminator_sees():
+    lesson = ImageLessonSettings(steps=2, batch=4, widths=(4, 4), motion=GeometrySettings(probability=1.0))
+    losses = FromImages(TASK, "a", TINY, lesson, COMPUTE).step(Batch(torch.rand(4, 1, 16, 16), None), 1)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_the_segmenters_own_encoder():
+    segmenter = build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
+    encoder = build_encoder(FeatureSettings(depth=2), segmenter)
+    assert encoder(torch.rand(2, 1, 16, 16)).shape == (2, 8, 4, 4)
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_vgg19_comes_from_a_local_file_that_is_checked(tmp_path: Path):
+    segmenter = build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
+    with pytest.raises(CheckpointError, match="vgg19 needs a weights file and its SHA-256"):
+        build_encoder(FeatureSettings(encoder="vgg19"), segmenter)
+    file = tmp_path / "vgg19.pth"
+    with pytest.raises(CheckpointError, match="no such weights file"):
+        build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256="0"), segmenter)
+    original = VGG19Encoder()
+    torch.save({f"features.{name}": value for name, value in original.features.state_dict().items()}, file)
+    with pytest.raises(CheckpointError, match="has the SHA-256"):
+        build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256="0"), segmenter)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    encoder = build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256=digest), segmenter)
+    image = torch.rand(1, 1, 32, 32)
+    assert encoder(image).shape == (1, 512, 4, 4)
+    assert torch.equal(encoder(image), original(image))
+    file.write_bytes(b"no weights")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(CheckpointError, match="does not hold VGG19's weights"):
+        build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256=digest), segmenter)

@@ -1,0 +1,327 @@
+"""The phantom: signal equations and their contrasts, anatomy, acquisition, and the files it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from scipy.ndimage import binary_dilation
+
+import garda.phantom as phantom
+from garda.config import load
+from garda.errors import ConfigError, DataError, RunFolderError
+from garda.phantom import write_phantom
+from garda.phantom.anatomy import CLASSES, LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, Outline, Person
+from garda.phantom.scanner import SITES, Window, acquire, coil_shading, magnitude, majority
+from garda.phantom.sequences import balanced_ssfp, inversion_recovery, spin_echo, spoiled_gradient_echo
+from garda.phantom.tissue import Tissue, properties
+from garda.sequence import Task, read_manifest
+
+COMMITTED = Path(__file__).parents[1] / "data_manifests" / "phantom"
+FEW = {"train": 1, "test": 1}
+ONE, TIMES = np.ones(3), np.array([50.0, 300.0, 1500.0])
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def site_signals(site: str) -> dict[Tissue, float]:
+    scanner = SITES[site]
+    return dict(zip(Tissue, np.abs(scanner.sequence.signal(properties(scanner.field))), strict=True))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("phantom")
+    assert write_phantom(out, patients=FEW, slices=3) == out / "manifests"
+    return out
+
+
+def volumes(out: Path) -> dict[str, np.ndarray]:
+    return {str(file.relative_to(out)): np.asanyarray(nibabel.load(file).dataobj) for file in out.rglob("*.nii.gz")}
+
+
+# Signal equations
+
+
+def test_balanced_ssfp_of_equal_relaxation_times_has_a_closed_value():
+    expected = np.sin(np.pi / 3) / (1 + np.exp(-3 / TIMES))
+    np.testing.assert_allclose(balanced_ssfp(ONE, TIMES, TIMES, tr=3, te=0, flip=60), expected)
+
+
+def test_gradient_echo_is_largest_at_the_ernst_angle():
+    ernst = np.rad2deg(np.arccos(np.exp(-6 / TIMES[0])))
+    at, below, above = (spoiled_gradient_echo(ONE, TIMES, TIMES, 6, 0, ernst + step)[0] for step in (0, -1, 1))
+    assert at > below
+    assert at > above
+
+
+def test_spin_echo_relaxes_to_density_and_decays_with_t2():
+    np.testing.assert_allclose(spin_echo(0.7 * ONE, TIMES, TIMES, tr=1e9, te=0), 0.7 * ONE)
+    ratio = spin_echo(ONE, TIMES, TIMES, 1e9, 80) / spin_echo(ONE, TIMES, TIMES, 1e9, 30)
+    np.testing.assert_allclose(ratio, np.exp(-50 / TIMES))
+
+
+@pytest.mark.parametrize("tr", [1700.0, 1e9])
+def test_inversion_recovery_crosses_zero_at_its_null_time(tr: float):
+    for t1 in TIMES:
+        null = t1 * np.log(2 / (1 + np.exp(-tr / t1)))
+        np.testing.assert_allclose(inversion_recovery(ONE[:1], np.array([t1]), tr, null), 0, atol=1e-12)
+    np.testing.assert_allclose(inversion_recovery(ONE, TIMES, 1e9, 0), -ONE)
+
+
+def test_contrast_agent_speeds_up_blood_by_the_given_rate_and_leaves_air_alone():
+    before, after = properties(3.0), properties(3.0).enhanced(blood_rate=2.0)
+    gain = 1e3 / after.t1 - 1e3 / before.t1
+    assert gain[Tissue.BLOOD] == pytest.approx(2.0)
+    assert gain[Tissue.AIR] == 0
+    assert gain[Tissue.SCAR] > gain[Tissue.MYOCARDIUM] > gain[Tissue.MUSCLE] > 0
+
+
+def test_t1_is_longer_at_the_higher_field():
+    assert (properties(3.0).t1 > properties(1.5).t1)[Tissue.LUNG :].all()
+
+
+def test_people_differ_around_the_literature_values():
+    drawn = [properties(1.5).varied(random(seed)) for seed in range(300)]
+    for name in ("density", "t1", "t2", "partition"):
+        expected = getattr(properties(1.5), name)
+        found = np.stack([getattr(person, name) for person in drawn])
+        np.testing.assert_allclose(found.mean(axis=0), expected, rtol=0.1)
+        assert (found.std(axis=0)[expected > 0] > 0).all()
+
+
+def test_blood_is_bright_on_bssfp_and_dark_on_black_blood_spin_echo():
+    bright, dark = site_signals("bssfp_1p5t"), site_signals("tse_1p5t")
+    assert bright[Tissue.BLOOD] > 2 * bright[Tissue.MYOCARDIUM]
+    assert dark[Tissue.BLOOD] < 0.5 * dark[Tissue.MYOCARDIUM]
+
+
+def test_inflow_makes_blood_brighter_than_muscle_on_gradient_echo():
+    signals = site_signals("gre_3t")
+    assert signals[Tissue.FAT] > signals[Tissue.BLOOD] > 1.2 * signals[Tissue.MYOCARDIUM]
+
+
+def test_late_enhancement_nulls_myocardium_and_shows_scar_brightest():
+    signals = site_signals("lge_3t")
+    assert signals[Tissue.SCAR] > signals[Tissue.BLOOD] > 2.5 * signals[Tissue.MYOCARDIUM]
+
+
+# Anatomy
+
+
+def test_an_outline_without_waves_is_an_ellipse():
+    points = np.array([0, 30, 10j, 15 - 5j], np.complex64)
+    np.testing.assert_allclose(Outline((0, 0, 0, 0)).reach(points, 30 + 10j), [0, 1, 1, np.sqrt(0.5)], rtol=1e-6)
+
+
+def test_an_outline_follows_its_waves():
+    points = 20 * np.exp(1j * np.linspace(0, 6, 7)).astype(np.complex64)
+    expected = 1 / (1 + 0.1 * np.cos(3 * np.linspace(0, 6, 7)))
+    np.testing.assert_allclose(Outline((0, 0.1, 0, 0)).reach(points, 20 + 20j), expected, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def people() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(tissue, label) of base, middle and apex of 40 people on a coarse grid."""
+    points, drawn = SITES["lge_3t"].points(), []
+    for seed in range(40):
+        source = random(seed)
+        person = Person.draw(source)
+        slices = [person.slice(points, height, source)[:2] for height in (0.0, 0.5, 1.0)]
+        drawn.append(tuple(np.stack(maps) for maps in zip(*slices, strict=True)))
+    return drawn
+
+
+def test_the_heart_stays_inside_the_networks_crop(people):
+    points = SITES["lge_3t"].points()
+    for _, label in people:
+        heart = points[(label > 0).any(axis=0)]
+        assert max(np.abs(heart.real).max(), np.abs(heart.imag).max()) < 78
+
+
+def test_labels_lie_on_heart_tissue_and_the_left_ventricle_inside_its_wall(people):
+    for tissue, label in people:
+        assert np.isin(tissue[label == RIGHT_VENTRICLE], [Tissue.BLOOD]).all()
+        assert np.isin(tissue[label == MYOCARDIUM], [Tissue.MYOCARDIUM, Tissue.SCAR]).all()
+        assert np.isin(tissue[label == LEFT_VENTRICLE], [Tissue.BLOOD, Tissue.MYOCARDIUM]).all()
+        for plane in label:
+            around = binary_dilation(plane == LEFT_VENTRICLE) & (plane != LEFT_VENTRICLE)
+            assert (plane[around] == MYOCARDIUM).all()
+
+
+def test_the_heart_tapers_and_the_right_ventricle_may_end_before_the_apex(people):
+    areas = np.array([[np.bincount(plane.ravel(), minlength=4) for plane in label] for _, label in people])
+    assert (np.diff(areas[:, :, 1:], axis=1) < 0).all()
+    missing = areas[:, 2, RIGHT_VENTRICLE] == 0
+    assert missing.any()
+    assert not missing.all()
+    assert (areas[:, :, MYOCARDIUM:] > 0).all()
+    assert (areas[:, 0, RIGHT_VENTRICLE] > 0).all()
+
+
+def test_every_tissue_occurs_and_only_some_people_have_a_scar(people):
+    kinds = [set(np.unique(tissue)) for tissue, _ in people]
+    assert set.union(*kinds) == set(Tissue)
+    assert 0 < sum(Tissue.SCAR in kind for kind in kinds) < len(kinds)
+
+
+# Acquisition
+
+
+def test_noise_without_signal_is_rayleigh():
+    drawn = magnitude(np.zeros(200_000, np.float32), 0.5, random())
+    assert drawn.mean() / drawn.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.01)
+    assert drawn.mean() == pytest.approx(0.5 * np.sqrt(np.pi / 2), rel=0.01)
+
+
+def test_magnitude_without_noise_drops_the_sign():
+    np.testing.assert_array_equal(magnitude(np.array([-2.0, 0.0, 3.0], np.float32), 0.0, random()), [2, 0, 3])
+
+
+@pytest.mark.parametrize("window", [Window(1.2, 1000), Window(1.2, 1000, gamma=0.7), Window(1.2, 1000, slope=5)])
+def test_windows_are_monotone_from_zero_to_top_and_clip(window: Window):
+    stored = window.store(np.linspace(0, 2.4, 200, dtype=np.float32))
+    assert stored.dtype == np.int16
+    assert (stored[0], stored[100], stored[-1]) == (0, 1000, 1000)
+    assert (np.diff(stored) >= 0).all()
+
+
+def test_the_coil_sees_the_front_better_and_leaves_the_mean_alone():
+    shading = np.stack([coil_shading(SITES["gre_3t"], random(seed)) for seed in range(50)])
+    assert (shading[:, 0].mean(axis=1) > shading[:, -1].mean(axis=1)).mean() > 0.9
+    assert np.log(shading).mean() == pytest.approx(0, abs=0.02)
+
+
+def test_majority_takes_the_commonest_class_and_the_lower_of_two():
+    label = np.array([[1, 3, 2, 2], [3, 3, 1, 1]], np.uint8)
+    np.testing.assert_array_equal(majority(label, 2), [[3, 1]])
+
+
+def test_acquired_contrast_is_inverted_between_bssfp_and_black_blood():
+    ratio = {}
+    for site in ("bssfp_1p5t", "tse_1p5t"):
+        source = random(1)
+        image, label = acquire(Person.draw(source), SITES[site], 2, source)
+        ratio[site] = np.median(image[label == LEFT_VENTRICLE]) / np.median(image[label == MYOCARDIUM])
+    assert ratio["bssfp_1p5t"] > 1.8
+    assert ratio["tse_1p5t"] < 0.5
+
+
+# Files
+
+
+def test_every_site_has_its_own_grid_and_orientation(written: Path):
+    for site, scanner in SITES.items():
+        image = nibabel.load(written / site / "images" / f"{site}_000.nii.gz")
+        label = nibabel.load(written / site / "labels" / f"{site}_000.nii.gz")
+        assert image.shape == label.shape == (scanner.matrix, scanner.matrix, 3)
+        assert (image.get_data_dtype(), label.get_data_dtype()) == (np.int16, np.uint8)
+        assert "".join(nibabel.aff2axcodes(image.affine)) == scanner.axes
+        np.testing.assert_allclose(image.header.get_zooms(), [scanner.spacing, scanner.spacing, scanner.thickness])
+        np.testing.assert_array_equal(image.affine, label.affine)
+        centre = image.affine @ [*(np.array(image.shape) - 1) / 2, 1]
+        np.testing.assert_allclose(centre, [0, 0, 0, 1], atol=1e-4)
+
+
+def test_files_hold_the_acquired_slices_in_world_space(written: Path):
+    for number, site in enumerate(SITES):
+        label = nibabel.load(written / site / "labels" / f"{site}_000.nii.gz")
+        place = {
+            kind: nibabel.affines.apply_affine(label.affine, np.argwhere(label.dataobj == kind)) for kind in (1, 3)
+        }
+        right, left = (points.mean(axis=0) for points in (place[1], place[3]))
+        assert right[0] > left[0] + 20, number  # the world's first axis runs to the patient's right
+        upper, lower = (place[3][place[3][:, 2] * sign > 1] for sign in (1, -1))
+        assert len(upper) > len(lower)  # the base lies above the apex
+
+
+def test_every_class_is_present_and_nothing_else(written: Path):
+    for name, volume in volumes(written).items():
+        if "labels" in name:
+            assert set(np.unique(volume)) == set(range(len(CLASSES)))
+        else:
+            assert volume.min() >= 0
+            assert volume.std() > 0
+
+
+def test_equal_seeds_give_equal_volumes_whatever_else_is_written(written: Path, tmp_path: Path):
+    fewer = tmp_path / "fewer"
+    write_phantom(fewer, patients={"train": 1}, sites=["lge_3t"], slices=3)
+    assert len(volumes(fewer)) == 2
+    for name, volume in volumes(fewer).items():
+        np.testing.assert_array_equal(volume, volumes(written)[name])
+
+
+def test_seeds_patients_and_sites_differ(written: Path, tmp_path: Path):
+    write_phantom(tmp_path / "other", seed=1, patients=FEW, sites=["lge_3t"], slices=3)
+    first, other = volumes(written), volumes(tmp_path / "other")
+    for name, volume in other.items():
+        assert (volume != first[name]).any()
+    labels = [first[f"lge_3t/labels/lge_3t_00{number}.nii.gz"] for number in (0, 1)]
+    assert (labels[0] != labels[1]).any()
+
+
+def test_the_manifests_are_read_back(written: Path):
+    task = load(Task, written / "manifests" / "task.yaml")
+    assert task.classes == CLASSES
+    for site in SITES:
+        cases = read_manifest(written / "manifests" / f"{site}.csv", task)
+        assert [(case.case, case.split) for case in cases] == [(f"{site}_000", "train"), (f"{site}_001", "test")]
+        assert all((written / file).is_file() for case in cases for file in (case.image, *case.labels))
+
+
+def test_the_committed_manifests_are_those_of_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(phantom, "_write_case", lambda *arguments: None)
+    steps: list[tuple[int, int]] = []
+    manifests = write_phantom(tmp_path / "default", progress=lambda *step: steps.append(step))
+    assert steps == [(done, 104) for done in range(1, 105)]
+    committed = {file.name: file.read_text() for file in COMMITTED.iterdir()}
+    assert {file.name: file.read_text() for file in manifests.iterdir()} == committed
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("kept")
+    with pytest.raises(DataError) as caught:
+        write_phantom(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: the folder is not empty; give a new folder"
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_interrupted_phantom_leaves_nothing(tmp_path: Path):
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_phantom(tmp_path / "out", patients=FEW, sites=["lge_3t"], slices=1, progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError) as caught:
+        write_phantom(tmp_path / "file" / "out", patients=FEW)
+    expected = "cannot be written (not a directory); give a folder that can be written"
+    assert str(caught.value) == f"{tmp_path / 'file' / 'out'}: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"sites": ["gre"]},
+            "phantom: unknown site 'gre'; known sites are bssfp_1p5t, gre_3t, tse_1p5t, lge_3t",
+        ),
+        ({"slices": 0}, "phantom: slices is 0; give at least 1"),
+        ({"seed": -1}, "phantom: seed is -1; give at least 0"),
+        ({"patients": {"val": -2}}, "phantom: patients is -2; give at least 0"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments: dict, message: str, tmp_path: Path):
+    with pytest.raises(ConfigError) as caught:
+        write_phantom(tmp_path / "out", **arguments)
+    assert str(caught.value) == message
+    assert not (tmp_path / "out").exists()

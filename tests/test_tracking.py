@@ -1,0 +1,503 @@
+"""Tracking: nothing is lost or doubled, whatever fails; MLflow shows a parent with its stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from garda.errors import GardaError, RunFolderError
+from garda.tracking import Event, InMemory, Journalled, MLflow, RunDescription, Tracker, open_tracker, open_ui
+from garda.tracking.mlflow_store import flatten, metric_name
+
+SHA = "0123456789abcdef" * 4
+RUN = RunDescription(
+    name="phantom",
+    method="garda_paper",
+    seed=3,
+    parameters={"source": {"steps": 20, "rate": 0.1}, "features": {"weights": "/home/me/vgg19.pt"}},
+    manifests=[("SiteA", SHA, {"train": 3, "val": 0, "test": 2}), ("SiteB", SHA[::-1], {"train": 4, "test": 1})],
+    stages=["0-SiteA", "1-SiteB"],
+)
+
+
+class Recorder:
+    """A store that takes note, in place of MLflow; fails while it is told to, before or after it took the events."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.taken: dict[int, Event] = {}
+        self.calls = 0
+        self.fails: str | None = None
+
+    def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        self.calls += 1
+        if self.fails != "before":
+            assert all(self.taken.setdefault(event.number, event) == event for event in events)
+        if self.fails:
+            raise ConnectionError("no route to http://me:secret@tracker:5000\nat all")
+
+    def points(self) -> list[tuple[str, int, str, float]]:
+        """Every loss that was taken: part, step, name, value."""
+        return [
+            (event.values["part"], event.values["step"], name, value)
+            for event in self.taken.values()
+            if event.kind == "losses"
+            for name, value in event.values["values"].items()
+        ]
+
+
+def learn(tracker: Tracker, start: int = 0, stop: int = 6) -> None:
+    for step in range(start, stop):
+        tracker.losses("0-SiteA-segmenter", step, {"dice": 1 / (step + 1), "cross_entropy": float(step)})
+
+
+def whole_run(tracker: Tracker, out: Path, run: RunDescription = RUN) -> None:
+    (out / "scores.csv").write_text("stage,dice\n0,0.9\n")
+    tracker.start(run)
+    learn(tracker)
+    tracker.stage_ended("0-SiteA", 0, {"dice/SiteA/cord": 0.9, "dice/SiteB/cord": 0.4, "forgetting": float("nan")})
+    tracker.artifact(out / "scores.csv")
+    tracker.losses("1-SiteB-generator", 0, {"content": 0.5})
+    tracker.stage_ended("1-SiteB", 1, {"dice/SiteA/cord": 0.8, "dice/SiteB/cord": 0.7, "forgetting": 0.1})
+    tracker.artifact(out / "scores.csv")
+    tracker.finish("finished")
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run folder with a blank in its name, and an empty working directory that stays empty."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    yield folder
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, made by MLflow from nothing; tests only read it."""
+    folder = tmp_path_factory.mktemp("finished run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        whole_run(open_tracker(folder, pytest.fail), folder)
+        assert not list(Path.cwd().iterdir())
+    return folder
+
+
+@pytest.fixture
+def used(out: Path, finished: Path) -> Path:
+    """A run folder whose store already knows a run of another sequence (making a store from nothing takes seconds)."""
+    shutil.copy(finished / "mlflow.db", out)
+    return out
+
+
+def test_a_store_gets_what_happened_in_order(out: Path):
+    store = Recorder()
+    whole_run(Journalled(out, store, pytest.fail), out)
+    kinds = [event.kind for event in store.taken.values()]
+    assert kinds == ["start"] + ["losses"] * 6 + [
+        "stage_ended", "artifact", "losses", "stage_ended", "artifact", "finish",
+    ]  # fmt: skip
+    assert sorted(store.taken) == list(range(1, 14))
+    assert store.points()[:2] == [("segmenter", 0, "dice", 1.0), ("segmenter", 0, "cross_entropy", 0.0)]
+    assert [e.values["metrics"].keys() for e in store.taken.values() if e.kind == "stage_ended"] == [
+        {"dice/SiteA/cord", "dice/SiteB/cord"},
+        {"dice/SiteA/cord", "dice/SiteB/cord", "forgetting"},
+    ]
+
+
+@pytest.mark.parametrize("fails", ["before", "after"])
+def test_a_store_that_is_down_is_told_once_and_caught_up(out: Path, fails: str):
+    store, told = Recorder(), list[str]()
+    tracker = Journalled(out, store, told.append)
+    store.fails = fails
+    tracker.start(RUN)
+    learn(tracker)
+    tracker.stage_ended("0-SiteA", 0, {"dice/SiteA/cord": 0.9})
+    assert store.calls == 2  # not at every loss
+    assert told == [
+        "recorder: tracking does not work (ConnectionError: no route to http://tracker:5000); the run goes on, "
+        "and what is missing is sent later, or when the same command is run again"
+    ]
+    store.fails = None
+    tracker.finish("finished")
+    assert sorted(store.taken) == list(range(1, 10))
+    assert len(store.points()) == len(set(store.points())) == 12
+    assert len(told) == 1
+
+
+def test_what_a_run_could_not_send_is_sent_by_the_next(out: Path):
+    store = Recorder()
+    store.fails = "before"
+    whole_run(Journalled(out, store, lambda line: None), out)
+    assert not store.taken
+    store.fails = None
+    Journalled(out, store, pytest.fail).start(RUN)
+    assert sorted(store.taken) == list(range(1, 15))
+
+
+def test_a_killed_run_that_repeats_steps_doubles_nothing(out: Path):
+    store = Recorder()
+    first = Journalled(out, store, pytest.fail)
+    first.start(RUN)
+    learn(first, 0, 5)  # killed: no finish, and steps 3 and 4 are learnt again from the checkpoint
+    second = Journalled(out, store, pytest.fail)
+    second.start(RUN)
+    learn(second, 3, 8)
+    second.stage_ended("0-SiteA", 0, {"dice/SiteA/cord": 0.9})
+    assert [step for _, step, name, _ in store.points() if name == "dice"] == list(range(8))
+    assert len({event.values["key"] for event in store.taken.values() if event.kind == "start"}) == 1
+
+
+def test_scores_that_are_told_again_are_not_sent_again(out: Path):
+    store = Recorder()
+    for metrics in ({"a": 1.0}, {"a": 1.0, "b": 2.0}):
+        tracker = Journalled(out, store, pytest.fail)
+        tracker.start(RUN)
+        tracker.stage_ended("0-SiteA", 0, metrics)
+    ended = [event.values["metrics"] for event in store.taken.values() if event.kind == "stage_ended"]
+    assert ended == [{"a": 1.0}, {"b": 2.0}]
+
+
+def test_a_torn_line_is_left_out(out: Path):
+    first = Journalled(out, Recorder(), pytest.fail)
+    first.start(RUN)
+    learn(first, 0, 3)
+    journal = out / "tracking.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    (out / "tracking.json").write_text("{")
+    store = Recorder()
+    second = Journalled(out, store, pytest.fail)
+    second.start(RUN)
+    learn(second, 2, 4)
+    second.finish("finished")
+    assert [step for _, step, name, _ in store.points() if name == "dice"] == [0, 1, 2, 3]
+    third = Recorder()
+    Journalled(out, third, pytest.fail).start(RUN)
+    lines = [line for line in journal.read_text().splitlines() if line.endswith("}}")]
+    assert [json.loads(line)["number"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_new_store_gets_the_whole_story(out: Path):
+    whole_run(Journalled(out, Recorder(), pytest.fail), out)
+    other = Recorder()
+    other.name = "other"
+    Journalled(out, other, pytest.fail).start(RUN)
+    assert sorted(other.taken) == list(range(1, 15))
+    assert json.loads((out / "tracking.json").read_text()).keys() == {"recorder", "other"}
+
+
+def test_curves_can_be_watched_while_a_stage_goes_on(out: Path, monkeypatch: pytest.MonkeyPatch):
+    store = Recorder()
+    tracker = Journalled(out, store, pytest.fail)
+    tracker.start(RUN)
+    now = time.monotonic()
+    learn(tracker, 0, 1)
+    assert not store.points()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 11)
+    learn(tracker, 1, 2)
+    assert len(store.points()) == 4
+
+
+def test_a_loss_is_cheap(out: Path):
+    tracker = Journalled(out, Recorder(), pytest.fail)
+    tracker.start(RUN)
+    begun = time.process_time()
+    learn(tracker, 0, 500)
+    assert (time.process_time() - begun) / 500 < 5e-4
+    assert (out / "tracking.jsonl").stat().st_size < 500 * 300
+
+
+def test_a_journal_that_cannot_be_written_is_told_once_and_the_store_served(out: Path):
+    (out / "tracking.jsonl").mkdir()
+    store, told = Recorder(), list[str]()
+    tracker = Journalled(out, store, told.append)
+    tracker.start(RUN)
+    learn(tracker)
+    tracker.finish("failed")
+    assert len(store.taken) == 8
+    assert len(told) == 1
+    assert told[0].startswith("tracking.jsonl: tracking does not work (IsADirectoryError: ")
+
+
+def test_an_artifact_outside_the_run_folder_is_refused(out: Path):
+    with pytest.raises(ValueError, match="not in the subpath"):
+        Journalled(out, Recorder(), pytest.fail).artifact(out.parent / "image.nii.gz")
+
+
+def test_the_twin_remembers(out: Path):
+    twin = InMemory()
+    whole_run(twin, out)
+    learn(twin, 4, 7)
+    assert twin.runs == [RUN]
+    assert list(twin.curves["0-SiteA-segmenter", "cross_entropy"].values()) == [0, 1, 2, 3, 4, 5, 6]
+    assert twin.metrics[1, "forgetting"] == 0.1
+    assert twin.artifacts == [out / "scores.csv"]
+    assert twin.status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dice/SiteA/white matter", "dice/SiteA/white matter"),
+        ("dice/Ströme (3 T)/a", "dice/Ströme _3 T_/a"),
+        ("/dice//../x/", "_/dice/_/_/x/_"),
+        ("x" * 300, "x" * 250),
+    ],
+)
+def test_names_fit_mlflow(name: str, expected: str):
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert metric_name(name) == expected
+    _validate_metric_name(metric_name(name))
+
+
+def test_settings_are_flattened_without_paths():
+    settings = {"a": {"b": [1, 2], "c": None, "d": {}}, "e": "text", "w": "/home/me/vgg.pt", "long": "y" * 7000}
+    assert flatten(settings) == {
+        "a.b": "[1, 2]", "a.c": "null", "a.d": "{}", "e": "text", "w": "vgg.pt", "long": "y" * 6000,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("uri", "root"),
+    [
+        (None, "file://{out}/mlartifacts"),
+        ("sqlite:////srv/all%20runs/mlflow.db?timeout=3", "file:///srv/all%2520runs/mlartifacts"),
+        ("postgresql+psycopg2://me:secret@host/db", "file://{out}/mlartifacts"),
+        ("https://me:secret@tracker", None),
+    ],
+)
+def test_artifacts_go_beside_the_store(tmp_path: Path, uri: str | None, root: str | None):
+    store = MLflow(tmp_path, uri)
+    assert store._artifact_root == (root and root.format(out=tmp_path))
+    assert "secret" not in store.name
+
+
+def client_of(out: Path) -> Any:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{out / 'mlflow.db'}"
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def runs_of(out: Path, name: str) -> dict[str, Any]:
+    client = client_of(out)
+    experiment = client.get_experiment_by_name(name)
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def history(out: Path, run: Any, metric: str) -> list[tuple[int, float]]:
+    return sorted((point.step, point.value) for point in client_of(out).get_metric_history(run.info.run_id, metric))
+
+
+def test_mlflow_shows_a_parent_with_its_stages(finished: Path):
+    runs = runs_of(finished, "phantom")
+    parent = runs["garda_paper seed 3"]
+    assert runs.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["1-SiteB"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert history(finished, parent, "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
+    assert history(finished, parent, "forgetting") == [(2, 0.1)]
+    assert history(finished, runs["0-SiteA"], "loss/segmenter/cross_entropy") == [(s, float(s)) for s in range(6)]
+    assert json.loads((finished / "tracking.json").read_text())["mlflow.db"]["ids"] == {
+        "": parent.info.run_id,
+        "0-SiteA": runs["0-SiteA"].info.run_id,
+        "1-SiteB": runs["1-SiteB"].info.run_id,
+    }
+
+
+def test_mlflow_has_settings_manifests_and_artifacts(finished: Path):
+    parent = runs_of(finished, "phantom")["garda_paper seed 3"]
+    assert parent.data.params == {
+        "method": "garda_paper",
+        "seed": "3",
+        "source.steps": "20",
+        "source.rate": "0.1",
+        "features.weights": "vgg19.pt",
+    }
+    assert parent.data.tags["garda.manifest.SiteB"] == SHA[::-1]
+    inputs = parent.inputs.dataset_inputs
+    assert {(i.dataset.name, i.dataset.digest, i.tags[0].value, i.dataset.profile) for i in inputs} == {
+        ("SiteA", SHA[:36], "source", '{"cases": {"train": 3, "val": 0, "test": 2}}'),
+        ("SiteB", SHA[::-1][:36], "target", '{"cases": {"train": 4, "test": 1}}'),
+    }
+    assert [file.path for file in client_of(finished).list_artifacts(parent.info.run_id)] == ["scores.csv"]
+    assert [file.read_text() for file in (finished / "mlartifacts").rglob("scores.csv")] == ["stage,dice\n0,0.9\n"]
+
+
+def test_the_store_knows_no_path_but_its_own(finished: Path):
+    content = (finished / "mlflow.db").read_bytes()
+    assert b"/home/me" not in content
+    assert b"elsewhere" not in content  # the working directory
+    locations = {e.name: e.artifact_location for e in client_of(finished).search_experiments()}
+    root = (finished / "mlartifacts").as_uri()
+    assert locations == {"phantom": root, "Default": f"{root}/0"}
+
+
+def test_mlflow_goes_on_with_the_same_runs(used: Path):
+    run = replace(RUN, name="other")
+    first = open_tracker(used, pytest.fail)
+    first.start(run)
+    learn(first, 0, 4)
+    first.finish("stopped")
+    assert {run.info.status for run in runs_of(used, "other").values()} == {"KILLED"}
+    longer = replace(run, stages=[*run.stages, "2-SiteC"], manifests=[*run.manifests, ("SiteC", SHA, {"test": 1})])
+    second = open_tracker(used, pytest.fail)
+    second.start(longer)
+    assert runs_of(used, "other")["garda_paper seed 3"].info.status == "RUNNING"
+    learn(second, 2, 6)
+    second.losses("2-SiteC-segmenter", 0, {"dice": 0.5})
+    second.finish("finished")
+    runs = runs_of(used, "other")
+    assert runs.keys() == {"garda_paper seed 3", "0-SiteA", "2-SiteC"}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert [step for step, _ in history(used, runs["0-SiteA"], "loss/segmenter/dice")] == list(range(6))
+    assert len(runs["garda_paper seed 3"].inputs.dataset_inputs) == 3
+
+
+def test_runs_of_one_sequence_stand_side_by_side(used: Path):
+    tracker = open_tracker(used, pytest.fail)
+    tracker.start(replace(RUN, method="source_only"))
+    tracker.finish("failed")
+    runs = runs_of(used, "phantom")
+    assert runs.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB", "source_only seed 3"}
+    assert runs["source_only seed 3"].info.status == "FAILED"
+
+
+def test_events_sent_twice_and_lost_ids_change_nothing(used: Path):
+    run = replace(RUN, name="other")
+    whole_run(open_tracker(used, pytest.fail), used, run)
+    (used / "tracking.json").unlink()  # as if killed after sending and before taking note
+    open_tracker(used, pytest.fail).start(run)
+    runs = runs_of(used, "other")
+    assert len(client_of(used).search_runs([runs["0-SiteA"].info.experiment_id])) == 3
+    assert history(used, runs["garda_paper seed 3"], "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
+    assert len(history(used, runs["0-SiteA"], "loss/segmenter/dice")) == 6
+
+
+def test_another_tracking_store_is_honoured(used: Path, monkeypatch: pytest.MonkeyPatch):
+    out = used.parent / "another run"
+    out.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{used}/mlflow.db")
+    whole_run(open_tracker(out, pytest.fail), out, replace(RUN, name="other"))
+    assert runs_of(used, "other").keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
+    assert list((used / "mlartifacts").rglob("scores.csv"))
+    assert {path.name for path in out.iterdir()} == {"scores.csv", "tracking.json", "tracking.jsonl"}
+
+
+def test_mlflow_tells_nobody(used: Path, monkeypatch: pytest.MonkeyPatch):
+    from mlflow.telemetry import client, get_telemetry_client, utils
+
+    monkeypatch.setattr(utils, "_IS_IN_CI_ENV_OR_TESTING", False)
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delenv("DO_NOT_TRACK", raising=False)
+    client.set_telemetry_client()  # as if another library had imported MLflow first
+    assert get_telemetry_client() is not None
+    open_tracker(used, pytest.fail).start(RUN)
+    assert get_telemetry_client() is None
+
+
+def test_a_server_that_does_not_answer_is_told_at_once(out: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
+    told: list[str] = []
+    begun = time.monotonic()
+    whole_run(open_tracker(out, told.append), out)
+    assert time.monotonic() - begun < 10
+    assert len(told) == 1
+    assert "secret" not in told[0] + (out / "tracking.jsonl").read_text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def ask(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/2.0/mlflow/{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.loads(answer.read())
+
+
+def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return condition()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def test_the_ui_shows_parent_stages_and_scores(finished: Path, out: Path):
+    port = free_port()
+    code = (
+        f"from pathlib import Path; from garda.tracking import open_ui; open_ui(Path({str(finished)!r}), {port}, print)"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
+        try:
+            found = wait_for(lambda: ask(port, "experiments/search", {"max_results": 10}), 60)["experiments"]
+            [experiment] = [e["experiment_id"] for e in found if e["name"] == "phantom"]
+            runs = ask(port, "runs/search", {"experiment_ids": [experiment]})["runs"]
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+        assert server.stdout is not None
+        assert f"http://127.0.0.1:{port} shows {finished} (Ctrl-C ends it)" in server.stdout.read()
+    names = {run["info"]["run_name"]: run for run in runs}
+    assert names.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
+    metrics = {
+        metric["key"]: (metric["step"], metric["value"]) for metric in names["garda_paper seed 3"]["data"]["metrics"]
+    }
+    assert metrics == {"dice/SiteA/cord": (2, 0.8), "dice/SiteB/cord": (2, 0.7), "forgetting": (2, 0.1)}
+
+
+def test_the_ui_is_for_this_machine_alone_and_sends_nothing_out(out: Path, monkeypatch: pytest.MonkeyPatch):
+    (out / "mlflow.db").write_bytes(b"")
+    calls: list[tuple[str, list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    open_ui(out, free_port(), lambda line: None)
+    [(_, command, environment)] = calls
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_a_folder_without_a_store_is_told(out: Path):
+    with pytest.raises(
+        RunFolderError, match=re.escape(f"{out}: holds no mlflow.db; give the --out folder of `garda run`")
+    ):
+        open_ui(out, free_port(), pytest.fail)
+
+
+def test_a_port_in_use_is_told(out: Path):
+    (out / "mlflow.db").write_bytes(b"")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(GardaError) as caught:
+            open_ui(out, port, pytest.fail)
+    assert str(caught.value) == f"--port: port {port} cannot be opened (address already in use); give another port"

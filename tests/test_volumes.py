@@ -1,0 +1,449 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nibabel import orientations
+from PIL import Image
+
+from garda.config import load
+from garda.errors import DataError
+from garda.formats import digest
+from garda.sequence import Case, LabelFormat, Task, read_manifest
+from garda.volumes import Volume, check_case, grid_for, prediction_name, read_volume, write_label_map
+
+TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 16))
+MASKS = TASK.model_copy(update={"label": LabelFormat(masks=("whole", "part"), slice_labelled_by="whole")})
+COLOUR = TASK.model_copy(update={"channels": 3})
+SPACING = (0.5, 0.75, 2.0)  # along R, A, S
+SHAPE = (5, 6, 4)
+ORIENTATIONS = [
+    "".join(pair[side] for pair, side in zip(order, sides, strict=True))
+    for order in permutations(("RL", "AP", "SI"))
+    for sides in product((0, 1), repeat=3)
+]
+MANIFESTS = Path(__file__).parent.parent / "data_manifests"
+
+
+def case(image: str, *labels: str) -> Case:
+    return Case("c", "p", "train", image, labels, (), "m.csv:2")
+
+
+def scan(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 900, SHAPE).astype(np.int16)
+
+
+def classes(seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 3, SHAPE).astype(np.uint8)
+
+
+def save_nifti(path: Path, array: np.ndarray, codes: str = "RAS", affine: np.ndarray | None = None) -> None:
+    """Save what ``array`` shows in RAS orientation as a file whose axes run to ``codes``."""
+    affine = np.diag((*SPACING, 1.0)) if affine is None else affine
+    affine = affine.copy()
+    affine[:3, 3] += (-3.0, 7.0, 11.0)
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(codes))
+    stored = orientations.apply_orientation(array, turn)
+    nib.save(nib.Nifti1Image(stored, affine @ orientations.inv_ornt_aff(turn, array.shape[:3])), path)
+
+
+def save_picture(path: Path, array: np.ndarray) -> None:
+    Image.fromarray(array).save(path)
+
+
+def read(folder: Path, *files: str, task: Task = TASK, with_label: bool = True) -> Volume:
+    return read_volume(case(*files), task, folder, with_label=with_label)
+
+
+def canonical(array: np.ndarray) -> torch.Tensor:
+    """(R, A, S) as axial slices: superior, posterior, left."""
+    return torch.from_numpy(array[::-1, ::-1].transpose(2, 1, 0).astype(np.float32))
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_every_stored_orientation_gives_one_canonical_array_and_comes_back(tmp_path: Path, codes: str):
+    save_nifti(tmp_path / "i.nii", scan(), codes)
+    save_nifti(tmp_path / "l.nii", classes(), codes)
+    volume = read(tmp_path, "i.nii", "l.nii")
+    low, high = np.percentile(scan(), (0.5, 99.5))
+    torch.testing.assert_close(volume.image[:, 0], ((canonical(scan()) - low) / (high - low)).clamp(0, 1).float())
+    assert volume.label is not None and torch.equal(volume.label, canonical(classes()).long())
+    assert volume.spacing_mm == (2.0, 0.75, 0.5)
+    assert nib.aff2axcodes(volume.affine) == tuple("SPL")
+    last = volume.affine @ (3, 5, 4, 1)  # the most superior, posterior, left voxel
+    np.testing.assert_allclose(last[:3], (-3.0, 7.0, 11.0 + 3 * 2.0))
+
+    write_label_map(volume.label, volume, tmp_path / "out.nii.gz")
+    written, image, label = (nib.load(tmp_path / name) for name in ("out.nii.gz", "i.nii", "l.nii"))
+    assert np.array_equal(np.asarray(written.dataobj), np.asarray(label.dataobj))
+    assert np.array_equal(written.affine, image.affine) and written.shape == image.shape
+    assert written.get_data_dtype() == np.uint8
+
+
+def test_image_and_label_may_be_stored_in_different_orientations(tmp_path: Path):
+    save_nifti(tmp_path / "i.nii", scan(), "LAS")
+    save_nifti(tmp_path / "l.nii", classes(), "SRP")
+    volume = read(tmp_path, "i.nii", "l.nii")
+    assert volume.label is not None and torch.equal(volume.label, canonical(classes()).long())
+
+
+@pytest.mark.parametrize(
+    ("plane", "codes", "expected"),
+    [
+        ("axial", "RAS", "SPL"),
+        ("coronal", "RAS", "PIL"),
+        ("sagittal", "RAS", "LIP"),
+        ("acquired", "LAS", "SPL"),
+        ("acquired", "SRP", "PIL"),
+        ("acquired", "ASR", "LIP"),
+    ],
+)
+def test_slices_lie_in_the_wanted_plane(tmp_path: Path, plane: str, codes: str, expected: str):
+    save_nifti(tmp_path / "i.nii", scan(), codes)
+    task = TASK.model_copy(update={"plane": plane})
+    volume = read(tmp_path, "i.nii", task=task)
+    assert nib.aff2axcodes(volume.affine) == tuple(expected)
+    write_label_map((volume.image[:, 0] * 200).byte(), volume, tmp_path / "out.nii")
+    low, high = np.percentile(scan(), (0.5, 99.5))
+    stored = np.asarray(nib.load(tmp_path / "i.nii").dataobj)
+    wanted = np.clip((stored - low) / (high - low), 0, 1) * 200
+    assert np.abs(np.asarray(nib.load(tmp_path / "out.nii").dataobj) - wanted).max() < 1.01
+
+
+def test_a_flat_nifti_keeps_its_shape(tmp_path: Path):
+    save = nib.Nifti1Image(scan()[..., 0], np.diag((*SPACING, 1.0)))
+    nib.save(save, tmp_path / "i.nii")
+    volume = read(tmp_path, "i.nii")
+    assert volume.image.shape == (1, 1, 6, 5)
+    write_label_map(torch.ones(1, 6, 5), volume, tmp_path / "out.nii")
+    assert nib.load(tmp_path / "out.nii").shape == (5, 6)
+
+
+def test_a_written_map_carries_no_extension_of_the_image(tmp_path: Path):
+    image = nib.Nifti2Image(scan(), np.diag((*SPACING, 1.0)))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"born 1970"))
+    nib.save(image, tmp_path / "i.nii")
+    volume = read(tmp_path, "i.nii")
+    write_label_map(torch.zeros(volume.image.shape[0], *volume.image.shape[2:]), volume, tmp_path / "out.nii")
+    assert b"born 1970" not in (tmp_path / "out.nii").read_bytes()
+    assert isinstance(nib.load(tmp_path / "out.nii"), nib.Nifti2Image)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_channels_of_a_four_dimensional_nifti(tmp_path: Path):
+    nib.save(nib.Nifti1Image(np.stack([scan(i) for i in range(3)], -1), np.eye(4)), tmp_path / "i.nii")
+    assert read(tmp_path, "i.nii", task=COLOUR).image.shape == (4, 3, 6, 5)
+    with pytest.raises(DataError) as error:
+        read(tmp_path, "i.nii")
+    assert str(error.value) == (
+        "m.csv:2: image i.nii has 3 channels, the task takes 1; store each channel as its own file"
+    )
+
+
+def write_series(folder: Path, left_out: int | None = None, uid: str = "1.2.826.0.1.3680043.2.1125.1") -> None:
+    """A DICOM series of ``scan()``: stored LPS, axial."""
+    folder.mkdir(exist_ok=True)
+    array = canonical(scan()).numpy().astype(np.int16)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for index in range(len(array)):
+        image = sitk.GetImageFromArray(array[index : index + 1])
+        image.SetSpacing(SPACING)
+        tags = {"0008|0060": "MR", "0020|000d": f"{uid}.0", "0020|000e": uid, "0008|0018": f"{uid}.{index + 1}"}
+        place = {"0020|0032": f"1\\-12\\{11 + 2 * index}", "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(index)}
+        for tag, value in (tags | place).items():
+            image.SetMetaData(tag, value)
+        if index != left_out:
+            writer.SetFileName(str(folder / f"{uid[-1]}{index}.dcm"))
+            writer.Execute(image)
+
+
+def test_a_dicom_series_is_the_same_as_its_nifti(tmp_path: Path):
+    write_series(tmp_path / "series")
+    save_nifti(tmp_path / "i.nii", scan())
+    series, nifti = read(tmp_path, "series"), read(tmp_path, "i.nii")
+    assert torch.equal(series.image, nifti.image)
+    np.testing.assert_allclose(series.affine[:3, :3], nifti.affine[:3, :3], atol=1e-6)
+    assert series.spacing_mm == pytest.approx((2.0, 0.75, 0.5))
+    label = canonical(classes()).long()
+    write_label_map(label, series, tmp_path / "out.nii.gz")
+    again = read_volume(case("series", "out.nii.gz"), TASK, tmp_path, with_label=True)
+    assert again.label is not None and torch.equal(again.label, label)
+
+
+def test_a_dicom_folder_holds_one_whole_series(tmp_path: Path):
+    write_series(tmp_path / "series", left_out=1)
+    with pytest.raises(DataError) as error:
+        read(tmp_path, "series")
+    assert str(error.value) == (
+        "m.csv:2: image series has slices at uneven distances; add the missing slices, or take the surplus ones out"
+    )
+    write_series(tmp_path / "series", uid="1.2.826.0.1.3680043.2.1125.2")
+    with pytest.raises(DataError, match="image series holds 2 DICOM series; give every series a folder of its own"):
+        read(tmp_path, "series")
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_a_meta_image_is_the_same_as_its_nifti(tmp_path: Path, suffix: str):
+    image = sitk.GetImageFromArray(canonical(scan()).numpy())
+    image.SetSpacing(SPACING)
+    sitk.WriteImage(image, tmp_path / f"i{suffix}")
+    sitk.WriteImage(image[:, :, 0], tmp_path / f"flat{suffix}")
+    save_nifti(tmp_path / "i.nii", scan())
+    assert torch.equal(read(tmp_path, f"i{suffix}").image, read(tmp_path, "i.nii").image)
+    assert read(tmp_path, f"flat{suffix}").image.shape == (1, 1, 6, 5)
+
+
+def test_pictures_grey_and_colour(tmp_path: Path):
+    colour = np.random.default_rng(0).integers(0, 255, (5, 7, 3)).astype(np.uint8)
+    alpha = np.concatenate([colour, np.full((5, 7, 1), 9, np.uint8)], axis=-1)
+    deep = colour[..., 0].astype(np.uint16) * 200
+    for name, array in (("c.png", colour), ("a.png", alpha), ("g.png", colour[..., 0]), ("d.tif", deep)):
+        save_picture(tmp_path / name, array)
+    exact = COLOUR.model_copy(update={"intensity": COLOUR.intensity.model_copy(update={"percentiles": (0, 100)})})
+    rgb = read(tmp_path, "c.png", task=exact)
+    span = float(colour.max()) - float(colour.min())
+    scaled = (torch.from_numpy(colour).permute(2, 0, 1).float() - float(colour.min())) / span
+    torch.testing.assert_close(rgb.image[0], scaled)
+    assert rgb.spacing_mm is None and np.array_equal(rgb.affine, np.eye(4))
+    assert torch.equal(read(tmp_path, "a.png", task=exact).image, rgb.image)
+    grey, sixteen = read(tmp_path, "g.png", task=exact).image, read(tmp_path, "d.tif", task=exact).image
+    assert torch.equal(grey[0, 0], grey[0, 2])
+    torch.testing.assert_close(grey, sixteen)
+    luma = colour @ np.array([0.299, 0.587, 0.114])
+    one = read(tmp_path, "c.png", task=exact.model_copy(update={"channels": 1})).image[0, 0].numpy()
+    np.testing.assert_allclose(one, (luma - luma.min()) / (luma.max() - luma.min()), atol=1e-5)
+
+
+def test_a_picture_comes_back_as_png(tmp_path: Path):
+    label = np.random.default_rng(0).integers(0, 2, (5, 7)).astype(np.uint8)
+    save_picture(tmp_path / "i.tif", np.arange(35, dtype=np.uint8).reshape(5, 7))
+    save_picture(tmp_path / "l.png", label * 255)
+    palette = Image.fromarray(label, mode="P")
+    palette.putpalette([0, 0, 0, 200, 10, 10])
+    palette.save(tmp_path / "p.png")
+    task = TASK.model_copy(update={"label": LabelFormat(values={255: 1})})
+    volume = read(tmp_path, "i.tif", "l.png", task=task)
+    indexed = read(tmp_path, "i.tif", "p.png", task=task)
+    assert volume.label is not None and indexed.label is not None and torch.equal(volume.label, indexed.label)
+    write_label_map(volume.label, volume, tmp_path / prediction_name(tmp_path / "x.tif"))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "x.png")), label)
+
+
+@pytest.mark.parametrize(
+    ("image", "name"),
+    [("a/s.nii.gz", "s.nii.gz"), ("S.NII", "S.nii"), ("s.mha", "s.nii.gz"), ("x.tif", "x.png"), ("x.png", "x.png")],
+)
+def test_label_maps_are_named_after_their_images(image: str, name: str):
+    assert prediction_name(Path(image)) == name
+
+
+def test_the_label_map_of_a_series_is_named_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert prediction_name(Path(".")) == f"{tmp_path.name}.nii.gz"
+
+
+def test_masks_are_painted_in_order_and_tell_the_labelled_slices(tmp_path: Path):
+    whole = np.zeros(SHAPE)
+    whole[1:4, 1:4, :3] = 1
+    part = np.zeros(SHAPE)
+    part[2, 2, [0, 3]] = 1
+    save_nifti(tmp_path / "i.nii", scan())
+    save_nifti(tmp_path / "w.nii", whole)
+    save_nifti(tmp_path / "p.nii", part)
+    volume = read(tmp_path, "i.nii", "w.nii", "p.nii", task=MASKS)
+    painted = np.where(part == 1, 2, whole)
+    assert volume.label is not None and torch.equal(volume.label, canonical(painted).long())
+    assert volume.labelled is not None and volume.labelled.tolist() == [True, True, True, False]
+    plain = MASKS.model_copy(update={"label": LabelFormat(masks=("whole", "part"))})
+    assert read(tmp_path, "i.nii", "w.nii", "p.nii", task=plain).labelled is None
+    save_nifti(tmp_path / "p.nii", part * 2)
+    with pytest.raises(DataError, match=r"label p.nii holds the value 2, expected 0 to 1; "):
+        read(tmp_path, "i.nii", "w.nii", "p.nii", task=plain)
+
+
+def test_without_label_no_label_file_is_opened(tmp_path: Path):
+    save_nifti(tmp_path / "i.nii", scan())
+    volume = read(tmp_path, "i.nii", "none.nii", with_label=False)
+    assert volume.label is None and volume.labelled is None
+    assert read(tmp_path, "i.nii").label is None
+
+
+def test_affines_may_differ_by_a_thousandth(tmp_path: Path):
+    near, far = np.diag((*SPACING, 1.0)), np.diag((*SPACING, 1.0))
+    near[0, 3], far[0, 3] = 9e-4, 0.25
+    save_nifti(tmp_path / "i.nii", scan())
+    save_nifti(tmp_path / "near.nii", classes(), affine=near)
+    save_nifti(tmp_path / "far.nii", classes(), affine=far)
+    assert read(tmp_path, "i.nii", "near.nii").label is not None
+    with pytest.raises(DataError) as error:
+        read(tmp_path, "i.nii", "far.nii")
+    assert str(error.value) == (
+        "m.csv:2: label far.nii has an affine 0.25 away from its image's; resample the label to the image's grid"
+    )
+
+
+def spoilt(value: float) -> np.ndarray:
+    array = scan().astype(np.float32)
+    array[0, 0, 0] = value
+    return array
+
+
+def without_second_row(nifti: bytes) -> bytes:
+    """The file with srow_y (bytes 296 to 311 of the header) all zero."""
+    return nifti[:296] + bytes(16) + nifti[312:]
+
+
+BAD_IMAGES: list[tuple[Callable[[Path], object], str]] = [
+    (lambda path: None, "does not exist; check the path and --data"),
+    (lambda path: path.write_bytes(b"no scan"), "cannot be read (ImageFileError); copy it again, it may be truncated"),
+    (
+        lambda path: path.write_bytes(nib.Nifti1Image(scan(), np.eye(4)).to_bytes()[:400]),
+        "cannot be read (OSError); copy it again, it may be truncated",
+    ),
+    (
+        lambda path: save_nifti(path, spoilt(np.nan)),
+        "holds NaN or infinite values; repair the image, or leave the case out",
+    ),
+    (
+        lambda path: save_nifti(path, spoilt(np.inf)),
+        "holds NaN or infinite values; repair the image, or leave the case out",
+    ),
+    (lambda path: save_nifti(path, np.ones(SHAPE)), "is constant; give another image, or leave the case out"),
+    (
+        lambda path: nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 1, 3)), np.eye(4)), path),
+        "has 5 dimensions; give a 3-D image, or a 4-D one whose last axis are channels",
+    ),
+    (lambda path: save_nifti(path, scan().astype(np.complex64)), "holds values of type complex64; store real numbers"),
+    (
+        lambda path: path.write_bytes(without_second_row(nib.Nifti1Image(scan(), np.eye(4)).to_bytes())),
+        "has an affine that cannot be inverted; mend the sform or qform in its header",
+    ),
+]
+
+
+@pytest.mark.parametrize(("write", "message"), BAD_IMAGES)
+def test_a_bad_image_is_one_line(tmp_path: Path, write: Callable[[Path], object], message: str):
+    write(tmp_path / "i.nii")
+    with pytest.raises(DataError) as error:
+        read(tmp_path, "i.nii")
+    assert str(error.value) == f"m.csv:2: image i.nii {message}"
+
+
+def test_bad_pictures_and_unknown_formats_are_one_line(tmp_path: Path):
+    whole = tmp_path / "whole.png"
+    save_picture(whole, np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8))
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:2000])
+    pages = [Image.fromarray(np.full((4, 4), page, np.uint8)) for page in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    (tmp_path / "scan.jpg").write_bytes(b"")
+    for name, message in (
+        ("half.png", r"cannot be read \(OSError\); copy it again, it may be truncated"),
+        ("pages.tif", "holds 3 pages; store every page as a file of its own"),
+        ("scan.jpg", "is of no known format; give .nii, .nii.gz, .mha, .mhd, .png, .tif or a DICOM series folder"),
+    ):
+        with pytest.raises(DataError, match=f"^m.csv:2: image {name} {message}$"):
+            read(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (classes() + 1, "holds the value 3, expected 0 to 2; "),
+        (classes() * 0.5, "holds the value 0.5, expected 0 to 2; "),
+        (np.where(classes() == 1, np.nan, 0.0), "holds the value nan, expected 0 to 2; "),
+        (classes()[:, :5], "has 4 x 5 x 5 voxels, its image 4 x 6 x 5; give the label that was drawn on this image"),
+        (np.stack([classes()] * 2, axis=-1), "has 2 channels; store class indices in one channel"),
+    ],
+)
+def test_a_bad_label_is_one_line(tmp_path: Path, label: np.ndarray, message: str):
+    save_nifti(tmp_path / "i.nii", scan())
+    save_nifti(tmp_path / "l.nii", label)
+    with pytest.raises(DataError) as error:
+        read(tmp_path, "i.nii", "l.nii")
+    if message.endswith("; "):
+        message += "correct the label, or map its values under label.values in task.yaml"
+    assert str(error.value) == f"m.csv:2: label l.nii {message}"
+
+
+def test_label_values_are_compared_up_to_rounding(tmp_path: Path):
+    save_nifti(tmp_path / "i.nii", scan())
+    save_nifti(tmp_path / "l.nii", classes() + 1e-5)
+    label = read(tmp_path, "i.nii", "l.nii").label
+    assert label is not None and torch.equal(label, canonical(classes()).long())
+
+
+def test_a_picture_is_no_label_of_a_scan(tmp_path: Path):
+    save_nifti(tmp_path / "i.nii", scan())
+    save_picture(tmp_path / "l.png", classes()[..., 0])
+    with pytest.raises(DataError, match=r"label l.png is of another kind of format than its image; store both as "):
+        read(tmp_path, "i.nii", "l.png")
+
+
+def test_check_tells_every_missing_and_changed_file_and_the_first_misfit(tmp_path: Path):
+    save_nifti(tmp_path / "i.nii", scan())
+    save_nifti(tmp_path / "l.nii", classes())
+    row = case("i.nii", "l.nii")
+    good = replace(row, digests=tuple((name, *digest(tmp_path / name)) for name in ("i.nii", "l.nii")))
+    assert check_case(row, TASK, tmp_path) == check_case(good, TASK, tmp_path) == []
+    save_nifti(tmp_path / "l.nii", classes() + 1)
+    assert [str(problem) for problem in check_case(good, TASK, tmp_path)] == [
+        "m.csv:2: label l.nii is not the file that the manifest was made for (its SHA-256 or size differs); "
+        "restore the file, or make the manifest again",
+        "m.csv:2: label l.nii holds the value 3, expected 0 to 2; "
+        "correct the label, or map its values under label.values in task.yaml",
+    ]
+    problems = check_case(case("x.nii", "y.nii"), TASK, tmp_path)
+    assert [problem.what for problem in problems] == ["image x.nii does not exist", "label y.nii does not exist"]
+
+
+def spinal_cord(data: Path, site: str) -> list[Volume]:
+    task = load(Task, MANIFESTS / "spinal_cord_gm" / "task.yaml")
+    cases = read_manifest(MANIFESTS / "spinal_cord_gm" / f"{site}.csv", task)
+    return [read_volume(row, task, data, with_label=True) for row in cases if row.labels]
+
+
+LABELLED = {"CEITEC_3T": 40, "UCL_3T": 17, "NWU_3T": 17, "Milan_1p5T": 40, "Philips_3T": 14, "Juntendo_3T": 15}
+
+
+@pytest.mark.parametrize("site", LABELLED)
+def test_the_cord_of_every_site_lies_in_the_network_slices(real_data: Path, site: str):
+    task = load(Task, MANIFESTS / "spinal_cord_gm" / "task.yaml")
+    volumes = spinal_cord(real_data, site)
+    assert sum(int(volume.labelled.sum()) for volume in volumes if volume.labelled is not None) == LABELLED[site]
+    for volume in volumes:
+        grid = grid_for(volume, task)
+        label, spacing = volume.label, volume.spacing_mm
+        assert label is not None and spacing is not None
+        small = grid.label_to_network(label, 3)
+        assert not small[:, [0, -1]].any() and not small[:, :, [0, -1]].any()
+        area = float((label > 0).sum()) * spacing[1] * spacing[2]
+        assert float((small > 0).sum()) * 0.625**2 == pytest.approx(area, rel=0.03)
+        assert nib.aff2axcodes(volume.affine) == tuple("SPL")
+
+
+def test_philips_is_stored_in_another_orientation_and_comes_back_in_it(real_data: Path, tmp_path: Path):
+    file = "spinal_cord_gm/Philips_3T/images/sub-9604_run-1_T2starw.nii.gz"
+    volume = spinal_cord(real_data, "Philips_3T")[0]
+    assert volume.label is not None
+    write_label_map(volume.label, volume, tmp_path / "out.nii.gz")
+    image, written = nib.load(real_data / file), nib.load(tmp_path / "out.nii.gz")
+    mask = nib.load(real_data / file.replace("images", "masks").replace("T2starw", "T2starw_gmseg"))
+    assert nib.aff2axcodes(image.affine) == tuple("LPS") == nib.aff2axcodes(written.affine)
+    assert np.array_equal(written.affine, image.affine)
+    assert np.array_equal(np.asarray(written.dataobj) == 2, np.asarray(mask.dataobj) == 1)
+
+
+@pytest.mark.parametrize("task_name", ["nuclei", "spinal_cord_gm"])
+def test_every_file_of_the_manifests_is_as_recorded_and_fits(real_data: Path, task_name: str):
+    task = load(Task, MANIFESTS / task_name / "task.yaml")
+    for manifest in sorted((MANIFESTS / task_name).glob("*.csv")):
+        for row in read_manifest(manifest, task):
+            assert check_case(row, task, real_data) == []
