@@ -94,14 +94,15 @@ def run_sequence(run: Run) -> list[Score]:
 
 
 def _follow(run: Run, method: Method) -> list[Score]:
-    knowledge: Knowledge | None = None
+    before: Knowledge | None = None  # of the stage before; None where it has not been needed yet
     scores = read_scores(run.scores_file) if run.scores_file.exists() else []
     for domain in run.sequence.domains:
         run.stopping.check(stage_name(domain))
+        knowledge: Knowledge | None = None
         if not run.kept(domain).exists():
-            if knowledge is None and domain.index > 0:
-                knowledge = method.load(run.kept(run.sequence.domains[domain.index - 1]))
-            knowledge = learn(run, method, domain, knowledge)
+            if before is None and domain.index > 0:
+                before = method.load(run.kept(run.sequence.domains[domain.index - 1]))
+            knowledge = learn(run, method, domain, before)
         shutil.rmtree(_training_folder(run, domain), ignore_errors=True)
         known = {(score.stage, score.domain) for score in scores}
         unscored = [other for other in labelled_domains(run.sequence) if (domain.index, other.name) not in known]
@@ -109,6 +110,7 @@ def _follow(run: Run, method: Method) -> list[Score]:
             knowledge = knowledge or method.load(run.kept(domain))
             scores = sorted([*scores, *score(run, method, domain, knowledge, unscored)], key=lambda row: row.stage)
         publish(run, domain, scores)
+        before = knowledge
     return scores
 
 

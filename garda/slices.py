@@ -118,8 +118,8 @@ def _flat(arrays: list[np.ndarray], dtype: type[np.generic], folder: Path | None
     if length * np.dtype(dtype).itemsize <= IN_MEMORY:
         flat = np.empty(length, dtype)
     else:
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the map keeps it open
-        flat = np.memmap(file, dtype, mode="w+", shape=(length,))
+        with tempfile.TemporaryFile(dir=folder) as file:  # nameless; the map alone keeps its bytes
+            flat = np.memmap(file, dtype, mode="w+", shape=(length,))
     position = 0
     while arrays:
         array = arrays.pop(0)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,13 +104,6 @@ def test_every_foreground_class_is_scored_and_maps_may_differ_in_type():
 def test_maps_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match=r"one shape \(D, H, W\), got \(1, 4, 4\) and \(1, 4, 5\)"):
         score_volume(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5), None, None, CLASSES)
-
-
-def test_a_large_volume_is_scored_in_moderate_time():
-    label = box((15, 448, 448), (2, 13), (140, 300), (140, 300)) + box((15, 448, 448), (4, 11), (180, 260), (180, 260))
-    started = time.perf_counter()
-    score_volume(label.roll(3, dims=1), label, None, (8.0, 1.25, 1.25), ("background", "a", "b"))
-    assert time.perf_counter() - started < 5.0  # 0.4 s on an idle core
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Tiny data sets and runs that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from garda.evaluate import Score
+from garda.phantom import write_phantom
+from garda.report import Reporter
+from garda.run import Run, run_sequence
+from garda.sequence import DomainSequence, read_sequence
+from garda.stopping import Stopping
+from garda.tracking import InMemory, Tracker
+
+SITES = ("bssfp_1p5t", "tse_1p5t", "lge_3t")
+TINY = """
+name: tiny
+manifests: data/manifests
+source: bssfp_1p5t
+targets: [tse_1p5t, lge_3t]
+config: tiny.yaml
+method: garda_paper
+"""
+CONFIG = """
+compute: {accelerator: cpu, precision: "32"}
+segmenter: {widths: [4, 4, 4, 4, 4, 4]}
+source: {steps: 5, batch: 4}
+garda_paper:
+  generator: {latent: 8, widths: [[8], [8], [4], [4]]}
+  images: {steps: 4, batch: 4, widths: [4, 8, 8, 8], average_images: 16}
+  style: {steps: 4, batch: 4, widths: [8, 8], average_images: 16}
+  replay: {steps: 3, batch: 4}
+"""
+
+
+def write_tiny(folder: Path) -> Path:
+    """A data set of three sites with a pipeline of seconds; returns the pipeline file."""
+    patients = {"train": 2, "val": 1, "test": 1}
+    write_phantom(folder / "data", patients=patients, sites=SITES, slices=2)  # type: ignore[arg-type]
+    (folder / "tiny.yaml").write_text(CONFIG)
+    (folder / "pipeline.yaml").write_text(TINY)
+    return folder / "pipeline.yaml"
+
+
+def run_tiny(
+    pipeline: Path,
+    out: Path,
+    tracker: Tracker | None = None,
+    stopping: Stopping | None = None,
+    **changes: Any,
+) -> list[Score]:
+    """Run a pipeline of :func:`write_tiny` without a word."""
+    return run_sequence(tiny_run(read_sequence(pipeline, **changes), pipeline, out, tracker, stopping))
+
+
+def tiny_run(
+    sequence: DomainSequence,
+    pipeline: Path,
+    out: Path,
+    tracker: Tracker | None = None,
+    stopping: Stopping | None = None,
+) -> Run:
+    """A run of ``sequence`` on the data beside its pipeline."""
+    reporter = Reporter(Console(quiet=True))
+    return Run(sequence, pipeline.parent / "data", out, tracker or InMemory(), reporter, stopping or Stopping())

@@ -1,0 +1,190 @@
+"""What every method promises, whichever is registered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from garda.compute import Compute, ComputeSettings
+from garda.errors import CheckpointError, ConfigError
+from garda.generators.features import FeatureSettings
+from garda.knowledge import STATISTICS_LIMIT, Knowledge
+from garda.methods import METHODS, build_method, deciding_settings, parse_settings
+from garda.methods.base import Method
+from garda.methods.garda_paper import GardaPaper
+from garda.sequence import Task
+from garda.slices import Batch, Slices
+from garda.training import Stage
+
+from . import phantoms
+
+TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
+
+
+class FakeSlices(Slices):
+    """Random slices of one domain, labelled or not, that remember whether they were asked for."""
+
+    def __init__(self, seed: int, *, with_labels: bool) -> None:
+        self._random = torch.Generator().manual_seed(seed)
+        self.with_labels = with_labels
+        self.image = torch.rand(8, 1, 16, 16, generator=self._random)
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        image = self.image[(torch.arange(size) + step) % 8]
+        return Batch(image, (image[:, 0] > 0.5).long() if self.with_labels else None)
+
+
+def method(name: str) -> Method:
+    import yaml
+
+    return build_method(name, parse_settings(name, yaml.safe_load(phantoms.CONFIG), "tiny.yaml"), TASK)
+
+
+def stages(folder: Path, index: int):
+    return lambda part: Stage(f"{index}-{part}", folder / f"{index}-{part}", seed=index)
+
+
+def follow(name: str, folder: Path) -> list[Knowledge]:
+    """Knowledge after the source, the first and the second target."""
+    learner = method(name)
+    known = [learner.learn_source("a", FakeSlices(0, with_labels=True), stages(folder, 0))]
+    for index, domain in enumerate(("b", "c"), start=1):
+        slices = FakeSlices(index, with_labels=False)
+        known.append(learner.adapt(known[-1], domain, slices, stages(folder, index)))
+    return known
+
+
+def weights(knowledge: Knowledge) -> dict[str, torch.Tensor]:
+    parts = {"segmenter": knowledge.segmenter, "teacher": knowledge.teacher, "generator": knowledge.generator}
+    return {
+        f"{part}.{name}": value.clone()
+        for part, network in parts.items()
+        if network is not None
+        for name, value in network.state_dict().items()
+    }
+
+
+def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_seeds_give_equal_weights(name, tmp_path):
+    for first, second in zip(follow(name, tmp_path / "a"), follow(name, tmp_path / "b"), strict=True):
+        assert_equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_domains_are_named_in_order(name, tmp_path):
+    assert [known.domains for known in follow(name, tmp_path)] == [("a",), ("a", "b"), ("a", "b", "c")]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
+    learner = method(name)
+    source = learner.learn_source("a", FakeSlices(0, with_labels=True), stages(tmp_path, 0))
+    before = weights(source)
+    later = learner.adapt(source, "b", FakeSlices(1, with_labels=False), stages(tmp_path, 1))
+    assert_equal(before, weights(source))
+    assert source.domains == ("a",)
+    teacher = weights(later)
+    assert_equal(
+        {key: value for key, value in before.items() if key.startswith("teacher")},
+        {key: value for key, value in teacher.items() if key.startswith("teacher")},
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_knowledge_that_was_kept_goes_on_as_the_one_in_memory(name, tmp_path):
+    known = follow(name, tmp_path / "memory")
+    known[1].save(tmp_path / "kept")
+    learner = method(name)
+    loaded = learner.load(tmp_path / "kept")
+    assert_equal(weights(known[1]), weights(loaded))
+    assert loaded.domains == ("a", "b")
+    later = learner.adapt(loaded, "c", FakeSlices(2, with_labels=False), stages(tmp_path / "again", 2))
+    assert_equal(weights(known[2]), weights(later))
+    kept = {path.suffix for path in (tmp_path / "kept").iterdir()}
+    assert kept == {".safetensors", ".json"}
+
+
+def test_all_methods_share_one_source_segmenter(tmp_path):
+    first, *others = (follow(name, tmp_path / name)[0] for name in METHODS)
+    for other in others:
+        assert_equal(
+            {k: v for k, v in weights(first).items() if not k.startswith("generator")},
+            {k: v for k, v in weights(other).items() if not k.startswith("generator")},
+        )
+
+
+def test_the_published_student_changes_and_the_lower_bound_does_not(tmp_path):
+    source, _, last = follow("source_only", tmp_path / "s")
+    assert_equal(weights(source), weights(last))
+    source, _, last = follow("garda_paper", tmp_path / "g")
+    changed = [
+        n
+        for n, v in weights(source).items()
+        if n.startswith("segmenter") and "weight" in n and not torch.equal(v, weights(last)[n])
+    ]
+    assert changed
+
+
+def test_damaged_knowledge_is_told_in_one_line(tmp_path):
+    known = follow("source_only", tmp_path / "run")[0]
+    learner = method("source_only")
+    with pytest.raises(CheckpointError, match="holds no knowledge of a finished stage"):
+        learner.load(tmp_path / "none")
+    known.save(tmp_path / "kept")
+    file = tmp_path / "kept" / "segmenter.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError) as caught:
+        learner.load(tmp_path / "kept")
+    assert str(caught.value) == f"{file}: is truncated or damaged; copy the file again"
+    file.unlink()
+    with pytest.raises(CheckpointError, match="no such file; copy the whole folder"):
+        learner.load(tmp_path / "kept")
+    known.save(tmp_path / "kept")
+    wide = TASK.model_copy(update={"classes": ("background", "organ", "lesion")})
+    other = build_method("source_only", learner.shared, wide)
+    with pytest.raises(CheckpointError, match="holds weights of another network"):
+        other.load(tmp_path / "kept")
+
+
+def test_statistics_survive_and_stay_few(tmp_path):
+    known = follow("source_only", tmp_path / "run")[0]
+    numbers = {"a": {"landmarks": torch.arange(3.0)}}
+    Knowledge(known.segmenter, known.teacher, None, ("a",), numbers).save(tmp_path / "kept")
+    assert torch.equal(method("source_only").load(tmp_path / "kept").statistics["a"]["landmarks"], torch.arange(3.0))
+    with pytest.raises(ValueError, match=f"more than {STATISTICS_LIMIT}"):
+        Knowledge(known.segmenter, known.teacher, None, ("a",), {"a": {"image": torch.zeros(200, 200)}})
+
+
+def test_settings_name_the_file_and_the_nearest_key():
+    with pytest.raises(ConfigError) as caught:
+        parse_settings("garda_paper", {"garda_paper": {"stile": {}}}, "small.yaml")
+    assert str(caught.value) == "small.yaml: unknown key 'garda_paper.stile'; did you mean 'style'?"
+    with pytest.raises(ConfigError) as caught:
+        parse_settings("gardapaper", {}, "small.yaml")
+    assert str(caught.value) == "small.yaml: unknown method 'gardapaper'; use one of garda_paper, source_only"
+
+
+def test_other_methods_blocks_and_weights_paths_decide_nothing():
+    settings = parse_settings("garda_paper", {"garda_paper": {"features": {"weights": "/secret/vgg.pth"}}}, "x")
+    assert "/secret" not in str(deciding_settings("garda_paper", settings))
+    assert "garda_paper" not in deciding_settings("source_only", settings)
+    assert settings.garda_paper.features == FeatureSettings(weights="/secret/vgg.pth")
+
+
+def test_garda_paper_refuses_knowledge_without_its_generator(tmp_path):
+    source = follow("source_only", tmp_path)[0]
+    learner = method("garda_paper")
+    assert isinstance(learner, GardaPaper)
+    with pytest.raises(TypeError, match="adapts a StyleGenerator"):
+        learner.adapt(source, "b", FakeSlices(1, with_labels=False), stages(tmp_path, 9))
+
+
+def test_compute_follows_the_settings():
+    assert method("source_only").compute.device == Compute(ComputeSettings(accelerator="cpu")).device

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from garda.errors import ConfigError, DataError, Interrupted, Problems, RunFolderError
+from garda.evaluate import read_scores
+from garda.predict import predict
+from garda.report import Reporter
+from garda.run import needed_cases
+from garda.sequence import read_sequence
+from garda.stopping import Stopping
+from garda.tracking import InMemory
+from garda.volumes import read_volume
+
+from .phantoms import SITES, run_tiny, tiny_run, write_tiny
+
+STAGES = [f"{index}-{site}" for index, site in enumerate(SITES)]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InMemory]:
+    out, tracker = tmp_path_factory.mktemp("finished") / "run", InMemory()
+    run_tiny(pipeline, out, tracker)
+    return out, tracker
+
+
+def kept(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.safetensors"))}
+
+
+def without_names(file: Path) -> list[str]:
+    """The score rows without their pseudonyms, which depend on the user's key."""
+    return [",".join(line.split(",")[:2] + line.split(",")[4:]) for line in file.read_text().splitlines()]
+
+
+def test_every_domain_is_scored_after_every_stage(finished):
+    out, tracker = finished
+    scores = read_scores(out / "scores.csv")
+    assert {(score.stage, score.domain) for score in scores} == {(i, site) for i in range(3) for site in SITES}
+    assert len(scores) == 3 * 3 * 3  # stages, test patients, classes
+    assert (out / "matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert len((out / "matrix.csv").read_text().splitlines()) == 4
+    assert tracker.status == "finished"
+    assert {f"dice/{site}/myocardium" for site in SITES} <= {name for stage, name in tracker.metrics if stage == 2}
+    assert {(f"{stage}-{part}") for stage in STAGES for part in ("segmenter", "generator")} == {
+        stage for stage, _ in tracker.curves
+    }
+
+
+def test_nothing_but_knowledge_stays_of_a_stage(finished):
+    out, _ = finished
+    for stage in STAGES:
+        assert [path.name for path in (out / "stages" / stage).iterdir()] == ["knowledge"]
+    names = {path.name for path in (out / "stages").rglob("*") if path.is_file()}
+    assert names == {f"{part}.safetensors" for part in ("segmenter", "teacher", "generator", "statistics")} | {
+        "knowledge.json"
+    }
+
+
+def test_no_patient_no_case_and_no_data_path_is_written(finished, pipeline):
+    out, _ = finished
+    private = [str(pipeline.parent), "bssfp_1p5t_0", "tse_1p5t_0", "lge_3t_0"]
+    for path in out.rglob("*"):
+        assert not any(word in str(path.relative_to(out)) for word in private)
+        if path.is_file():
+            content = path.read_bytes()
+            assert [word for word in private if word.encode() in content] == [], path
+
+
+def test_the_same_command_changes_nothing(finished, pipeline):
+    out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("knowledge/*")}
+    scores = (out / "scores.csv").read_text()
+    run_tiny(pipeline, out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("knowledge/*")} == before
+    assert (out / "scores.csv").read_text() == scores
+
+
+class StopAt:
+    """Asks for a stop when a stage reports a step, or raises as a killed process would end."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.stage, self.step, self.stopping = stage, step, Stopping()
+
+    def losses(self, stage, step, values):
+        if (stage, step) == (self.stage, self.step):
+            self.stopping.exit_code = 75
+
+    def start(self, run): ...
+    def stage_ended(self, stage, stage_index, metrics): ...
+    def artifact(self, path): ...
+    def finish(self, status): ...
+
+
+@pytest.mark.parametrize("part", ["segmenter", "generator"])
+@pytest.mark.parametrize("stage", [STAGES[0], STAGES[1]])
+def test_a_stopped_run_ends_with_equal_weights(finished, pipeline, tmp_path, stage, part):
+    stop = StopAt(f"{stage}-{part}", 1)
+    with pytest.raises(Interrupted):
+        run_tiny(pipeline, tmp_path / "run", stop, stop.stopping)
+    assert (tmp_path / "run" / "stages" / stage / "training" / part / "checkpoint.pt").exists()
+    run_tiny(pipeline, tmp_path / "run")
+    assert kept(tmp_path / "run") == kept(finished[0])
+    assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
+
+
+def test_a_plan_that_appends_targets_goes_on(finished, pipeline, tmp_path):
+    shorter = pipeline.with_name("shorter.yaml")
+    shorter.write_text(pipeline.read_text().replace(f", {SITES[2]}", ""))
+    run_tiny(shorter, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "stages").iterdir())) == 2
+    run_tiny(pipeline, tmp_path / "run")
+    assert kept(tmp_path / "run") == kept(finished[0])
+    assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
+    with pytest.raises(RunFolderError) as caught:
+        run_tiny(shorter, tmp_path / "run")
+    assert str(caught.value) == (
+        f"{tmp_path}/run/plan.json: the folder holds another plan, domains differs; "
+        "undo the change, or give a new --out folder"
+    )
+
+
+class DeleteAfter:
+    """Deletes a domain's training files as soon as its stage has ended."""
+
+    def __init__(self, data: Path) -> None:
+        self.data, self.sequence = data, None
+
+    def stage_ended(self, stage, stage_index, metrics):
+        for case in self.sequence.domains[stage_index].split("train"):
+            for file in (case.image, *case.labels):
+                (self.data / file).unlink()
+
+    def start(self, run): ...
+    def losses(self, stage, step, values): ...
+    def artifact(self, path): ...
+    def finish(self, status): ...
+
+
+def test_a_run_ends_though_each_domains_training_files_are_deleted_after_its_stage(finished, tmp_path):
+    pipeline = write_tiny(tmp_path)
+    tracker = DeleteAfter(tmp_path / "data")
+    tracker.sequence = read_sequence(pipeline)
+    run_tiny(pipeline, tmp_path / "run", tracker)
+    assert kept(tmp_path / "run") == kept(finished[0])
+    assert not list((tmp_path / "data" / SITES[0] / "images").glob("*_000.nii.gz"))
+
+
+def test_a_learner_never_sees_a_targets_label(pipeline, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(pipeline.parent, folder)
+    sequence = read_sequence(folder / "pipeline.yaml")
+    for domain in sequence.targets:
+        for case in domain.split("train"):
+            (folder / "data" / case.labels[0]).write_bytes(b"no label at all")
+    learned = [case for case in needed_cases(sequence, sequence.domains) if case.split == "train"]
+    assert [bool(case.labels) for case in learned] == [True] * 2 + [False] * 4
+    run_tiny(folder / "pipeline.yaml", tmp_path / "run")
+
+
+def test_another_plan_is_refused_by_its_key(finished, pipeline):
+    with pytest.raises(RunFolderError, match=r"the folder holds another plan, settings.source.steps differs"):
+        run_tiny(pipeline, finished[0], changes={"source": {"steps": 6}})
+    with pytest.raises(RunFolderError, match="another plan, seed differs"):
+        run_tiny(pipeline, finished[0], seed=5)
+    with pytest.raises(RunFolderError, match="method differs"):
+        run_tiny(pipeline, finished[0], method="source_only")
+
+
+def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
+    folder = tmp_path / "tiny"
+    shutil.copytree(pipeline.parent, folder)
+    images = sorted((folder / "data" / SITES[1] / "images").iterdir())
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:50])
+    with pytest.raises(Problems) as caught:
+        run_tiny(folder / "pipeline.yaml", tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 2
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        run_tiny(pipeline, tmp_path / "run", changes={"source": {"step": 6}})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(RunFolderError) as caught:
+        run_tiny(pipeline, tmp_path)
+    assert str(caught.value) == f"{tmp_path}: holds something that is not a run of garda; give a new --out folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_missing_data_folder(pipeline, tmp_path):
+    sequence = read_sequence(pipeline)
+    run = tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
+    from garda.run import run_sequence
+
+    with pytest.raises(DataError, match="no such folder; give the folder of the scans under --data"):
+        run_sequence(run)
+
+
+def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
+    sequence = read_sequence(pipeline)
+    case = sequence.targets[0].split("test")[0]
+    image = pipeline.parent / "data" / case.image
+    with Reporter() as reporter:
+        (written,) = predict(finished[0], [image], tmp_path / "out", reporter)
+        (earlier,) = predict(finished[0], [image], tmp_path / "early", reporter, stage=0)
+    import nibabel
+    import numpy as np
+
+    there, here = nibabel.load(image), nibabel.load(written)
+    assert here.shape == there.shape and np.array_equal(here.affine, there.affine)
+    assert set(np.unique(np.asarray(here.dataobj))) <= {0, 1, 2, 3}
+    assert earlier.exists()
+    label = read_volume(case, sequence.task, pipeline.parent / "data", with_label=True).label
+    assert label.numel() == np.asarray(here.dataobj).size
+
+
+def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
+    image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
+    with Reporter() as reporter:
+        with pytest.raises(DataError, match="would be overwritten by its label map"):
+            predict(finished[0], [image], image.parent, reporter)
+        with pytest.raises(DataError, match="as another image; predict them apart"):
+            predict(finished[0], [image, image], tmp_path, reporter)
+        with pytest.raises(RunFolderError, match="stage 7 has not been learnt yet; 3 of 3 have"):
+            predict(finished[0], [image], tmp_path, reporter, stage=7)
+        with pytest.raises(RunFolderError, match="is not a run folder"):
+            predict(tmp_path, [image], tmp_path / "out", reporter)
+    assert list(tmp_path.iterdir()) == []
+
+
+def command(pipeline: Path, out: Path) -> list[str]:
+    return [
+        sys.executable, "-c", "import torch; torch.set_num_threads(1); from garda.cli import main; main()",
+        "run", str(pipeline), "--data", str(pipeline.parent / "data"), "--out", str(out),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [f"{stage}/training/{p}" for stage in STAGES[:2] for p in ("segmenter", "generator")])
+def test_kill_9_in_each_kind_of_stage(finished, pipeline, tmp_path, part):
+    """The process is killed while a stage trains, at whatever step it has reached."""
+    hurried = pipeline.with_name("hurried.yaml")
+    hurried.write_text(pipeline.read_text() + "settings: {checkpoint_seconds: 0.001}\n")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_tiny(hurried, whole)
+    process = subprocess.Popen(command(hurried, killed), stdout=subprocess.DEVNULL)
+    checkpoint = killed / "stages" / part / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run(command(hurried, killed), check=True, stdout=subprocess.DEVNULL)
+    assert kept(killed) == kept(whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_signals_end_with_a_checkpoint_and_their_exit_code(pipeline, tmp_path, number, code):
+    long = pipeline.with_name("long.yaml")
+    long.write_text(pipeline.read_text() + "settings: {source: {steps: 100000}, checkpoint_seconds: 0.5}\n")
+    process = subprocess.Popen(
+        command(long, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    checkpoint = tmp_path / "run" / "stages" / STAGES[0] / "training" / "segmenter" / "checkpoint.pt"
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.05)
+    written = checkpoint.stat().st_mtime_ns
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert errors.splitlines()[-1] == (
+        f"{STAGES[0]}-segmenter: stopped on request; run the same command again to go on from here"
+    )
+    assert checkpoint.stat().st_mtime_ns > written

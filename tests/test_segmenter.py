@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from garda.compute import Compute, ComputeSettings
+from garda.errors import ConfigError
+from garda.generators.style import StyleGenerator, StyleSettings
+from garda.segmenter import (
+    FromLabels,
+    FromReplay,
+    LabelLessonSettings,
+    ReplayLessonSettings,
+    SegmenterSettings,
+    build_segmenter,
+    distillation,
+    segment,
+)
+from garda.sequence import Task
+from garda.slices import Batch
+from garda.volumes import Frame, Volume
+
+TASK = Task(name="t", classes=("background", "organ"), size=(16, 16), spacing_mm=(2.0, 2.0))
+TINY = SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))
+COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
+
+
+def square(count: int = 4) -> Batch:
+    label = torch.zeros(count, 16, 16, dtype=torch.long)
+    label[:, 4:12, 4:12] = 1
+    return Batch(label[:, None] * 0.6 + 0.2, label)
+
+
+@pytest.mark.parametrize("loss", ["dice_ce", "ce"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_bright_square_is_learnt_from_labels(loss, optimizer):
+    torch.manual_seed(0)
+    rate = 2e-2 if optimizer == "adamw" else 0.1
+    lesson = LabelLessonSettings(steps=30, batch=4, loss=loss, optimizer=optimizer, learning_rate=rate)
+    objective = FromLabels(TASK, TINY, lesson, COMPUTE)
+    losses = [objective.step(square(), step)["segmentation"].item() for step in range(30)]
+    assert sum(losses[-5:]) < sum(losses[:5]) / 2
+
+
+def test_labels_are_needed():
+    objective = FromLabels(TASK, TINY, LabelLessonSettings(geometry=None, appearance=None), COMPUTE)
+    with pytest.raises(ValueError, match="FromLabels needs labels"):
+        objective.step(Batch(square().image, None), 0)
+
+
+def test_the_learning_rate_is_a_function_of_the_step():
+    objective = FromLabels(TASK, TINY, LabelLessonSettings(steps=10, learning_rate=1.0), COMPUTE)
+    rates = []
+    for step in (0, 5, 9):
+        objective.step(square(), step)
+        rates.append(objective.state()["optimizer"].param_groups[0]["lr"])
+    assert rates == pytest.approx([1.0, 0.5, (1 + np.cos(np.pi * 0.9)) / 2])
+
+
+def test_distillation_is_least_where_the_answers_agree():
+    teacher = torch.randn(2, 3, 4, 4)
+    same = distillation(teacher, teacher, 2.0)
+    assert distillation(teacher + torch.randn_like(teacher), teacher, 2.0) > same
+    entropy = torch.distributions.Categorical(logits=teacher.movedim(1, -1) / 2).entropy().mean()
+    assert same == pytest.approx(entropy.item(), rel=1e-5)
+
+
+def test_the_student_learns_the_teachers_answers_and_nothing_else_changes():
+    torch.manual_seed(0)
+    generator = StyleGenerator(1, (16, 16), StyleSettings(latent=4, widths=((4,), (4,))))
+    for domain in ("a", "b"):
+        generator.add_domain(domain)
+    teacher, student = build_segmenter(TASK, TINY), build_segmenter(TASK, TINY).requires_grad_(False)
+    frozen = copy.deepcopy([teacher.state_dict(), generator.state_dict()])
+    objective = FromReplay(
+        student, teacher, generator, ReplayLessonSettings(steps=40, batch=8, learning_rate=2e-2), COMPUTE
+    )
+    losses = [objective.step(None, step)["distillation"].item() for step in range(40)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+    for before, after in zip(frozen, [teacher.state_dict(), generator.state_dict()], strict=True):
+        assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+class Threshold(nn.Module):
+    """Organ where the image is bright."""
+
+    def forward(self, image):
+        return torch.cat([0.5 - image, image - 0.5], dim=1) * 100
+
+
+def scan(height: int, width: int, spacing: tuple[float, float, float] | None) -> Volume:
+    image = torch.zeros(3, 1, height, width)
+    image[:, :, height // 2 - 4 : height // 2 + 4, width // 2 - 6 : width // 2 + 6] = 1
+    return Volume("c", image, None, None, np.eye(4), spacing, Frame())
+
+
+@pytest.mark.parametrize("spacing", [None, (5.0, 2.0, 2.0), (5.0, 1.0, 1.0)])
+def test_a_whole_volume_comes_back_on_its_own_grid(spacing):
+    volume = scan(24, 30, spacing)
+    label = segment(Threshold(), volume, TASK, COMPUTE, batch=2)
+    assert label.shape == (3, 24, 30) and label.dtype == torch.int64
+    expected = volume.image[:, 0].long()
+    assert (label != expected).float().mean() < 0.03
+    assert label[:, :2].sum() == 0
+
+
+def test_large_slices_are_segmented_window_by_window():
+    volume = scan(50, 70, None)
+    label = segment(Threshold(), volume, TASK.model_copy(update={"fit": "patch"}), COMPUTE)
+    assert torch.equal(label, volume.image[:, 0].long())
+
+
+def test_a_device_that_is_not_there():
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(ConfigError) as caught:
+        Compute(ComputeSettings(accelerator="cuda"))
+    assert str(caught.value) == "compute.accelerator: no CUDA device is available; use auto or cpu"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "32"])
+def test_logits_are_float32_whatever_the_precision(precision):
+    compute = Compute(ComputeSettings(accelerator="cpu", precision=precision, threads=1))
+    objective = FromLabels(TASK, TINY, LabelLessonSettings(), compute)
+    loss = objective.step(square(), 0)["segmentation"]
+    assert loss.dtype == torch.float32 and loss.isfinite()

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from garda import slices as module
+from garda.sequence import Task
+from garda.slices import Slices
+from garda.volumes import Frame, Volume
+
+CROP = Task(name="t", classes=("background", "organ"), size=(16, 16))
+PATCH = CROP.model_copy(update={"fit": "patch"})
+
+
+def volume(depth: int, height: int, width: int, labelled: list[bool] | None = None, start: float = 0.0) -> Volume:
+    """Slice i of the volume is filled with (start + i) / 100 and labelled 1 where the row is even."""
+    values = (torch.arange(depth) + start) / 100
+    image = values[:, None, None, None].expand(-1, 1, height, width).clone()
+    label = torch.zeros(depth, height, width, dtype=torch.long)
+    label[:, ::2] = 1
+    known = None if labelled is None else torch.tensor(labelled)
+    return Volume("c", image, label, known, np.eye(4), None, Frame())
+
+
+def seen(slices: Slices, steps: int, size: int) -> list[int]:
+    return [round(image.max().item() * 100) for step in range(steps) for image in slices.batch(step, size, 0).image]
+
+
+def test_every_slice_comes_once_before_any_comes_again():
+    slices = Slices([volume(3, 16, 16), volume(4, 20, 18, start=3)], CROP, with_labels=False)
+    assert len(slices) == 7
+    order = seen(slices, 7, 2)
+    assert sorted(order[:7]) == sorted(order[7:]) == list(range(7))
+    assert order[:7] != order[7:]
+
+
+def test_a_batch_is_a_pure_function_of_step_size_and_seed():
+    slices = Slices([volume(5, 40, 40)], PATCH, with_labels=True)
+    first, again = slices.batch(3, 4, 1), slices.batch(3, 4, 1)
+    assert torch.equal(first.image, again.image) and torch.equal(first.label, again.label)
+    assert not torch.equal(first.label, slices.batch(4, 4, 1).label)
+
+
+def test_slices_without_a_label_are_left_out_of_a_labelled_source_alone():
+    half = [True, False, True, False]
+    assert sorted(seen(Slices([volume(4, 16, 16, half)], CROP, with_labels=True), 1, 2)) == [0, 2]
+    assert len(Slices([volume(4, 16, 16, half)], CROP, with_labels=False)) == 4
+
+
+def test_image_and_label_are_cut_at_the_same_place():
+    rows = torch.arange(40) / 100
+    image = rows[None, None, :, None].expand(1, 1, 40, 40).clone()
+    label = (torch.arange(40) % 2)[None, :, None].expand(1, 40, 40).clone()
+    slices = Slices([Volume("c", image, label, None, np.eye(4), None, Frame())], PATCH, with_labels=True)
+    batch = slices.batch(0, 8, 0)
+    assert batch.image.shape == (8, 1, 16, 16) and batch.label.shape == (8, 16, 16)
+    row = (batch.image[:, 0] * 100).round().long()
+    assert torch.equal(row % 2, batch.label)
+    assert len({int(first) for first in row[:, 0, 0]}) > 1
+
+
+def test_an_unlabelled_domain_gives_no_label():
+    assert Slices([volume(2, 16, 16)], CROP, with_labels=False).batch(0, 2, 0).label is None
+
+
+@pytest.mark.parametrize("task", [CROP, PATCH])
+def test_large_domains_are_memory_mapped_and_hold_the_same(task, monkeypatch, tmp_path):
+    volumes = [volume(3, 20, 24), volume(2, 16, 30, start=3)]
+    plain = Slices(volumes, task, with_labels=True).batch(0, 5, 0)
+    monkeypatch.setattr(module, "IN_MEMORY", 16)
+    mapped = Slices(volumes, task, with_labels=True, private_folder=tmp_path)
+    assert isinstance(mapped._images, np.memmap)
+    assert torch.equal(mapped.batch(0, 5, 0).image, plain.image)
+    assert torch.equal(mapped.batch(0, 5, 0).label, plain.label)
+    assert list(tmp_path.iterdir()) == []
