@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 TORCH := torch==2.13.0
 DATA := data/phantom
 DEMO := runs/demo
+# one store for both runs of the demo, so that MLflow compares them
+TRACKED = MLFLOW_TRACKING_URI=sqlite:///$(abspath $(DEMO))/mlflow.db
 
 .PHONY: setup demo test test-all lint wheelhouse clean
 
@@ -21,8 +23,10 @@ $(READY): pyproject.toml constraints.txt
 # The main job on the embedded default: four sites of an MR heart phantom, one labelled.
 demo: $(READY)
 	@test -d $(DATA)/manifests || $(BIN)/garda phantom --out $(DATA)
-	$(BIN)/garda run pipelines/phantom.yaml --method source_only --data $(DATA) --out $(DEMO)/source_only
-	$(BIN)/garda run pipelines/phantom.yaml --data $(DATA) --out $(DEMO)/garda_paper
+	@mkdir -p $(DEMO)
+	$(TRACKED) $(BIN)/garda run pipelines/phantom.yaml --method source_only --data $(DATA) --out $(DEMO)/source_only
+	$(TRACKED) $(BIN)/garda run pipelines/phantom.yaml --data $(DATA) --out $(DEMO)/garda_paper
+	@echo "compare both in MLflow: $(BIN)/garda ui --out $(DEMO)"
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --cov=garda --cov-report=term:skip-covered

@@ -120,7 +120,7 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) ->
     cases = domain.split("train") if is_source else tuple(map(without_label, domain.split("train")))
     volumes = (read_volume(case, task, run.data, with_label=is_source) for case in cases)
     slices = Slices(volumes, task, with_labels=is_source)
-    stages = partial(_stage, run, domain)
+    stages = partial(_stage, run, domain, method.shared.checkpoint_seconds)
     if before is None:
         knowledge = method.learn_source(domain.name, slices, stages)
     else:
@@ -242,7 +242,7 @@ def describe(sequence: DomainSequence, plan: dict[str, Any]) -> RunDescription:
     )
 
 
-def _stage(run: Run, domain: Domain, part: str) -> Stage:
+def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> Stage:
     """One piece of training of a domain's stage; equal seeds and names give equal stages, whatever the method."""
     name = f"{stage_name(domain)}-{part}"
     return Stage(
@@ -252,6 +252,7 @@ def _stage(run: Run, domain: Domain, part: str) -> Stage:
         stopping=run.stopping,
         log=partial(run.tracker.losses, name),
         progress=run.reporter.bar(name),
+        checkpoint_seconds=checkpoint_seconds,
     )
 
 

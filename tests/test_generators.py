@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from garda.augment import GeometrySettings
 from garda.compute import Compute, ComputeSettings
-from garda.errors import CheckpointError
+from garda.errors import CheckpointError, ConfigError
 from garda.generators import GENERATORS
 from garda.generators.adversarial import (
     AdversarialSettings,
@@ -73,9 +73,9 @@ def test_one_domains_row_is_never_read_for_another():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="3 resolutions cannot draw 18 x 16 pixels"):
+    with pytest.raises(ConfigError, match="3 resolutions cannot draw 18 x 16 pixels"):
         StyleGenerator(1, (18, 16), TINY)
-    with pytest.raises(ValueError, match="6 convolutions are too many for 16 x 16 pixels"):
+    with pytest.raises(ConfigError, match="6 convolutions are too many for 16 x 16"):
         Discriminator(1, (16, 16), (4,) * 6, ("a",))
 
 

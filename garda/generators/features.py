@@ -27,9 +27,14 @@ class FeatureSettings(Config):
     """
 
     encoder: Literal["segmenter", "vgg19"] = "segmenter"
-    depth: int = 2
+    depth: int = Field(default=2, ge=0, le=4)
     weights: str | None = Field(default=None, exclude=True)
     sha256: str | None = None
+
+    @property
+    def halvings(self) -> int:
+        """How often the encoder halves the image's sides."""
+        return self.depth if self.encoder == "segmenter" else len(VGG19Encoder.WIDTHS) - 1
 
 
 class SegmenterEncoder(nn.Module):

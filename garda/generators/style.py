@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from garda.config import Config
+from garda.errors import ConfigError
 from garda.generators.base import Anatomy, Generator
 from garda.seeds import derive_seed
 
@@ -47,8 +48,11 @@ class StyleGenerator(Generator):
 
         Args:
             channels: image channels.
-            size: (H, W) of the image, multiples of 2^(number of resolutions - 1).
+            size: (H, W) of the image, multiples of 2^(number of resolutions - 1), at least twice that.
             settings: widths.
+
+        Raises:
+            ConfigError: the widths do not fit the size.
         """
         super().__init__()
         self.domains = ()
@@ -56,7 +60,11 @@ class StyleGenerator(Generator):
         ups = len(settings.widths) - 1
         base = (size[0] >> ups, size[1] >> ups)
         if (base[0] << ups, base[1] << ups) != size or min(base) < 2:
-            raise ValueError(f"a generator of {ups + 1} resolutions cannot draw {size[0]} x {size[1]} pixels")
+            raise ConfigError(
+                "generator.widths",
+                f"{ups + 1} resolutions cannot draw {size[0]} x {size[1]} pixels",
+                "change the number of resolutions, or the task's size",
+            )
         self.embedding = nn.Parameter(torch.empty(0, EMBEDDING))
         self.map_in = EqualLinear(self.latent + EMBEDDING, self.latent, rate=0.01)
         self.map_out = EqualLinear(self.latent, self.latent, rate=0.01)
@@ -115,13 +123,20 @@ class Discriminator(nn.Module):
             size: (H, W) of what is judged.
             widths: output channels of each convolution; all but the last are followed by 2x2 average pooling.
             domains: names of the domains, each seeding its row of the projection.
+
+        Raises:
+            ConfigError: there are more halvings than the size has.
         """
         super().__init__()
         inputs = [channels, *widths[:-1]]
         self.layers = nn.ModuleList(EqualConvolution(i, o) for i, o in zip(inputs, widths, strict=True))
         last = (size[0] >> (len(widths) - 1), size[1] >> (len(widths) - 1))
         if min(last) < 1:
-            raise ValueError(f"{len(widths)} convolutions are too many for {size[0]} x {size[1]} pixels")
+            raise ConfigError(
+                "discriminator widths",
+                f"{len(widths)} convolutions are too many for {size[0]} x {size[1]}",
+                "give fewer",
+            )
         self.final = EqualConvolution(widths[-1] + 1, widths[-1])
         self.dense = EqualLinear(widths[-1] * last[0] * last[1], widths[-1])
         self.logits = EqualLinear(widths[-1], PROJECTION)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 
+import torch
+
+from garda.compute import Compute
 from garda.config import Config
 from garda.generators.adversarial import FromImages, FromStyle, ImageLessonSettings, StyleLessonSettings
 from garda.generators.features import FeatureSettings, build_encoder
-from garda.generators.style import StyleGenerator, StyleSettings
+from garda.generators.style import Discriminator, StyleGenerator, StyleSettings
 from garda.knowledge import Knowledge
-from garda.methods.base import Method, Stages
+from garda.methods.base import Method, SharedSettings, Stages
 from garda.segmenter import FromReplay, ReplayLessonSettings
+from garda.sequence import Task
 from garda.slices import Slices
 from garda.training import fit
 
@@ -37,6 +41,19 @@ class GardaPaper(Method[GardaPaperSettings]):
     """Learn looks with a generator; teach the segmenter on replayed images alone."""
 
     Settings = GardaPaperSettings
+
+    def __init__(self, task: Task, shared: SharedSettings, settings: GardaPaperSettings, compute: Compute) -> None:
+        """Refuse what could only fail hours later.
+
+        Raises:
+            ConfigError: the widths do not fit the task's size.
+        """
+        super().__init__(task, shared, settings, compute)
+        height, width = (side >> settings.features.halvings for side in task.size)
+        with torch.device("meta"):
+            self.build_generator()
+            Discriminator(task.channels, task.size, settings.images.widths, ("any",))
+            Discriminator(1, (height, width), settings.style.widths, ("any",))
 
     def build_generator(self) -> StyleGenerator:
         """An untrained style generator."""

@@ -1,0 +1,1 @@
+"""What is measured, and how; not part of the tests."""

@@ -1,0 +1,111 @@
+"""The command line: what it prints, where it stops, and what it imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from garda import cli
+from garda.errors import ConfigError
+
+from .phantoms import SITES, write_tiny
+
+
+def garda(*words: object) -> int:
+    """Run a command in this process; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["garda", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+    code = caught.value.code
+    return code if isinstance(code, int) else 0
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def test_help_needs_no_heavy_import():
+    code = "import sys, garda.cli; print([m for m in ('torch', 'monai', 'mlflow', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", out, "--set", "source.steps=2")
+    assert garda(*words, "--method", "source_only", "--seed", "3") == 0
+    printed = capsys.readouterr().out
+    assert "after stage" in printed and f"2 {SITES[2]}" in printed and "forgetting" in printed
+    assert printed.splitlines()[-1] == f"every score: {out / 'scores.csv'}; metrics: garda ui --out {out}"
+    assert (out / "mlflow.db").exists()
+
+
+def test_check_reads_everything_and_trains_nothing(pipeline, capsys):
+    before = sorted(pipeline.parent.rglob("*"))
+    assert garda("check", pipeline, "--data", pipeline.parent / "data") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "12 cases of 3 domains: no problem found"
+    assert sorted(pipeline.parent.rglob("*")) == before
+
+
+def test_every_problem_is_one_line_on_standard_error(tmp_path, capsys):
+    pipeline = write_tiny(tmp_path)
+    data = tmp_path / "data"
+    (data / SITES[0] / "images" / f"{SITES[0]}_000.nii.gz").unlink()
+    (data / SITES[1] / "labels" / f"{SITES[1]}_003.nii.gz").write_bytes(b"")
+    assert garda("check", pipeline, "--data", data) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all(line.count("; ") == 1 and line.startswith(str(tmp_path)) for line in errors)
+
+
+def test_manifest_of_a_folder(pipeline, tmp_path, capsys):
+    data, out = pipeline.parent / "data", tmp_path / "site.csv"
+    assert garda("manifest", data / SITES[0], "--data", data, "--out", out, "--fractions", 0.5, 0.25, 0.25) == 0
+    assert capsys.readouterr().out == f"{out}: 4 cases of 4 patients\n"
+    assert out.read_text().count(",train,") == 2
+    assert garda("manifest", data / SITES[0], "--data", data, "--out", out) == 2
+    assert capsys.readouterr().err == f"{out}: exists; give another --out, or remove it\n"
+
+
+def test_phantom_writes_once(tmp_path, capsys):
+    words = ("phantom", "--out", tmp_path / "ph", "--train", 1, "--val", 0, "--test", 1, "--slices", 1)
+    assert garda(*words) == 0
+    assert (tmp_path / "ph" / "manifests" / "task.yaml").exists()
+    assert garda(*words) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/ph: the folder is not empty; give a new folder\n"
+
+
+def test_predict_writes_label_maps(pipeline, tmp_path, capsys):
+    data, run = pipeline.parent / "data", tmp_path / "run"
+    garda("run", pipeline, "--data", data, "--out", run, "--method", "source_only", "--set", "source.steps=2")
+    capsys.readouterr()
+    image = sorted((data / SITES[2] / "images").iterdir())[0]
+    assert garda("predict", run, image, "--out", tmp_path / "maps") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "maps" / image.name)
+    assert (tmp_path / "maps" / image.name).exists()
+
+
+def test_changes_from_the_command_line():
+    assert cli._changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
+    for text in ("a", "=3", "a..b=3"):
+        with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+            cli._changes([text])
+    with pytest.raises(ConfigError, match="is not a YAML value"):
+        cli._changes(["a={"])
+
+
+def test_a_misspelt_setting_names_its_neighbour(pipeline, tmp_path, capsys):
+    words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", tmp_path / "run")
+    assert garda(*words, "--set", "sorce.steps=2") == 2
+    assert capsys.readouterr().err == f"{pipeline.parent}/tiny.yaml: unknown key 'sorce'; did you mean 'source'?\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_ui_without_a_run(tmp_path, capsys):
+    assert garda("ui", "--out", tmp_path) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
