@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,10 +26,10 @@ class GeometrySettings(Config):
         shift: largest shift as a share of the side.
     """
 
-    probability: float = 0.8
-    degrees: float = 15.0
-    scale: float = 0.15
-    shift: float = 0.08
+    probability: float = Field(default=0.8, ge=0, le=1)
+    degrees: NonNegativeFloat = 15.0
+    scale: NonNegativeFloat = 0.15
+    shift: NonNegativeFloat = 0.08
 
 
 class AppearanceSettings(Config):
@@ -41,10 +42,10 @@ class AppearanceSettings(Config):
         noise: largest standard deviation of Gaussian noise.
     """
 
-    gamma: float = 1.4
-    contrast: float = 0.15
-    brightness: float = 0.08
-    noise: float = 0.03
+    gamma: float = Field(default=1.4, ge=1)
+    contrast: NonNegativeFloat = 0.15
+    brightness: NonNegativeFloat = 0.08
+    noise: NonNegativeFloat = 0.03
 
 
 def draw_motion(count: int, settings: GeometrySettings, any_orientation: bool, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from garda.errors import ConfigError, DataError, GardaError
+from garda.errors import ConfigError, DataError, GardaError, Interrupted
 
 
 class Layout(StrEnum):
@@ -49,7 +50,7 @@ def run(
     change: Changes = None,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
-    from garda.continual import matrix, summary
+    from garda.continual import forgetting, matrix, summary
     from garda.figures import matrix_table
     from garda.report import Reporter
     from garda.run import Run, run_sequence
@@ -64,6 +65,8 @@ def run(
         dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
         reporter.show(matrix_table(dice, sequence.task.same_patient_in_splits))
         reporter.line(", ".join(f"{name} {value:.3f}" for name, value in summary(dice).items()))
+        if worst := forgetting(dice).worst_domain:
+            reporter.line(f"most forgotten: {worst}")
         reporter.line(f"every score: {out / 'scores.csv'}; metrics: garda ui --out {out}")
 
 
@@ -199,6 +202,13 @@ def main() -> None:
     """Entry point: errors a user can cause are one line and an exit code, everything else keeps its traceback."""
     try:
         app()
-    except GardaError as error:
+    except (GardaError, Interrupted) as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"{error.filename or 'disk'}: no space left on the device; free some space and run again", file=sys.stderr
+        )
+        raise SystemExit(GardaError.exit_code) from None

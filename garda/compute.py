@@ -5,10 +5,12 @@ Training code asks for ``prepare`` and ``autocast`` and never names a device.
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from garda.config import Config
@@ -29,8 +31,14 @@ class ComputeSettings(Config):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["bf16", "32"] = "bf16"
-    threads: int | None = None
+    threads: int | None = Field(default=None, gt=0)
     deterministic: bool = False
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """YAML reads an unquoted 32 as a number."""
+        return str(value) if isinstance(value, int) else value
 
 
 class Compute:
@@ -44,6 +52,7 @@ class Compute:
         """
         from lightning_fabric import Fabric
 
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets at every start
         if settings.accelerator == "cuda" and not torch.cuda.is_available():
             raise ConfigError("compute.accelerator", "no CUDA device is available", "use auto or cpu")
         if settings.accelerator == "mps" and not torch.backends.mps.is_available():

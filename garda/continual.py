@@ -238,17 +238,23 @@ def paired_difference(a: Mapping[PatientKey, float], b: Mapping[PatientKey, floa
     return Difference(_mean(np.array(differences)), bootstrap_interval(differences), len(differences))
 
 
-def write_matrix(path: Path, matrix: Matrix) -> None:
+def write_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
     """Write R as CSV, a row a stage and a column a domain, NaN as an empty cell; the file appears whole or not at all.
+
+    Args:
+        path: the file to write.
+        matrix: what is written.
+        note: repeated in a last column, such as the reason why a patient stands in two splits.
 
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["stage", *matrix.domains])
+        notes = [note] if note else []
+        writer.writerow(["stage", *matrix.domains, *(["note"] if note else [])])
         for stage, row in enumerate(matrix.values.tolist()):
-            writer.writerow([stage, *("" if math.isnan(value) else value for value in row)])
+            writer.writerow([stage, *("" if math.isnan(value) else value for value in row), *notes])
 
 
 def _dice(matrix: Matrix) -> NDArray[np.float64]:

@@ -6,7 +6,8 @@
     ├── RunFolderError    a run folder holds something else, or cannot be written
     ├── CheckpointError   a checkpoint or a weights file cannot be read
     ├── TrainingError     a loss stopped being a number
-    └── Interrupted       Ctrl-C (exit code 130) or SIGTERM (exit code 75), after a checkpoint
+    └── Problems          several of these in one go
+    Interrupted           Ctrl-C (exit code 130) or SIGTERM (exit code 75), after a checkpoint
 
 Anything else is a defect of garda and keeps its traceback.
 """
@@ -50,11 +51,16 @@ class TrainingError(GardaError):
     """A loss stopped being a number."""
 
 
-class Interrupted(GardaError):
-    """The run was asked to stop and has written a checkpoint."""
+class Interrupted(BaseException):
+    """The command was asked to stop; no ``except Exception`` on the way may swallow that.
+
+    Args:
+        where: the stage, or the program.
+        exit_code: 130 for Ctrl-C, 75 for SIGTERM.
+    """
 
     def __init__(self, where: object, exit_code: int) -> None:
-        super().__init__(where, "stopped on request", "run the same command again to go on from here")
+        super().__init__(f"{where}: stopped on request; run the same command again to go on from here")
         self.exit_code = exit_code
 
 

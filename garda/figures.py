@@ -45,7 +45,7 @@ def matrix_table(matrix: Matrix, notes: str | None = None) -> Table:
     return table
 
 
-def draw_matrix(path: Path, matrix: Matrix) -> None:
+def draw_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
     """Write the matrix as a PNG heat map; a line parts the domains met (below it) from those still to come.
 
     The colours (cividis) can be told apart with any colour vision; lighter is better.
@@ -53,6 +53,7 @@ def draw_matrix(path: Path, matrix: Matrix) -> None:
     Args:
         path: the file to write.
         matrix: at least one stage.
+        note: written below, such as the reason why a patient stands in two splits.
 
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
@@ -68,6 +69,8 @@ def draw_matrix(path: Path, matrix: Matrix) -> None:
     axes.set_xticks(range(domains), matrix.domains, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(stages), [f"{stage} {name}" for stage, name in enumerate(matrix.domains[:stages])])
     axes.set(title=_subject(matrix), xlabel="scored on", ylabel="after stage")
+    if note:
+        figure.supxlabel(note, fontsize="x-small", wrap=True)
     _write_values(axes, matrix, top)
     _draw_border(axes, stages, domains)
     figure.colorbar(image, ax=axes, label=_quantity(matrix))

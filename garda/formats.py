@@ -90,7 +90,7 @@ def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, comp
 
     Args:
         array: (X, Y, Z) class indices below 256 in the stored order of the image.
-        header: of the image; its extensions, which may name the patient, are not copied.
+        header: of the image; its extensions and free text, which may name the patient, are not copied.
         compress: True for ``.nii.gz``.
     """
     array = array.astype(np.uint8)
@@ -98,6 +98,9 @@ def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, comp
         return _encode_png(array[:, :, 0].T)
     header = header.copy()
     header.extensions.clear()
+    for text in ("descrip", "aux_file", "db_name", "intent_name"):
+        if text in header:
+            header[text] = b""
     header.set_data_dtype(np.uint8)
     header["cal_min"], header["cal_max"] = 0, 0
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image

@@ -53,6 +53,8 @@ def claim(out: Path, plan: dict[str, Any]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunFolderError(out, "is in use by another run", "wait for it, or give another --out") from None
+        for torn in out.glob(".*.tmp"):  # of a killed process
+            torn.unlink(missing_ok=True)
         write_json(out / "plan.json", plan)
         yield
 

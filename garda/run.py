@@ -80,9 +80,11 @@ def run_sequence(run: Run) -> list[Score]:
     settings = parse_settings(sequence.method, sequence.settings, sequence.config)
     plan = make_plan(sequence, settings)
     check_folder(run.out, plan)
+    method = build_method(sequence.method, settings, sequence.task)
+    if run.to_learn():
+        method.check()
     check(sequence, run.data, needed_cases(sequence, run.to_learn()), run.reporter)
     with claim(run.out, plan):
-        method = build_method(sequence.method, settings, sequence.task)
         run.tracker.start(describe(sequence, plan))
         try:
             scores = _follow(run, method)
@@ -119,7 +121,11 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) ->
     task, is_source = run.sequence.task, domain.index == 0
     cases = domain.split("train") if is_source else tuple(map(without_label, domain.split("train")))
     volumes = (read_volume(case, task, run.data, with_label=is_source) for case in cases)
-    slices = Slices(volumes, task, with_labels=is_source)
+    folder = _training_folder(run, domain)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    slices = Slices(volumes, task, with_labels=is_source, private_folder=folder)
+    if not len(slices):
+        raise DataError(domain.name, "no training slice has a label", "give label files that mark the organ")
     stages = partial(_stage, run, domain, method.shared.checkpoint_seconds)
     if before is None:
         knowledge = method.learn_source(domain.name, slices, stages)
@@ -158,11 +164,13 @@ def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
         return
     write_scores(run.scores_file, scores)
     names = [other.name for other in run.sequence.domains]
+    note = run.sequence.task.same_patient_in_splits
     dice = matrix(scores, names, "dice")
-    write_matrix(run.out / "matrix.csv", dice)
-    draw_matrix(run.out / "matrix.png", dice)
+    write_matrix(run.out / "matrix.csv", dice, note)
+    write_matrix(run.out / "matrix_hd95.csv", matrix(scores, names, "hd95"), note)
+    draw_matrix(run.out / "matrix.png", dice, note)
     run.tracker.stage_ended(stage_name(domain), domain.index, stage_metrics(so_far, run.sequence))
-    for name in ("plan.json", "scores.csv", "matrix.csv", "matrix.png"):
+    for name in ("plan.json", "scores.csv", "matrix.csv", "matrix_hd95.csv", "matrix.png"):
         run.tracker.artifact(run.out / name)
 
 

@@ -10,6 +10,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,7 +31,14 @@ class SegmenterSettings(Config):
         widths: channels of the five resolutions, then of the last layer before the classes.
     """
 
-    widths: tuple[int, int, int, int, int, int] = (16, 32, 64, 128, 128, 16)
+    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (
+        16,
+        32,
+        64,
+        128,
+        128,
+        16,
+    )
 
 
 class LabelLessonSettings(Config):
@@ -47,12 +55,12 @@ class LabelLessonSettings(Config):
         appearance: augmentation of the image; None for none.
     """
 
-    steps: int = 600
-    batch: int = 16
+    steps: PositiveInt = 600
+    batch: int = Field(default=16, ge=2)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 2e-3
+    learning_rate: PositiveFloat = 2e-3
     decay: bool = True
-    weight_decay: float = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     loss: Literal["dice_ce", "ce"] = "dice_ce"
     geometry: GeometrySettings | None = GeometrySettings()
     appearance: AppearanceSettings | None = AppearanceSettings()
@@ -70,13 +78,13 @@ class ReplayLessonSettings(Config):
         temperature: softens both answers (Hinton et al. 2015).
     """
 
-    steps: int = 300
-    batch: int = 16
+    steps: PositiveInt = 300
+    batch: int = Field(default=16, ge=2)
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = 5e-4
+    learning_rate: PositiveFloat = 5e-4
     decay: bool = True
-    weight_decay: float = 1e-4
-    temperature: float = 2.0
+    weight_decay: NonNegativeFloat = 1e-4
+    temperature: PositiveFloat = 2.0
 
 
 def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:

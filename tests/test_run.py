@@ -7,13 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+import torch
 
-from garda.errors import ConfigError, DataError, Interrupted, Problems, RunFolderError
+from garda.errors import ConfigError, DataError, GardaError, Interrupted, Problems, RunFolderError
 from garda.evaluate import read_scores
 from garda.predict import predict
 from garda.report import Reporter
-from garda.run import needed_cases
+from garda.run import needed_cases, run_sequence
 from garda.sequence import read_sequence
 from garda.stopping import Stopping
 from garda.tracking import InMemory
@@ -195,6 +198,46 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compute": {"accelerator": "cuda"}}, "no CUDA device is available"),
+        ({"garda_paper": {"features": {"encoder": "vgg19"}}}, "vgg19 needs a weights file and its SHA-256"),
+        ({"garda_paper": {"generator": {"widths": [[4]] * 7}}}, "7 resolutions cannot draw 64 x 64 pixels"),
+        ({"garda_paper": {"style": {"widths": [4] * 6}}}, "6 convolutions are too many for 16 x 16"),
+        ({"garda_paper": {"images": {"r1_interval": 0}}}, "should be greater than 0, got 0"),
+    ],
+)
+def test_what_could_only_fail_later_is_refused_at_once(pipeline, tmp_path, changes, message):
+    if "compute" in changes and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(GardaError, match=message):
+        run_tiny(pipeline, tmp_path / "run", changes=changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_decides_no_result_may_change(finished, pipeline):
+    run_tiny(pipeline, finished[0], changes={"checkpoint_seconds": 5, "compute": {"precision": 32}})
+
+
+def test_a_source_whose_labels_mark_nothing(tmp_path):
+    pipeline = write_tiny(tmp_path)
+    task = tmp_path / "data" / "manifests" / "task.yaml"
+    words = "label: {masks: [rv, myo, lv], slice_labelled_by: rv}\n"
+    task.write_text(task.read_text() + words)
+    for manifest in task.parent.glob("*.csv"):
+        rows = manifest.read_text().splitlines()
+        tripled = [";".join([row.rsplit(",", 1)[1]] * 3) for row in rows[1:]]
+        body = [f"{row.rsplit(',', 1)[0]},{label}" for row, label in zip(rows[1:], tripled, strict=True)]
+        manifest.write_text("\n".join([rows[0], *body]) + "\n")
+    for file in (tmp_path / "data").rglob("labels/*.nii.gz"):
+        label = nibabel.load(file)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
+    with pytest.raises(DataError) as caught:
+        run_tiny(pipeline, tmp_path / "run")
+    assert str(caught.value) == (f"{SITES[0]}: no training slice has a label; give label files that mark the organ")
+
+
 def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
     (tmp_path / "thesis.txt").write_text("do not touch")
     with pytest.raises(RunFolderError) as caught:
@@ -206,8 +249,6 @@ def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
 def test_a_missing_data_folder(pipeline, tmp_path):
     sequence = read_sequence(pipeline)
     run = tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
-    from garda.run import run_sequence
-
     with pytest.raises(DataError, match="no such folder; give the folder of the scans under --data"):
         run_sequence(run)
 
@@ -219,9 +260,6 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
     with Reporter() as reporter:
         (written,) = predict(finished[0], [image], tmp_path / "out", reporter)
         (earlier,) = predict(finished[0], [image], tmp_path / "early", reporter, stage=0)
-    import nibabel
-    import numpy as np
-
     there, here = nibabel.load(image), nibabel.load(written)
     assert here.shape == there.shape and np.array_equal(here.affine, there.affine)
     assert set(np.unique(np.asarray(here.dataobj))) <= {0, 1, 2, 3}

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -34,12 +35,12 @@ class AdversarialSettings(Config):
         average_images: half-life of the averaged weights, in images shown; reached after a quarter of the steps.
     """
 
-    steps: int
-    batch: int = 16
-    learning_rate: float = 2.5e-4
-    r1: float = 5.0
-    r1_interval: int = 16
-    average_images: int = 500_000
+    steps: PositiveInt
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 2.5e-4
+    r1: NonNegativeFloat = 5.0
+    r1_interval: PositiveInt = 16
+    average_images: PositiveInt = 500_000
 
 
 class ImageLessonSettings(AdversarialSettings):
@@ -50,8 +51,8 @@ class ImageLessonSettings(AdversarialSettings):
         motion: geometric augmentation of what the discriminator sees, real and fake; None for none.
     """
 
-    steps: int = 1500
-    widths: tuple[int, ...] = (32, 64, 128, 128, 128)
+    steps: PositiveInt = 1500
+    widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 128, 128), min_length=1)
     motion: GeometrySettings | None = GeometrySettings()
 
 
@@ -64,10 +65,10 @@ class StyleLessonSettings(AdversarialSettings):
         distillation: weight of the image distillation.
     """
 
-    steps: int = 500
-    widths: tuple[int, ...] = (128, 128, 128)
-    content: float = 10.0
-    distillation: float = 1.0
+    steps: PositiveInt = 500
+    widths: tuple[PositiveInt, ...] = Field(default=(128, 128, 128), min_length=1)
+    content: NonNegativeFloat = 10.0
+    distillation: NonNegativeFloat = 1.0
 
 
 class FromImages:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,8 +34,10 @@ class StyleSettings(Config):
             resolution doubles the side, so the lowest is the image's side / 2^(n - 1).
     """
 
-    latent: int = 128
-    widths: tuple[tuple[int, ...], ...] = ((128, 128), (128,), (64,), (32,), (16,))
+    latent: PositiveInt = 128
+    widths: tuple[Annotated[tuple[PositiveInt, ...], Field(min_length=1)], ...] = Field(
+        default=((128, 128), (128,), (64,), (32,), (16,)), min_length=1
+    )
 
 
 class StyleGenerator(Generator):

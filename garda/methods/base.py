@@ -30,13 +30,13 @@ class SharedSettings(Config):
 
     Attributes:
         compute: device and precision.
-        checkpoint_seconds: time between two checkpoints of a stage.
+        checkpoint_seconds: time between two checkpoints of a stage; decides no result.
         segmenter: architecture.
         source: how the source segmenter learns; equal for all methods, so that they share its result.
     """
 
     compute: ComputeSettings = ComputeSettings()
-    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    checkpoint_seconds: float = Field(default=60.0, gt=0, exclude=True)
     segmenter: SegmenterSettings = SegmenterSettings()
     source: LabelLessonSettings = LabelLessonSettings()
 
@@ -66,6 +66,14 @@ class Method(ABC, Generic[S]):
     @abstractmethod
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Learn one unlabelled target; ``knowledge`` itself is left as it is."""
+
+    def check(self) -> None:
+        """Refuse, before anything is learnt, what could only fail hours later.
+
+        Raises:
+            ConfigError: settings that do not fit the task.
+            CheckpointError: weights that are asked for and cannot be had.
+        """
 
     def build_generator(self) -> Generator | None:
         """An untrained generator that has met no domain; None for methods without one."""

@@ -6,15 +6,13 @@ import copy
 
 import torch
 
-from garda.compute import Compute
 from garda.config import Config
 from garda.generators.adversarial import FromImages, FromStyle, ImageLessonSettings, StyleLessonSettings
 from garda.generators.features import FeatureSettings, build_encoder
 from garda.generators.style import Discriminator, StyleGenerator, StyleSettings
 from garda.knowledge import Knowledge
-from garda.methods.base import Method, SharedSettings, Stages
-from garda.segmenter import FromReplay, ReplayLessonSettings
-from garda.sequence import Task
+from garda.methods.base import Method, Stages
+from garda.segmenter import FromReplay, ReplayLessonSettings, build_segmenter
 from garda.slices import Slices
 from garda.training import fit
 
@@ -42,18 +40,15 @@ class GardaPaper(Method[GardaPaperSettings]):
 
     Settings = GardaPaperSettings
 
-    def __init__(self, task: Task, shared: SharedSettings, settings: GardaPaperSettings, compute: Compute) -> None:
-        """Refuse what could only fail hours later.
-
-        Raises:
-            ConfigError: the widths do not fit the task's size.
-        """
-        super().__init__(task, shared, settings, compute)
+    def check(self) -> None:
+        """Refuse widths that do not fit the task's size, and a feature encoder whose weights cannot be had."""
+        settings, task = self.settings, self.task
         height, width = (side >> settings.features.halvings for side in task.size)
         with torch.device("meta"):
             self.build_generator()
             Discriminator(task.channels, task.size, settings.images.widths, ("any",))
             Discriminator(1, (height, width), settings.style.widths, ("any",))
+        build_encoder(settings.features, build_segmenter(task, self.shared.segmenter))
 
     def build_generator(self) -> StyleGenerator:
         """An untrained style generator."""
