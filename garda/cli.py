@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from garda.errors import ConfigError, DataError, GardaError, Interrupted
+from garda.stopping import Stopping
 
 
 class Layout(StrEnum):
@@ -41,6 +42,7 @@ Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE",
 
 @app.command()
 def run(
+    context: typer.Context,
     pipeline: PipelineFile,
     data: DataFolder,
     out: OutFolder,
@@ -52,22 +54,26 @@ def run(
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.continual import forgetting, matrix, summary
     from garda.figures import matrix_table
+    from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
     from garda.run import Run, run_sequence
     from garda.sequence import read_sequence
-    from garda.stopping import Stopping
     from garda.tracking import open_tracker
 
     sequence = read_sequence(pipeline, config=config, method=method, seed=seed, changes=_changes(change or []))
-    with Reporter() as reporter, Stopping().listening() as stopping:
+    with Reporter() as reporter:
         tracker = open_tracker(out, tell=reporter.line)
-        scores = run_sequence(Run(sequence, data, out, tracker, reporter, stopping))
+        scores = run_sequence(Run(sequence, data, out, tracker, reporter, context.obj, Pseudonyms(load_key())))
+        if not scores:
+            return
         dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
         reporter.show(matrix_table(dice, sequence.task.same_patient_in_splits))
         reporter.line(", ".join(f"{name} {value:.3f}" for name, value in summary(dice).items()))
         if worst := forgetting(dice).worst_domain:
             reporter.line(f"most forgotten: {worst}")
-        reporter.line(f"every score: {out / 'scores.csv'}; metrics: garda ui --out {out}")
+        here = (out / "mlflow.db").exists()
+        metrics = f"garda ui --out {out}" if here else "in the store that MLFLOW_TRACKING_URI names"
+        reporter.line(f"every score: {out / 'scores.csv'}; metrics: {metrics}")
 
 
 @app.command()
@@ -79,13 +85,14 @@ def check(
     change: Changes = None,
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
-    from garda.methods import parse_settings
+    from garda.methods import build_method, parse_settings
     from garda.report import Reporter
     from garda.run import check as check_cases
     from garda.sequence import read_sequence
 
     sequence = read_sequence(pipeline, config=config, method=method, changes=_changes(change or []))
-    parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    build_method(sequence.method, settings, sequence.task).check()
     cases = [case for domain in sequence.domains for case in domain.cases]
     with Reporter() as reporter:
         check_cases(sequence, data, cases, reporter)
@@ -181,7 +188,7 @@ def _changes(texts: list[str]) -> dict[str, Any]:
     """``["a.b=3"]`` as ``{"a": {"b": 3}}``."""
     import yaml
 
-    from garda.config import merge
+    from garda.config import YamlLoader, merge
 
     changes: dict[str, Any] = {}
     for text in texts:
@@ -189,8 +196,8 @@ def _changes(texts: list[str]) -> dict[str, Any]:
         if not equals or not all(key.split(".")):
             raise ConfigError("--set", f"expected KEY=VALUE, got {text!r}", "write for example --set source.steps=100")
         try:
-            nested: Any = yaml.safe_load(value)
-        except yaml.YAMLError:
+            nested: Any = yaml.load(value, YamlLoader)
+        except (yaml.YAMLError, ValueError):
             raise ConfigError("--set", f"{value!r} is not a YAML value", "quote it") from None
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -200,8 +207,10 @@ def _changes(texts: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point: errors a user can cause are one line and an exit code, everything else keeps its traceback."""
+    stopping = Stopping()
     try:
-        app()
+        with stopping.listening():
+            app(obj=stopping)
     except (GardaError, Interrupted) as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None

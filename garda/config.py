@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from garda.errors import ConfigError
 
 
-class Config(BaseModel):
-    """Base of everything that a YAML file can hold: frozen, and an unknown key is an error."""
+class YamlLoader(yaml.SafeLoader):
+    """PyYAML's safe loader that also reads ``1e-4`` as a number, as YAML 1.2 does and YAML 1.1 does not."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Config(BaseModel):
+    """Base of everything that a YAML file can hold: frozen, and an unknown key is an error.
+
+    Types are strict: a quoted number is text, a truth value is no number. A whole number serves as a float, and a list
+    as a tuple, which YAML and JSON have not.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_as_tuples(cls, values: Any) -> Any:
+        return {key: _as_tuple(value) for key, value in values.items()} if isinstance(values, dict) else values
 
 
 M = TypeVar("M", bound=Config)
@@ -30,7 +49,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or holds no mapping.
     """
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        loaded = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
     except FileNotFoundError:
         raise ConfigError(path, "no such file", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -39,6 +58,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
         raise ConfigError(path, f"{line}not valid YAML", "mend the syntax") from None
+    except (ValueError, LookupError, AttributeError):  # a date 2020-99-99 or !!bool 3: PyYAML has no error of its own
+        raise ConfigError(path, "holds a date, number or tag that YAML cannot read", "quote it") from None
     if not isinstance(loaded, dict):
         raise ConfigError(path, f"expected keys and values, found {type(loaded).__name__}", "see docs/reference.md")
     return loaded
@@ -83,7 +104,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
     if first["type"] == "missing":
         return f"key {key!r} is missing", "add it"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}", "correct the value"
+    given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+    return f"{key}: {message[0].lower()}{message[1:]}, got {given!r}", "correct the value"
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
@@ -95,6 +117,11 @@ def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
             return list(model.model_fields)
         model = inner
     return list(model.model_fields)
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists at every depth as tuples."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def _flatten(annotation: Any) -> list[Any]:

@@ -90,7 +90,7 @@ def evaluate(
         stage: the stage after which the network is scored.
         seed: the run's seed.
         classes: class names, the background first.
-        pseudonym: (``"patient"`` or ``"case"``, name) -> keyed pseudonym.
+        pseudonym: (``"patient"`` or ``"case"``, ``<domain>/<name>``) -> keyed pseudonym.
 
     Yields:
         a score for every case and foreground class, in the order of domains, manifest rows and classes.
@@ -101,7 +101,8 @@ def evaluate(
                 continue
             volume = read(case)
             label = cast(Tensor, volume.label)  # the case has a label and `read` reads it
-            patient, scan = pseudonym("patient", case.patient), pseudonym("case", case.case)
+            patient = pseudonym("patient", f"{domain.name}/{case.patient}")  # two sites may each have a "001"
+            scan = pseudonym("case", f"{domain.name}/{case.case}")
             rows = score_volume(segment(volume), label, volume.labelled, volume.spacing_mm, classes)
             for name, dice, hd95, unit in rows:
                 yield Score(stage, domain.name, patient, scan, seed, name, dice, hd95, unit)
@@ -179,6 +180,7 @@ def _score_masks(predicted: Tensor, label: Tensor, spacing: Sequence[float], dia
 
 
 _COLUMNS = [field.name for field in fields(Score)]
+_AGAIN = "delete the file, it is computed again by the same command"
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
@@ -208,9 +210,9 @@ def read_scores(path: Path) -> list[Score]:
     except FileNotFoundError:
         raise RunFolderError(path, "no such file", "give the folder of a run that has scored a stage") from None
     except (OSError, UnicodeDecodeError, csv.Error):
-        raise RunFolderError(path, "is damaged", "restore the file") from None
+        raise RunFolderError(path, "is damaged", _AGAIN) from None
     if not rows or rows[0] != _COLUMNS:
-        raise RunFolderError(path, f"expected the columns {','.join(_COLUMNS)}", "restore the file")
+        raise RunFolderError(path, f"expected the columns {','.join(_COLUMNS)}", _AGAIN)
     return [_parse(row, f"{path}, row {number}") for number, row in enumerate(rows[1:], start=2)]
 
 
@@ -222,4 +224,4 @@ def _parse(row: list[str], where: str) -> Score:
         numbers = float(dice or "nan"), float(hd95 or "nan")
         return Score(int(stage), domain, patient, case, int(seed), name, *numbers, cast(Unit, unit))
     except ValueError:
-        raise RunFolderError(where, "is damaged", "restore the file") from None
+        raise RunFolderError(where, "is damaged", _AGAIN) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -29,7 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise describe(error, path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,16 +48,22 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         raise RunFolderError(path, "is damaged", "give a new --out folder, or restore the file") from None
+    except OSError as error:
+        raise RunFolderError(path, f"cannot be read ({reason(error)})", "give a folder that can be read") from None
 
 
 def describe(error: OSError, path: Path) -> GardaError:
     """A failed write as one line."""
     if error.errno == errno.ENOSPC:
         return RunFolderError(path, "no space left on the device", "free some space and run the same command again")
-    what = (os.strerror(error.errno) if error.errno else str(error)).lower()
-    return RunFolderError(path, f"cannot be written ({what})", "give a folder that can be written")
+    return RunFolderError(path, f"cannot be written ({reason(error)})", "give a folder that can be written")
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without the path."""
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
 
 
 def _flush(path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
 import io
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,12 @@ import nibabel as nib
 import numpy as np
 
 from garda.errors import DataError, GardaError
+from garda.files import reason
 
 NIFTI = (".nii.gz", ".nii")
 META_IMAGE = (".mha", ".mhd")
 PICTURE = (".png", ".tif", ".tiff")
+NUMBERED = re.compile(r"%\d*d")  # where MetaImage writes a number into the names of several data files
 IMAGE_POSITION = "0020|0032"
 UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes to NIfTI's
@@ -40,6 +45,15 @@ class ScanFile:
     def error(self, what: str, remedy: str) -> DataError:
         """What is wrong with this file, as an error to raise."""
         return DataError(self.where, f"{self.name} {what}", remedy)
+
+    def require(self) -> None:
+        """Raise a DataError if the file does not exist or its folder may not be entered."""
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise self.error("does not exist", "check the path and --data") from None
+        except OSError as error:
+            raise self.error(*cannot_read(error)) from None
 
 
 @dataclass(frozen=True)
@@ -71,13 +85,14 @@ def read_stored(file: ScanFile, *, palette: bool = False) -> Stored:
     Raises:
         DataError: the file is missing, damaged or of an unknown format, or does not hold one image of real numbers.
     """
+    file.require()
     try:
-        if not file.path.exists():
-            raise file.error("does not exist", "check the path and --data")
         stored = _reader(file, palette)(file)
     except GardaError:
         raise
     except Exception as error:  # decoders meet damaged bytes with anything from struct.error to SyntaxError
+        if isinstance(error, OSError) and error.errno:  # what the system refuses; decoders set no errno
+            raise file.error(*cannot_read(error)) from None
         what = f"cannot be read ({type(error).__name__})"
         raise file.error(what, "copy it again, it may be truncated") from None
     if stored.pixels.dtype.kind not in "biuf":
@@ -109,17 +124,60 @@ def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, comp
 
 
 def digest(path: Path) -> tuple[str, int]:
-    """SHA-256 (hexadecimal) and bytes of a file, or of a series folder.
+    """SHA-256 (hexadecimal) and bytes of a scan: a file, a series folder, or an ``.mhd`` header with its data files.
 
-    A folder's digest is the SHA-256 of its files' sorted digests, so that it outlives renaming; hidden files are
-    left out.
+    Several files have the SHA-256 of their digests one after the other, and the sum of their bytes. A folder's are
+    sorted by digest, so that it outlives renaming, and hidden files are left out.
+
+    Raises:
+        DataError: a file is missing or cannot be read.
     """
-    if path.is_dir():
-        parts = sorted(digest(file) for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        joined = "".join(sha for sha, _ in parts)
-        return hashlib.sha256(joined.encode()).hexdigest(), sum(size for _, size in parts)
+    try:
+        if path.is_dir():
+            visible = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+            return _join(sorted(map(_digest_file, visible)))
+        if data := _data_files(path):
+            return _join([_digest_file(file) for file in (path, *data)])
+        return _digest_file(path)
+    except OSError as error:
+        what, remedy = cannot_read(error)
+        if error.filename is not None and Path(error.filename) != path:
+            what = f"has a part {Path(error.filename).name} that {what}"
+        raise DataError(path, what, remedy) from None
+
+
+def cannot_read(error: OSError) -> tuple[str, str]:
+    """What is wrong with a file that the system does not give, and the remedy."""
+    return f"cannot be read ({reason(error)})", "check the path and its permissions"
+
+
+def _digest_file(path: Path) -> tuple[str, int]:
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest(), path.stat().st_size
+
+
+def _join(parts: Sequence[tuple[str, int]]) -> tuple[str, int]:
+    joined = "".join(sha for sha, _ in parts)
+    return hashlib.sha256(joined.encode()).hexdigest(), sum(size for _, size in parts)
+
+
+def _data_files(path: Path) -> list[Path]:
+    """The files that a MetaImage header names in its last entry, ``ElementDataFile``; none for other files.
+
+    The entry is ``LOCAL`` (data follow in the same file), a name, ``LIST`` with a name on every line below, or a
+    pattern such as ``slice%03d.raw 1 9 1``, for which every file of such a name is taken.
+    """
+    if split_name(path)[1] != ".mhd":
+        return []
+    with path.open("rb") as header:
+        entry = next((line for line in header if line.partition(b"=")[0].strip() == b"ElementDataFile"), b"")
+        name = os.fsdecode(entry.partition(b"=")[2]).strip()
+        if name.startswith("LIST"):
+            return [path.parent / os.fsdecode(line).strip() for line in header if line.strip()]
+    if NUMBERED.search(name):
+        numbered = path.parent / name.split()[0]
+        return sorted(numbered.parent.glob(NUMBERED.sub("*", glob.escape(numbered.name))))
+    return [] if name in ("", "LOCAL") else [path.parent / name]
 
 
 def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], Stored]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from garda.errors import DataError
 from garda.sequence import Intensity
 
 SHRINK = 4  # in-plane subsampling for the estimate of the bias field, which is smooth
@@ -22,6 +23,9 @@ def scale_intensity(
     Returns:
         (C, D, H, W) float32 in [0, 1]. Where both percentiles are one number, as in an image that is black but for a
         few pixels, minimum and maximum take their place.
+
+    Raises:
+        DataError: the bias field cannot be estimated, as in slices of fewer than 4 x 4 pixels.
     """
     if intensity.bias_field_correction:
         image = np.stack([_correct_bias_field(channel, spacing_mm or (1.0, 1.0, 1.0)) for channel in image])
@@ -33,6 +37,16 @@ def scale_intensity(
 
 def _correct_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """(D, H, W) without its bias field: N4 (Tustison et al. 2010) with SimpleITK's defaults, inside Otsu's mask."""
+    try:
+        field = _estimate_log_bias_field(image, spacing)
+    except RuntimeError:
+        what = f"has {' x '.join(map(str, image.shape))} voxels, in which N4 finds no bias field"
+        remedy = "switch intensity.bias_field_correction off, or leave the case out"
+        raise DataError("bias field correction", what, remedy) from None
+    return (image / np.exp(field)).astype(np.float32)
+
+
+def _estimate_log_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     import SimpleITK as sitk
 
     flat = len(image) == 1
@@ -42,5 +56,4 @@ def _correct_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) 
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetNumberOfThreads(1)  # threads add up their parts in any order, and two runs would differ
     n4.Execute(small, sitk.OtsuThreshold(small, 0, 1))
-    field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(whole))
-    return (image / np.exp(field).reshape(image.shape)).astype(np.float32)
+    return sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(whole)).reshape(image.shape)

@@ -14,7 +14,8 @@ from monai.networks.nets import BasicUNet
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from garda.errors import CheckpointError
+from garda.config import Config
+from garda.errors import CheckpointError, RunFolderError
 from garda.files import describe, read_json, replacing, write_json
 from garda.generators.base import Generator
 
@@ -64,7 +65,8 @@ class Knowledge:
                 _save_weights(draft / "generator.safetensors", self.generator.state_dict())
             flat = {f"{domain}/{name}": t for domain, named in self.statistics.items() for name, t in named.items()}
             _save_weights(draft / "statistics.safetensors", flat)
-            write_json(draft / "knowledge.json", {"domains": self.domains, "generator": self.generator is not None})
+            facts = _Facts(domains=self.domains, generator=self.generator is not None)
+            write_json(draft / "knowledge.json", facts.model_dump(mode="json"))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(draft, folder)
         except OSError as error:
@@ -88,16 +90,19 @@ def load_knowledge(
     """
     if not (folder / "knowledge.json").is_file():
         raise CheckpointError(folder, "holds no knowledge of a finished stage", "give the folder of a finished run")
-    facts = read_json(folder / "knowledge.json")
-    domains = tuple(facts["domains"])
-    generator = build_generator() if facts["generator"] and build_generator is not None else None
+    try:
+        facts = _Facts.model_validate(read_json(folder / "knowledge.json"))
+    except (ValueError, RunFolderError):
+        raise CheckpointError(folder / "knowledge.json", "is damaged", "copy the whole folder again") from None
+    domains = facts.domains
+    generator = build_generator() if facts.generator and build_generator is not None else None
     if generator is not None:
         for domain in domains:
             generator.add_domain(domain)
         _load_weights(folder / "generator.safetensors", generator)
     statistics: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _read_weights(folder / "statistics.safetensors").items():
-        domain, name = key.rsplit("/", 1)
+        domain, _, name = key.rpartition("/")
         statistics.setdefault(domain, {})[name] = tensor
     return Knowledge(
         segmenter=_load_weights(folder / "segmenter.safetensors", build_segmenter()),
@@ -106,6 +111,13 @@ def load_knowledge(
         domains=domains,
         statistics=statistics,
     )
+
+
+class _Facts(Config):
+    """The contents of ``knowledge.json``."""
+
+    domains: tuple[str, ...]
+    generator: bool
 
 
 def _save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -119,7 +131,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(path, "no such file", "copy the whole folder") from None
-    except SafetensorError:
+    except (SafetensorError, OSError):
         raise CheckpointError(path, "is truncated or damaged", "copy the file again") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,7 @@ def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: 
 
     Raises:
         DataError: no image is found, two have one name, a label is ambiguous, or one of several masks is missing.
+        OSError: a folder may not be listed, or a file not be opened.
     """
     images, labels = {"pairs": _pairs, "nnunet": _nnunet, "bids": _bids}[layout](folder)
     wanted = [scan for scan in images if scan.key.endswith(image_suffix)]
@@ -158,6 +160,8 @@ def _masks(
 
 def _find_images(root: Path) -> Iterator[tuple[str, Path]]:
     """(path below ``root`` without suffix, path) of every image file and DICOM series folder, sorted."""
+    if root.is_dir():
+        os.scandir(root).close()  # rglob passes over a folder that it may not list
     for path in sorted(root.rglob("*")):
         name, suffix = split_name(path)
         if not name.startswith(".") and (_is_series(path) if path.is_dir() else suffix and path.is_file()):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from garda.errors import DataError
-from garda.formats import digest
+from garda.formats import cannot_read, digest
 from garda.layouts import Layout, find_scans, recognise_layout
 from garda.seeds import derive_seed
 from garda.sequence import SEVERAL, SPLITS, Case, Split
@@ -53,15 +53,19 @@ def build_manifest(
 
     Raises:
         DataError: no image is found, two have one name, a label is ambiguous, one of several masks is missing, nnU-Net
-            files hold one channel each of several, a patient is not found in a path, or an argument does not fit.
+            files hold one channel each of several, a patient is not found in a path, a file or folder cannot be read,
+            or an argument does not fit.
     """
-    if not folder.is_dir():
-        raise DataError(folder, "no such folder", "check the path")
     root = data.resolve()
-    if not folder.resolve().is_relative_to(root):
-        raise DataError(folder, f"is not below the data folder {data}", "give a --data folder that holds it")
-    layout = recognise_layout(folder) if layout == "auto" else layout
-    scans = find_scans(folder.resolve(), layout, image_suffix, label_suffixes)
+    try:
+        if not folder.is_dir():
+            raise DataError(folder, "no such folder", "check the path")
+        if not folder.resolve().is_relative_to(root):
+            raise DataError(folder, f"is not below the data folder {data}", "give a --data folder that holds it")
+        layout = recognise_layout(folder) if layout == "auto" else layout
+        scans = find_scans(folder.resolve(), layout, image_suffix, label_suffixes)
+    except OSError as error:
+        raise DataError(error.filename or folder, *cannot_read(error)) from None
     patients = [_patient(scan.image.relative_to(root), patient_pattern) or scan.patient or scan.key for scan in scans]
     tested = {patient for scan, patient in zip(scans, patients, strict=True) if scan.test}
     splits = split_patients(set(patients) - tested, fractions, seed) | dict.fromkeys(tested, SPLITS[-1])
@@ -119,5 +123,7 @@ def _case(key: str, patient: str, split: Split, files: Sequence[Path], data: Pat
     for name in (image, *labels):
         if SEVERAL in name:
             raise DataError(name, f"has a {SEVERAL!r} in its path", "rename it, the manifest separates files by it")
+        if name != name.strip():
+            raise DataError(repr(name), "begins or ends with a space", "rename it, a manifest drops such spaces")
     digests = tuple((name, *digest(data / name)) for name in (image, *labels))
     return Case(key.replace("/", "_"), patient, split, image, tuple(labels), digests, image)

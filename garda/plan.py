@@ -10,29 +10,64 @@ from pathlib import Path
 from typing import Any
 
 from garda import __version__
+from garda.config import Config
 from garda.errors import RunFolderError
-from garda.files import describe, read_json, write_json
+from garda.files import describe, read_json, reason, write_json
 from garda.methods import SharedSettings, deciding_settings
+from garda.pseudonyms import Pseudonyms
 from garda.sequence import DomainSequence
 
+TORN = ".*.tmp"  # what a killed process may leave of a file that it was replacing
 
-def make_plan(sequence: DomainSequence, settings: SharedSettings) -> dict[str, Any]:
-    """Everything that decides a run's result, as plain values; no path, no patient."""
+
+class PlannedDomain(Config):
+    """A domain's name and the SHA-256 of its manifest file."""
+
+    name: str
+    manifest: str
+
+
+class Plan(Config):
+    """Everything that decides a run's result, as plain values: the contents of ``plan.json``; no path, no patient.
+
+    Attributes:
+        garda: version that made the run.
+        name: the sequence's name.
+        method: the method's name.
+        seed: seed of everything random.
+        pseudonyms: a check value of the key behind the pseudonyms in ``scores.csv``, so that no run mixes two.
+        task: see :class:`garda.sequence.Task`.
+        settings: see :func:`garda.methods.deciding_settings`.
+        domains: source and targets, in order.
+    """
+
+    garda: str
+    name: str
+    method: str
+    seed: int
+    pseudonyms: str
+    task: dict[str, Any]
+    settings: dict[str, Any]
+    domains: tuple[PlannedDomain, ...]
+
+
+def make_plan(sequence: DomainSequence, settings: SharedSettings, pseudonyms: Pseudonyms) -> Plan:
+    """The plan of a sequence."""
     plan = {
         "garda": __version__,
         "name": sequence.name,
         "method": sequence.method,
         "seed": sequence.seed,
+        "pseudonyms": pseudonyms.pseudonym("check", "key"),
         "task": sequence.task.model_dump(mode="json"),
         "settings": deciding_settings(sequence.method, settings),
         "domains": [{"name": domain.name, "manifest": sequence.digests[domain.name]} for domain in sequence.domains],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(plan))
-    return plain
+    return Plan.model_validate_json(json.dumps(plan))
 
 
 @contextmanager
-def claim(out: Path, plan: dict[str, Any]) -> Iterator[None]:
+def claim(out: Path, plan: Plan) -> Iterator[None]:
     """Hold the run folder ``out`` for this plan.
 
     A new folder takes the plan; one that holds the same plan goes on; one whose targets are a beginning of the plan's
@@ -42,7 +77,6 @@ def claim(out: Path, plan: dict[str, Any]) -> Iterator[None]:
         RunFolderError: the folder holds another plan (names the first key that differs), is in use by another process,
             or cannot be written.
     """
-    check_folder(out, plan)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -53,37 +87,51 @@ def claim(out: Path, plan: dict[str, Any]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunFolderError(out, "is in use by another run", "wait for it, or give another --out") from None
-        for torn in out.glob(".*.tmp"):  # of a killed process
+        except OSError as error:
+            raise describe(error, out / ".lock") from error
+        check_folder(out, plan)
+        for torn in out.glob(TORN):
             torn.unlink(missing_ok=True)
-        write_json(out / "plan.json", plan)
+        write_json(out / "plan.json", plan.model_dump(mode="json"))
         yield
 
 
-def check_folder(out: Path, plan: dict[str, Any]) -> None:
+def check_folder(out: Path, plan: Plan) -> None:
     """Look whether :func:`claim` would take ``out``, and write nothing; errors as there."""
-    file = out / "plan.json"
-    if file.exists():
-        _compare(file, read_json(file), plan)
-    elif out.exists() and (not out.is_dir() or any(path.name != ".lock" for path in out.iterdir())):
+    try:
+        foreign = out.exists() and (not out.is_dir() or any(map(_is_foreign, out.iterdir())))
+        planned = (out / "plan.json").exists()
+    except OSError as error:
+        raise RunFolderError(out, f"cannot be read ({reason(error)})", "give another --out folder") from None
+    if planned:
+        _compare(out / "plan.json", read_plan(out), plan)
+    elif foreign:
         raise RunFolderError(out, "holds something that is not a run of garda", "give a new --out folder")
 
 
-def read_plan(run: Path) -> dict[str, Any]:
+def _is_foreign(path: Path) -> bool:
+    """True for what a run that was killed at its very start cannot have left."""
+    return path.name != ".lock" and not path.match(TORN)
+
+
+def read_plan(run: Path) -> Plan:
     """The plan of an existing run folder.
 
     Raises:
         RunFolderError: there is none, or it is damaged.
     """
-    if not (run / "plan.json").is_file():
+    file = run / "plan.json"
+    if not file.exists():
         raise RunFolderError(run, "is not a run folder", "give the --out folder of `garda run`")
-    return read_json(run / "plan.json")
+    try:
+        return Plan.model_validate(read_json(file))
+    except ValueError:
+        raise RunFolderError(file, "is damaged", "give a new --out folder, or restore the file") from None
 
 
-def _compare(file: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    shorter = {**new, "domains": new["domains"][: len(old.get("domains", []))]}
-    difference = _first_difference(old, shorter, "")
-    if difference is None and len(new["domains"]) < len(old["domains"]):
-        difference = "domains"
+def _compare(file: Path, old: Plan, new: Plan) -> None:
+    shorter = new.model_copy(update={"domains": new.domains[: len(old.domains)]})
+    difference = _first_difference(old.model_dump(mode="json"), shorter.model_dump(mode="json"), "")
     if difference is not None:
         raise RunFolderError(
             file, f"the folder holds another plan, {difference} differs", "undo the change, or give a new --out folder"

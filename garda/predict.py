@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from garda.errors import DataError, RunFolderError
+from garda.config import merge, parse
+from garda.errors import DataError, Problems, RunFolderError
 from garda.methods import build_method, parse_settings
-from garda.plan import read_plan
+from garda.plan import Plan, read_plan
 from garda.report import Reporter
 from garda.segmenter import segment
 from garda.sequence import Case, Task
-from garda.volumes import prediction_name, read_volume, write_label_map
+from garda.volumes import check_case, prediction_name, read_volume, write_label_map
 
 
 def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, stage: int | None = None) -> list[Path]:
@@ -29,17 +30,22 @@ def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, st
 
     Raises:
         RunFolderError: the run has learnt no such stage.
-        DataError: an image cannot be read, or two label maps would have one name.
+        Problems: images cannot be read; nothing has been written.
+        DataError: a label map exists already, or two would have one name.
     """
     targets = _name_outputs(images, out)
     plan = read_plan(run)
-    task = Task.model_validate(plan["task"])
-    settings = parse_settings(plan["method"], plan["settings"], run / "plan.json")
-    method = build_method(plan["method"], settings, task)
+    task = parse(Task, plan.task, run / "plan.json")
+    changes = {"compute": {"accelerator": "auto"}}  # the machine need not be the one that learnt
+    settings = parse_settings(plan.method, merge(plan.settings, changes), run / "plan.json")
+    method = build_method(plan.method, settings, task)
     network = method.load(_find_stage(run, plan, stage)).segmenter
+    cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]
+    problems = [problem for case in cases for problem in check_case(case, task, Path())]
+    if problems:
+        raise Problems(problems)
     progress = reporter.bar("predict")
-    for index, (image, target) in enumerate(zip(images, targets, strict=True)):
-        case = Case(target.name, "", "test", str(image.absolute()), (), (), str(image))
+    for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
         volume = read_volume(case, task, Path(), with_label=False)
         write_label_map(segment(network, volume, task, method.compute), volume, target)
         progress(index + 1, len(images))
@@ -51,14 +57,14 @@ def _name_outputs(images: Sequence[Path], out: Path) -> list[Path]:
     for index, target in enumerate(targets):
         if target in targets[:index]:
             raise DataError(images[index], f"would be written to {target}, as another image", "predict them apart")
-        if target.absolute() == images[index].absolute():
-            raise DataError(images[index], "would be overwritten by its label map", "give another --out folder")
+        if target.exists():
+            raise DataError(target, "exists already", "give another --out folder, or remove it")
     return targets
 
 
-def _find_stage(run: Path, plan: dict, stage: int | None) -> Path:
+def _find_stage(run: Path, plan: Plan, stage: int | None) -> Path:
     """The knowledge folder of a stage, or of the last one learnt."""
-    names = [domain["name"] for domain in plan["domains"]]
+    names = [domain.name for domain in plan.domains]
     folders = [run / "stages" / f"{index}-{name}" / "knowledge" for index, name in enumerate(names)]
     learnt = [folder for folder in folders if folder.exists()]
     if stage is None and learnt:

@@ -7,25 +7,27 @@ target's label; the evaluator reads labelled test scans and learns nothing.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from garda import files
 from garda.continual import Metric, matrix, summary, write_matrix
-from garda.errors import DataError, GardaError, Interrupted, Problems
+from garda.errors import DataError, GardaError, Interrupted, Problems, RunFolderError
 from garda.evaluate import Score, evaluate, read_scores, write_scores
 from garda.figures import draw_matrix
 from garda.knowledge import Knowledge
 from garda.methods import Method, build_method, parse_settings
-from garda.plan import check_folder, claim, make_plan
-from garda.pseudonyms import Pseudonyms, load_key
+from garda.plan import Plan, check_folder, claim, make_plan
+from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
 from garda.segmenter import segment
-from garda.sequence import SPLITS, Case, Domain, DomainSequence, find_gaps
+from garda.sequence import SPLITS, Case, Domain, DomainSequence, Task, find_gaps
 from garda.slices import Slices
 from garda.stopping import Stopping
 from garda.tracking import RunDescription, Tracker
@@ -44,6 +46,7 @@ class Run:
         tracker: receives metrics and artifacts.
         reporter: tells the user.
         stopping: asked between and within stages.
+        pseudonyms: stand for patients and cases in ``scores.csv``.
     """
 
     sequence: DomainSequence
@@ -52,6 +55,7 @@ class Run:
     tracker: Tracker
     reporter: Reporter
     stopping: Stopping
+    pseudonyms: Pseudonyms
 
     @property
     def scores_file(self) -> Path:
@@ -78,7 +82,7 @@ def run_sequence(run: Run) -> list[Score]:
     """
     sequence = run.sequence
     settings = parse_settings(sequence.method, sequence.settings, sequence.config)
-    plan = make_plan(sequence, settings)
+    plan = make_plan(sequence, settings, run.pseudonyms)
     check_folder(run.out, plan)
     method = build_method(sequence.method, settings, sequence.task)
     if run.to_learn():
@@ -98,6 +102,8 @@ def run_sequence(run: Run) -> list[Score]:
 def _follow(run: Run, method: Method) -> list[Score]:
     before: Knowledge | None = None  # of the stage before; None where it has not been needed yet
     scores = read_scores(run.scores_file) if run.scores_file.exists() else []
+    if any(row.stage >= len(run.sequence.domains) for row in scores):
+        raise RunFolderError(run.scores_file, "holds stages of another run", "delete it, it is computed again")
     for domain in run.sequence.domains:
         run.stopping.check(stage_name(domain))
         knowledge: Knowledge | None = None
@@ -105,15 +111,25 @@ def _follow(run: Run, method: Method) -> list[Score]:
             if before is None and domain.index > 0:
                 before = method.load(run.kept(run.sequence.domains[domain.index - 1]))
             knowledge = learn(run, method, domain, before)
-        shutil.rmtree(_training_folder(run, domain), ignore_errors=True)
-        known = {(score.stage, score.domain) for score in scores}
-        unscored = [other for other in labelled_domains(run.sequence) if (domain.index, other.name) not in known]
+        _delete(_training_folder(run, domain))
+        unscored = find_unscored(run, domain, scores)
         if unscored:
             knowledge = knowledge or method.load(run.kept(domain))
-            scores = sorted([*scores, *score(run, method, domain, knowledge, unscored)], key=lambda row: row.stage)
+            names = {other.name for other in unscored}
+            others = [row for row in scores if row.stage != domain.index or row.domain not in names]
+            rows = score(run, method, domain, knowledge, unscored)
+            scores = sorted([*others, *rows], key=lambda row: row.stage)
         publish(run, domain, scores)
         before = knowledge
     return scores
+
+
+def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Domain]:
+    """The domains of which a labelled test scan has no score after a stage."""
+    count = Counter(row.domain for row in scores if row.stage == domain.index)
+    foreground = len(run.sequence.task.classes) - 1
+    scored = [other for other in run.sequence.domains if labelled_cases(other)]
+    return [other for other in scored if count[other.name] != len(labelled_cases(other)) * foreground]
 
 
 def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) -> Knowledge:
@@ -121,11 +137,7 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) ->
     task, is_source = run.sequence.task, domain.index == 0
     cases = domain.split("train") if is_source else tuple(map(without_label, domain.split("train")))
     volumes = (read_volume(case, task, run.data, with_label=is_source) for case in cases)
-    folder = _training_folder(run, domain)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    slices = Slices(volumes, task, with_labels=is_source, private_folder=folder)
-    if not len(slices):
-        raise DataError(domain.name, "no training slice has a label", "give label files that mark the organ")
+    slices = Slices(volumes, task, with_labels=is_source, private_folder=_make_private(_training_folder(run, domain)))
     stages = partial(_stage, run, domain, method.shared.checkpoint_seconds)
     if before is None:
         knowledge = method.learn_source(domain.name, slices, stages)
@@ -149,7 +161,7 @@ def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domain
         stage=domain.index,
         seed=sequence.seed,
         classes=sequence.task.classes,
-        pseudonym=Pseudonyms(load_key()).pseudonym,
+        pseudonym=run.pseudonyms.pseudonym,
     ):
         rows.append(row)
         if row.name == sequence.task.classes[-1]:
@@ -181,14 +193,26 @@ def check(sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter:
         Problems: everything that is wrong, at once.
     """
     problems: list[GardaError] = find_gaps(sequence)
-    if not data.is_dir():
-        raise DataError(data, "no such folder", "give the folder of the scans under --data")
+    if not os.access(data, os.R_OK | os.X_OK):
+        raise Problems(
+            [*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")]
+        )
     progress = reporter.bar("check")
     for index, case in enumerate(cases):
         problems += check_case(case, sequence.task, data)
         progress(index + 1, len(cases))
+    lessons = [case for case in sequence.source.split("train") if case in cases]
+    if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
+        problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
     if problems:
         raise Problems(problems)
+    if not any(labelled_cases(domain) for domain in sequence.domains):
+        reporter.line("no domain has a labelled test scan: nothing will be scored")
+
+
+def _marks_something(case: Case, task: Task, data: Path) -> bool:
+    label = read_volume(case, task, data, with_label=True).label
+    return label is not None and bool(label.any())
 
 
 def needed_cases(sequence: DomainSequence, to_learn: Sequence[Domain]) -> list[Case]:
@@ -202,11 +226,6 @@ def needed_cases(sequence: DomainSequence, to_learn: Sequence[Domain]) -> list[C
 def labelled_cases(domain: Domain) -> list[Case]:
     """The test cases that can be scored."""
     return [case for case in domain.split("test") if case.labels]
-
-
-def labelled_domains(sequence: DomainSequence) -> list[Domain]:
-    """The domains that can be scored, in order."""
-    return [domain for domain in sequence.domains if labelled_cases(domain)]
 
 
 def without_label(case: Case) -> Case:
@@ -234,7 +253,7 @@ def stage_metrics(scores: Sequence[Score], sequence: DomainSequence) -> dict[str
     return metrics
 
 
-def describe(sequence: DomainSequence, plan: dict[str, Any]) -> RunDescription:
+def describe(sequence: DomainSequence, plan: Plan) -> RunDescription:
     """The run as the tracker shows it."""
     manifests = [
         (domain.name, sequence.digests[domain.name], {split: len(domain.split(split)) for split in SPLITS})
@@ -244,7 +263,7 @@ def describe(sequence: DomainSequence, plan: dict[str, Any]) -> RunDescription:
         name=sequence.name,
         method=sequence.method,
         seed=sequence.seed,
-        parameters=plan["settings"],
+        parameters=plan.settings,
         manifests=manifests,
         stages=[stage_name(domain) for domain in sequence.domains],
     )
@@ -267,3 +286,21 @@ def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> St
 def _training_folder(run: Run, domain: Domain) -> Path:
     """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
     return run.kept(domain).parent / "training"
+
+
+def _make_private(folder: Path) -> Path:
+    """A folder that only its owner can enter."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.describe(error, folder) from error
+    return folder
+
+
+def _delete(folder: Path) -> None:
+    """Remove a folder; one that cannot be removed is told, since it may hold a discriminator."""
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise files.describe(error, folder) from error

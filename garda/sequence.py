@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from garda.config import Config, load, load_yaml, merge
-from garda.errors import ConfigError, DataError, GardaError
+from garda.errors import ConfigError, DataError, GardaError, Problems
+from garda.files import reason, replacing
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 REQUIRED_COLUMNS = ("case", "patient", "split", "image", "label")
 OPTIONAL_COLUMNS = ("image_sha256", "image_bytes", "label_sha256", "label_bytes")
+DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # it names files, folders and metrics
 SEVERAL = ";"  # between the masks of one case, and between their digests
 
 
@@ -51,6 +54,14 @@ class LabelFormat(Config):
     masks: tuple[str, ...] = ()
     slice_labelled_by: str | None = None
 
+    @field_validator("values", mode="before")
+    @classmethod
+    def _whole_keys(cls, values: object) -> object:
+        """JSON, in which a run keeps its task, has no keys but text."""
+        if not isinstance(values, dict):
+            return values
+        return {int(key) if isinstance(key, str) and key.isdecimal() else key: index for key, index in values.items()}
+
     @model_validator(mode="after")
     def _known_mask(self) -> LabelFormat:
         if self.slice_labelled_by is not None and self.slice_labelled_by not in self.masks:
@@ -63,7 +74,8 @@ class Task(Config):
 
     Attributes:
         name: the task's name.
-        classes: class names; label value i means ``classes[i]``, the first is the background.
+        classes: class names; label value i means ``classes[i]``, the first is the background. They stand in the names
+            of metrics, ``dice/<domain>/<class>``, and so have no ``/``.
         channels: image channels of the network; a grey image is repeated.
         size: (H, W) of the network's input, pixels.
         spacing_mm: (row, column) spacing to which slices are resampled; None keeps the image's own pixels.
@@ -88,6 +100,21 @@ class Task(Config):
     label: LabelFormat = LabelFormat()
     same_patient_in_splits: str | None = None
 
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: object) -> object:
+        """``True`` equals 1, which is all that a Literal looks at."""
+        return str(value) if isinstance(value, bool) else value
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not name.strip() or "/" in name for name in names):
+            raise ValueError("class names must not be empty or hold a '/'")
+        if len(set(names)) < len(names):
+            raise ValueError("class names must differ")
+        return names
+
     @model_validator(mode="after")
     def _consistent(self) -> Task:
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
@@ -107,7 +134,7 @@ class Case:
 
     Attributes:
         case: the scan's name, unique in its domain.
-        patient: whose scan it is.
+        patient: whose scan it is. Known within its site only: ``001`` of two domains is two people.
         split: train, val or test.
         image: an image file, or a folder with one DICOM series.
         labels: one label map, or one mask a foreground class; empty where there is no label.
@@ -143,8 +170,8 @@ class Pipeline(Config):
     Attributes:
         name: the sequence's name.
         manifests: folder with ``task.yaml`` and the domains' CSV files, relative to the pipeline file.
-        source: the labelled domain.
-        targets: the unlabelled domains, in the order of adaptation.
+        source: the labelled domain; a name of letters, digits and ``_.-`` that starts with a letter or digit.
+        targets: the unlabelled domains, in the order of adaptation; names as above.
         config: a YAML of ``configs/``, relative to the pipeline file.
         method: the method's name.
         seed: seed of everything random.
@@ -153,8 +180,8 @@ class Pipeline(Config):
 
     name: str
     manifests: str
-    source: str
-    targets: tuple[str, ...] = ()
+    source: DomainName
+    targets: tuple[DomainName, ...] = ()
     config: str
     method: str
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -212,7 +239,8 @@ def read_sequence(
 
     Raises:
         ConfigError: a YAML file does not fit.
-        DataError: a manifest does not fit.
+        DataError: a manifest does not fit in one place.
+        Problems: manifests do not fit in several.
     """
     pipeline = load(Pipeline, pipeline_file)
     folder = pipeline_file.parent / pipeline.manifests
@@ -221,9 +249,7 @@ def read_sequence(
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(pipeline_file, f"domain {name!r} stands twice in the sequence", "name each domain once")
-    domains = tuple(
-        Domain(name, index, read_manifest(folder / f"{name}.csv", task)) for index, name in enumerate(names)
-    )
+    domains = _read_domains(folder, names, task)
     config = config or pipeline_file.parent / pipeline.config
     settings = merge(load_yaml(config), pipeline.settings)
     return DomainSequence(
@@ -239,38 +265,87 @@ def read_sequence(
     )
 
 
+def _read_domains(folder: Path, names: Sequence[str], task: Task) -> tuple[Domain, ...]:
+    """The domains in order; what is wrong with any of their manifests is told in one go."""
+    domains: list[Domain] = []
+    problems: list[GardaError] = []
+    for index, name in enumerate(names):
+        try:
+            domains.append(Domain(name, index, read_manifest(folder / f"{name}.csv", task)))
+        except Problems as several:
+            problems += several.problems
+        except DataError as error:
+            problems.append(error)
+    _raise_all(problems)
+    return tuple(domains)
+
+
 def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
-    """Read one domain's CSV.
+    """Read one domain's CSV. Spaces around a cell do not count.
 
     Raises:
-        DataError: the file is missing or has other columns, a cell is empty or does not fit, a case stands twice, a
-            path leaves the data folder, or a patient stands in two splits without a reason in ``task.yaml``.
+        DataError: the file is missing, no CSV or has other columns, a cell is empty or does not fit, a case or an image
+            stands twice, a path leaves the data folder, or a patient stands in two splits without a reason in
+            ``task.yaml``.
+        Problems: several of these in its rows.
     """
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    cases: list[Case] = []
+    problems: list[GardaError] = []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        _check_columns(path, reader)
+        for row in reader:
+            try:
+                cases.append(_case(row, f"{path}:{reader.line_num}", task))
+            except DataError as error:
+                problems.append(error)
+    except csv.Error as error:
+        problems.append(
+            DataError(f"{path}:{reader.reader.line_num}", f"is no CSV ({error})", "mend the quotes of the row")
+        )
+    problems += _find_repetitions(cases, task)
+    if not cases and not problems:
+        raise DataError(path, "holds no case", "add a row for each scan")
+    _raise_all(problems)
+    return tuple(cases)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(path, "no such manifest", "write one with `garda manifest`") from None
-    except (OSError, UnicodeDecodeError):
+    except UnicodeDecodeError:
         raise DataError(path, "cannot be read as UTF-8 text", "save the manifest as UTF-8 CSV") from None
-    reader = csv.DictReader(text.splitlines())
-    columns = tuple(reader.fieldnames or ())
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({reason(error)})", "give a manifest that can be read") from None
+
+
+def _check_columns(path: Path, reader: csv.DictReader[str]) -> None:
+    columns = tuple(column.strip() for column in reader.fieldnames or ())
     missing = [column for column in REQUIRED_COLUMNS if column not in columns]
     unknown = [column for column in columns if column not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
     if missing or unknown:
         what = f"column {missing[0]!r} is missing" if missing else f"unknown column {unknown[0]!r}"
         raise DataError(path, what, f"the columns are {', '.join(REQUIRED_COLUMNS)}")
-    cases = tuple(_case(row, f"{path}:{reader.line_num}", task) for row in reader)
-    if not cases:
-        raise DataError(path, "holds no case", "add a row for each scan")
-    _refuse_repetitions(path, cases, task)
-    return cases
+    reader.fieldnames = columns
+
+
+def _raise_all(problems: list[GardaError]) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise Problems(problems)
 
 
 def write_manifest(path: Path, cases: Sequence[Case]) -> None:
-    """Write one domain's CSV, the counterpart of :func:`read_manifest`; digests only where a case has them."""
+    """Write one domain's CSV, the counterpart of :func:`read_manifest`; digests only where a case has them.
+
+    Raises:
+        RunFolderError: no space is left, or the folder cannot be written.
+    """
     columns = REQUIRED_COLUMNS + (OPTIONAL_COLUMNS if any(case.digests for case in cases) else ())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(_row(case) for case in cases)
@@ -289,17 +364,18 @@ def _row(case: Case) -> dict[str, str]:
 def _case(row: dict[str, str], where: str, task: Task) -> Case:
     if None in row or None in row.values():
         raise DataError(where, "the row has another number of cells than the header", "quote cells that hold a comma")
+    row = {column: cell.strip() for column, cell in row.items()}
     for column in ("case", "patient", "image"):
-        if not row[column].strip():
+        if not row[column]:
             raise DataError(where, f"{column} is empty", "fill the cell")
     if row["split"] not in SPLITS:
         raise DataError(where, f"split is {row['split']!r}", f"use one of {', '.join(SPLITS)}")
-    labels = tuple(part.strip() for part in row["label"].split(SEVERAL)) if row["label"].strip() else ()
+    labels = tuple(part.strip() for part in row["label"].split(SEVERAL)) if row["label"] else ()
     wanted = len(task.label.masks) or 1
     if labels and len(labels) != wanted:
         raise DataError(where, f"{len(labels)} label files, the task wants {wanted}", f"separate them by {SEVERAL!r}")
     for file in (row["image"], *labels):
-        if not file or Path(file).is_absolute() or ".." in Path(file).parts:
+        if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
             raise DataError(where, f"path {file!r} is not below the data folder", "give paths relative to --data")
     return Case(row["case"], row["patient"], row["split"], row["image"], labels, _digests(row, labels, where), where)
 
@@ -307,30 +383,39 @@ def _case(row: dict[str, str], where: str, task: Task) -> Case:
 def _digests(row: dict[str, str], labels: tuple[str, ...], where: str) -> tuple[tuple[str, str, int], ...]:
     found: list[tuple[str, str, int]] = []
     for column, files in (("image", (row["image"],)), ("label", labels)):
-        digests = [part for part in (row.get(f"{column}_sha256") or "").split(SEVERAL) if part]
-        sizes = [part for part in (row.get(f"{column}_bytes") or "").split(SEVERAL) if part]
+        digests = _parts(row.get(f"{column}_sha256", "").lower())
+        sizes = _parts(row.get(f"{column}_bytes", ""))
         if not digests and not sizes:
             continue
-        if not len(digests) == len(sizes) == len(files) or not all(size.isdigit() for size in sizes):
+        if not len(digests) == len(sizes) == len(files) or not all(size.isdecimal() for size in sizes):
             raise DataError(where, f"{column}_sha256 and {column}_bytes do not fit the files", "run `garda manifest`")
         found += zip(files, digests, map(int, sizes), strict=True)
     return tuple(found)
 
 
-def _refuse_repetitions(path: Path, cases: tuple[Case, ...], task: Task) -> None:
-    seen: set[str] = set()
+def _parts(cell: str) -> list[str]:
+    return [part.strip() for part in cell.split(SEVERAL) if part.strip()]
+
+
+def _find_repetitions(cases: Sequence[Case], task: Task) -> list[GardaError]:
+    problems: list[GardaError] = []
+    names: set[str] = set()
+    images: dict[Path, str] = {}
     splits: dict[str, Split] = {}
     for case in cases:
-        if case.case in seen:
-            raise DataError(case.where, f"case {case.case!r} stands twice", "give every scan its own name")
-        seen.add(case.case)
+        owner = images.setdefault(Path(case.image), case.case)
         first = splits.setdefault(case.patient, case.split)
+        if case.case in names:
+            problems.append(DataError(case.where, f"case {case.case!r} stands twice", "give every scan its own name"))
+        elif owner != case.case:
+            what = f"image {case.image!r} is also that of case {owner!r}"
+            problems.append(DataError(case.where, what, "list every image once"))
         if first != case.split and task.same_patient_in_splits is None:
-            raise DataError(
-                case.where,
-                f"patient {case.patient!r} stands in {first} and in {case.split}",
-                "keep a patient in one split, or give the reason in task.yaml under same_patient_in_splits",
-            )
+            what = f"patient {case.patient!r} stands in {first} and in {case.split}"
+            remedy = "keep a patient in one split, or give the reason in task.yaml under same_patient_in_splits"
+            problems.append(DataError(case.where, what, remedy))
+        names.add(case.case)
+    return problems
 
 
 def find_gaps(sequence: DomainSequence) -> list[GardaError]:

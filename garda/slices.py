@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import io
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -45,21 +48,24 @@ class Slices:
         """Bring every volume to the network's grid.
 
         Args:
-            volumes: read one after another; only their slices are kept.
+            volumes: read one after another; only their slices are kept, above 1 GiB not in memory.
             task: gives size, channels and classes.
             with_labels: True for a labelled source; slices whose label is missing are then left out.
             private_folder: where an array above 1 GiB is memory-mapped (the file has no name and goes with the
                 process); None for the system's temporary folder.
+
+        Raises:
+            OSError: no space is left there.
         """
         self.task = task
         self.with_labels = with_labels
         self._shapes: list[tuple[int, int]] = []
-        images: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
-        for volume in volumes:
-            self._take(volume, images, labels)
-        self._images = _flat(images, np.float16, private_folder)
-        self._labels = _flat(labels, np.uint8, private_folder) if with_labels else None
+        with ExitStack() as files:
+            images, labels = _Growing(np.float16, private_folder, files), _Growing(np.uint8, private_folder, files)
+            for volume in volumes:
+                self._take(volume, images, labels)
+            self._images = images.array()
+            self._labels = labels.array() if with_labels else None
         self._offsets = np.cumsum([0, *(height * width for height, width in self._shapes)])
 
     def __len__(self) -> int:
@@ -79,21 +85,21 @@ class Slices:
         label = torch.from_numpy(np.stack([self._cut(self._labels, window)[0] for window in drawn])).long()
         return Batch(image, label)
 
-    def _take(self, volume: Volume, images: list[np.ndarray], labels: list[np.ndarray]) -> None:
+    def _take(self, volume: Volume, images: _Growing, labels: _Growing) -> None:
         grid = grid_for(volume, self.task)
         image = grid.to_network(volume.image).half().numpy()
-        kept = np.arange(len(image))
+        kept = np.ones(len(image), dtype=bool)
         if self.with_labels and volume.label is not None:
             label = grid.label_to_network(volume.label, len(self.task.classes)).to(torch.uint8).numpy()
-            kept = kept[volume.labelled.numpy()] if volume.labelled is not None else kept
-            labels.extend(label[index] for index in kept)
-        images.extend(image[index] for index in kept)
-        self._shapes.extend([image.shape[-2:]] * len(kept))
+            kept = volume.labelled.numpy() if volume.labelled is not None else kept
+            labels.append(label[kept])
+        images.append(image[kept])
+        self._shapes.extend([image.shape[-2:]] * int(kept.sum()))
 
     def _nth(self, position: int, seed: int) -> int:
         """The slice at one position of the endless, epoch-wise shuffled order."""
         epoch, place = divmod(position, len(self))
-        return int(np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(len(self))[place])
+        return int(_order(len(self), seed, epoch)[place])
 
     def _window(self, index: int, random: np.random.Generator) -> tuple[int, slice, slice]:
         """A slice's index, and the rows and columns of a random window of ``task.size`` in it."""
@@ -112,17 +118,29 @@ class Slices:
         return flat[start:stop].reshape(channels, *self._shapes[index])[:, rows, columns]
 
 
-def _flat(arrays: list[np.ndarray], dtype: type[np.generic], folder: Path | None) -> np.ndarray:
-    """All arrays one after another, memory-mapped above ``IN_MEMORY``; the list is emptied on the way."""
-    length = sum(math.prod(array.shape) for array in arrays)
-    if length * np.dtype(dtype).itemsize <= IN_MEMORY:
-        flat = np.empty(length, dtype)
-    else:
-        with tempfile.TemporaryFile(dir=folder) as file:  # nameless; the map alone keeps its bytes
-            flat = np.memmap(file, dtype, mode="w+", shape=(length,))
-    position = 0
-    while arrays:
-        array = arrays.pop(0)
-        flat[position : position + array.size] = array.reshape(-1)
-        position += array.size
-    return flat
+@lru_cache(maxsize=2)  # a batch spans two epochs at most, unless it is larger than the domain
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The shuffled order of one epoch's ``count`` slices."""
+    return np.random.default_rng(derive_seed(seed, "epoch", epoch)).permutation(count)
+
+
+class _Growing:
+    """A flat array to which arrays are added: in memory up to ``IN_MEMORY`` bytes, then in a nameless file."""
+
+    def __init__(self, dtype: type[np.generic], folder: Path | None, files: ExitStack) -> None:
+        self._dtype, self._folder, self._files = dtype, folder, files
+        self._bytes: BinaryIO = io.BytesIO()
+
+    def append(self, array: np.ndarray) -> None:
+        self._bytes.write(np.ascontiguousarray(array, self._dtype).data)
+        if isinstance(self._bytes, io.BytesIO) and self._bytes.tell() > IN_MEMORY:
+            file = self._files.enter_context(tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115
+            file.write(self._bytes.getbuffer())
+            self._bytes = file
+
+    def array(self) -> np.ndarray:
+        """All values one after another, without a copy; the map outlives its file."""
+        if isinstance(self._bytes, io.BytesIO):
+            return np.frombuffer(self._bytes.getbuffer(), self._dtype)
+        self._bytes.flush()
+        return np.memmap(self._bytes, self._dtype, mode="r")

@@ -12,7 +12,7 @@ from nibabel import orientations
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 
-from garda.errors import GardaError
+from garda.errors import DataError, GardaError
 from garda.files import replacing
 from garda.formats import NIFTI, PICTURE, ScanFile, Stored, digest, encode_label_map, read_stored, split_name
 from garda.grids import Grid
@@ -78,9 +78,9 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
         with_label: False opens no label file.
 
     Raises:
-        DataError: a file is missing, damaged or of an unknown format; the image is constant, not finite, or has
-            other channels than the task; the label has another shape or affine (entries more than 1e-3 apart) than
-            the image, or a value outside the task's classes.
+        DataError: a file is missing, damaged or of an unknown format; the image is constant, not finite, too small for
+            bias field correction, or has other channels than the task; the label has another shape or affine (entries
+            more than 1e-3 apart) than the image, or a value outside the task's classes.
     """
     file = ScanFile(data / case.image, f"image {case.image}", case.where)
     stored = read_stored(file)
@@ -90,7 +90,11 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
     if stored.header is not None:
         slices, rows, columns = voxel_sizes(affine)
         spacing = (float(slices), float(rows), float(columns))
-    image = scale_intensity(_read_image(file, stored, pixels, task), spacing, task.intensity)
+    image = _read_image(file, stored, pixels, task)
+    try:
+        image = scale_intensity(image, spacing, task.intensity)
+    except DataError as error:
+        raise file.error(error.what, error.remedy) from None
     image = np.repeat(image, task.channels // len(image), axis=0).swapaxes(0, 1)
     label = labelled = None
     if with_label and case.labels:
@@ -99,7 +103,7 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
 
 
 def check_case(case: Case, task: Task, data: Path) -> list[GardaError]:
-    """What is wrong with a case's files: each that is missing or differs from its digest, then the first misfit.
+    """What is wrong with a case's files: each that cannot be read or differs from its digest, then the first misfit.
 
     Args:
         case: the manifest row.
@@ -109,19 +113,32 @@ def check_case(case: Case, task: Task, data: Path) -> list[GardaError]:
     recorded = {name: (sha, size) for name, sha, size in case.digests}
     names = [(case.image, "image"), *((name, "label") for name in case.labels)]
     problems: list[GardaError] = []
+    unreadable = False
     for name, kind in names:
         file = ScanFile(data / name, f"{kind} {name}", case.where)
-        if not file.path.exists():
-            problems.append(file.error("does not exist", "check the path and --data"))
-        elif name in recorded and digest(file.path) != recorded[name]:
+        try:
+            changed = _is_changed(file, recorded.get(name))
+        except DataError as error:
+            problems.append(error)
+            unreadable = True
+            continue
+        if changed:
             what = "is not the file that the manifest was made for (its SHA-256 or size differs)"
             problems.append(file.error(what, "restore the file, or make the manifest again"))
-    if all((data / name).exists() for name, _ in names):
+    if not unreadable:
         try:
             read_volume(case, task, data, with_label=True)
         except GardaError as error:
             problems.append(error)
     return problems
+
+
+def _is_changed(file: ScanFile, recorded: tuple[str, int] | None) -> bool:
+    file.require()
+    try:
+        return recorded is not None and digest(file.path) != recorded
+    except DataError as error:
+        raise file.error(error.what, error.remedy) from None
 
 
 def grid_for(volume: Volume, task: Task) -> Grid:

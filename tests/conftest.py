@@ -14,11 +14,13 @@ def one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def own_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+@pytest.fixture(scope="session", autouse=True)
+def own_surroundings(tmp_path_factory: pytest.TempPathFactory):
     """No test reads or writes the user's own key folder or tracking server."""
-    monkeypatch.setenv("GARDA_HOME", str(tmp_path_factory.mktemp("garda_home")))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GARDA_HOME", str(tmp_path_factory.mktemp("garda_home")))
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

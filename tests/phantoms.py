@@ -9,6 +9,7 @@ from rich.console import Console
 
 from garda.evaluate import Score
 from garda.phantom import write_phantom
+from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.run import Run, run_sequence
 from garda.sequence import DomainSequence, read_sequence
@@ -65,4 +66,5 @@ def tiny_run(
 ) -> Run:
     """A run of ``sequence`` on the data beside its pipeline."""
     reporter = Reporter(Console(quiet=True))
-    return Run(sequence, pipeline.parent / "data", out, tracker or InMemory(), reporter, stopping or Stopping())
+    data, pseudonyms = pipeline.parent / "data", Pseudonyms(b"a key for tests")
+    return Run(sequence, data, out, tracker or InMemory(), reporter, stopping or Stopping(), pseudonyms)

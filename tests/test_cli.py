@@ -92,11 +92,13 @@ def test_predict_writes_label_maps(pipeline, tmp_path, capsys):
 
 def test_changes_from_the_command_line():
     assert cli._changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
+    assert cli._changes(["rate=1e-3"]) == {"rate": 1e-3}
     for text in ("a", "=3", "a..b=3"):
         with pytest.raises(ConfigError, match="expected KEY=VALUE"):
             cli._changes([text])
-    with pytest.raises(ConfigError, match="is not a YAML value"):
-        cli._changes(["a={"])
+    for text in ("a={", "a=2020-99-99"):
+        with pytest.raises(ConfigError, match="is not a YAML value"):
+            cli._changes([text])
 
 
 def test_a_misspelt_setting_names_its_neighbour(pipeline, tmp_path, capsys):

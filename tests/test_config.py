@@ -4,13 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from garda.config import Config, load, merge, parse
+from garda.config import Config, load, load_yaml, merge, parse
 from garda.errors import ConfigError
 
 
 class Inner(Config):
     steps: int = 1
     widths: tuple[int, ...] = (1, 2)
+    shares: tuple[float, float] = (0.5, 0.5)
+    nested: tuple[tuple[int, ...], ...] = ()
+    flip: bool = False
 
 
 class Outer(Config):
@@ -26,18 +29,68 @@ def test_values_are_read_and_frozen():
         outer.name = "y"
 
 
+def test_lists_serve_as_tuples_and_whole_numbers_as_floats_from_yaml_and_json():
+    inner = parse(Inner, {"shares": [1, 0], "nested": [[1, 2], [3]], "flip": True}, "file")
+    assert inner == Inner(shares=(1.0, 0.0), nested=((1, 2), (3,)), flip=True)
+    assert isinstance(inner.shares[0], float)
+    assert Inner.model_validate(inner.model_dump(mode="json")) == inner
+    assert Inner.model_validate_json(inner.model_dump_json()) == inner
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "1.e-4", ".1e-3", "+1.0e-4"])
+def test_a_number_with_an_exponent_is_a_number_with_or_without_a_dot(tmp_path: Path, text: str):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"plain: {text}\nquoted: '{text}'\nname: 1e-4x\n")
+    assert load_yaml(file) == {"plain": pytest.approx(1e-4), "quoted": text, "name": "1e-4x"}
+
+
+@pytest.mark.parametrize("value", ["2020-99-99", "!!int many", "!!bool 3", "!!timestamp x"])
+def test_values_that_yaml_cannot_read_are_one_line(tmp_path: Path, value: str):
+    file = tmp_path / "a.yaml"
+    file.write_text(f"name: {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_yaml(file)
+    assert str(caught.value) == f"{file}: holds a date, number or tag that YAML cannot read; quote it"
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"name": "x", "iner": {}}, "file: unknown key 'iner'; did you mean 'inner'?"),
         ({"name": "x", "inner": {"stepz": 2}}, "file: unknown key 'inner.stepz'; did you mean 'steps'?"),
         ({"name": "x", "maybe": {"stepz": 2}}, "file: unknown key 'maybe.stepz'; did you mean 'steps'?"),
-        ({"name": "x", "inner": {"qqq": 2}}, "file: unknown key 'inner.qqq'; known keys are steps, widths"),
+        (
+            {"name": "x", "inner": {"qqq": 2}},
+            "file: unknown key 'inner.qqq'; known keys are flip, nested, shares, steps, widths",
+        ),
         ({}, "file: key 'name' is missing; add it"),
         (
             {"name": "x", "inner": {"steps": "many"}},
-            "file: inner.steps: input should be a valid integer, unable to parse string as an integer, got 'many'; "
-            "correct the value",
+            "file: inner.steps: input should be a valid integer, got 'many'; correct the value",
+        ),
+        (
+            {"name": "x", "inner": {"steps": "7"}},
+            "file: inner.steps: input should be a valid integer, got '7'; correct the value",
+        ),
+        (
+            {"name": "x", "inner": {"steps": True}},
+            "file: inner.steps: input should be a valid integer, got True; correct the value",
+        ),
+        (
+            {"name": "x", "inner": {"shares": [1, "2"]}},
+            "file: inner.shares.1: input should be a valid number, got '2'; correct the value",
+        ),
+        (
+            {"name": "x", "inner": {"shares": [True, 2]}},
+            "file: inner.shares.0: input should be a valid number, got True; correct the value",
+        ),
+        (
+            {"name": "x", "inner": {"flip": "off"}},
+            "file: inner.flip: input should be a valid boolean, got 'off'; correct the value",
+        ),
+        (
+            {"name": ["x"]},
+            "file: name: input should be a valid string, got ['x']; correct the value",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from garda.errors import RunFolderError
 from garda.evaluate import Score, evaluate, read_scores, score_volume, write_scores
+from garda.pseudonyms import Pseudonyms
 from garda.sequence import Case, Domain
 
 CLASSES = ("background", "cord")
@@ -139,14 +140,25 @@ def test_labelled_test_scans_alone_are_read_and_named_by_pseudonym():
         stage=1,
         seed=7,
         classes=CLASSES,
-        pseudonym=lambda kind, name: f"{kind}-{len(name)}",
+        pseudonym=lambda kind, name: f"{kind} {name}",
     )
     first = next(rows)
     assert opened == ["a"]  # one scan at a time
     diagonal = math.hypot(10.0, 4.0, 2.0)
-    assert first == Score(1, "first", "patient-12", "case-1", 7, "cord", 0.0, diagonal, "mm")
-    assert list(rows) == [replace(first, domain="second")]
+    assert first == Score(1, "first", "patient first/patient of a", "case first/a", 7, "cord", 0.0, diagonal, "mm")
+    second = replace(first, domain="second", patient="patient second/patient of d", case="case second/d")
+    assert list(rows) == [second]
     assert opened == ["a", "d"]
+
+
+def test_one_name_at_two_hospitals_is_two_persons():
+    domains = [Domain(name, index, (case("a", "test"),)) for index, name in enumerate(("first", "second"))]
+    pseudonym = Pseudonyms(b"k" * 32).pseudonym
+    rows = evaluate(
+        domains, lambda scan: scan.label, lambda case: SCANS["a"], stage=0, seed=0, classes=CLASSES, pseudonym=pseudonym
+    )
+    first, second = rows
+    assert first.patient != second.patient and first.case != second.case
 
 
 SCORE = Score(0, "first, site", 'p"1', "c1", 3, "grey matter", 0.1 + 0.2, 1e-17, "mm")
@@ -199,4 +211,5 @@ def test_damaged_scores_are_told(tmp_path: Path, damage, where: str, what: str):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunFolderError) as told:
         read_scores(path)
-    assert str(told.value) == f"{path}{where}: {what}; restore the file"
+    remedy = "delete the file, it is computed again by the same command"
+    assert str(told.value) == f"{path}{where}: {what}; {remedy}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from garda.augment import GeometrySettings
 from garda.compute import Compute, ComputeSettings
 from garda.errors import CheckpointError, ConfigError
-from garda.generators import GENERATORS
+from garda.generators import GENERATORS, adversarial
 from garda.generators.adversarial import (
     AdversarialSettings,
     Duel,
@@ -152,7 +152,7 @@ def test_a_new_look_is_learnt_and_the_old_one_kept():
     old, new = torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
     before = source.sample(anatomy, old)
     frozen = copy.deepcopy(source.state_dict())
-    target = torch.full((8, 1, 16, 16), 0.9)
+    target = torch.full((4, 1, 16, 16), 0.9)
     for step in range(150):
         losses = objective.step(Batch(target, None), step)
     assert {"content", "distillation", "discriminator", "generator"} <= set(losses)
@@ -164,10 +164,122 @@ def test_a_new_look_is_learnt_and_the_old_one_kept():
     assert abs(learnt.mean() - 0.9) < abs(before.mean() - 0.9) / 2
 
 
-def test_motion_augments_what_the_discriminator_sees():
-    lesson = ImageLessonSettings(steps=2, batch=4, widths=(4, 4), motion=GeometrySettings(probability=1.0))
-    losses = FromImages(TASK, "a", TINY, lesson, COMPUTE).step(Batch(torch.rand(4, 1, 16, 16), None), 1)
-    assert all(loss.isfinite() for loss in losses.values())
+class Judge(nn.Module):
+    """A discriminator by hand, which remembers what it is asked: weighted mean feature, plus the domain's index."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.5))
+        self.asked: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, domains: Tensor) -> Tensor:
+        self.asked.append((x.detach().clone(), domains.clone()))
+        return self.weight * x.mean((1, 2, 3)) + domains
+
+
+class StyleStep:
+    """One step of :class:`FromStyle` on domains a, b and the new c, with a judge by hand; no weight changes.
+
+    Attributes:
+        losses: what the step told.
+        descended: optimizer's name -> the loss whose gradient it was given.
+        fake, real: features that were judged.
+        domains: of the judged.
+        drawn, replayed: images of G_k and G_{k-1}, not cut to [0, 1].
+        target: the real images.
+    """
+
+    OLD, COUNT = 8, 17
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, moved: float, step: int = 1) -> None:
+        previous = style_generator("a", "b").eval()
+        anatomy = previous.draw(self.COUNT)
+        self.descended: dict[str, Tensor] = {}
+        self.target = torch.rand(self.COUNT - self.OLD, 1, 16, 16)
+        patch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
+        patch.setattr(adversarial, "Discriminator", Judge)
+        patch.setattr(Duel, "_descend", lambda duel, name, loss: self.descended.update({name: loss.detach()}))
+        objective = FromStyle(TASK, "c", previous, Mean(), StyleLessonSettings(steps=2, batch=self.COUNT), COMPUTE)
+        generator, judge = objective._duel.generator, objective._duel._discriminator
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.add_(moved * torch.randn_like(parameter))
+        self.losses = objective.step(Batch(self.target, None), step)
+        (self.fake, self.domains), (self.real, domains) = judge.asked[:2]
+        assert torch.equal(domains, self.domains) and torch.equal(judge.asked[-1][1], self.domains)
+        assert torch.equal(judge.asked[-1][0], self.fake)
+        before = torch.cat([self.domains[: self.OLD], torch.zeros(self.COUNT - self.OLD, dtype=torch.long)])
+        with torch.no_grad():
+            self.drawn, self.replayed = generator(anatomy, self.domains), previous(anatomy, before)
+
+
+def test_half_of_a_batch_repeats_old_domains_and_half_learns_the_new(monkeypatch):
+    it = StyleStep(monkeypatch, moved=0.1)
+    assert set(it.domains[: it.OLD].tolist()) == {0, 1}
+    assert set(it.domains[it.OLD :].tolist()) == {2}
+    assert torch.equal(it.fake, Mean()(it.drawn))
+    assert torch.equal(it.real[: it.OLD], Mean()(it.replayed)[: it.OLD])
+
+
+def test_the_new_half_is_judged_against_anatomy_with_the_targets_statistics(monkeypatch):
+    it = StyleStep(monkeypatch, moved=0.1)
+    known, target, real = Mean()(it.replayed)[it.OLD :], Mean()(it.target), it.real[it.OLD :]
+    assert torch.allclose(real.mean((2, 3)), target.mean((2, 3)), atol=1e-5)
+    assert torch.allclose(real.std((2, 3)), target.std((2, 3)), rtol=1e-3)
+    assert torch.allclose(normalised(real), normalised(known), atol=1e-2)
+
+
+def normalised(features: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 in each channel of each element."""
+    mean = features.mean((2, 3), keepdim=True)
+    return (features - mean) / features.std((2, 3), keepdim=True, correction=0)
+
+
+def test_distillation_is_exactly_zero_before_anything_is_learnt(monkeypatch):
+    it = StyleStep(monkeypatch, moved=0.0, step=0)
+    assert it.replayed.min() < 0  # so that a cut to [0, 1] on one side alone would show
+    assert it.losses["distillation"] == 0
+
+
+def test_what_a_look_costs_the_generator(monkeypatch):
+    it = StyleStep(monkeypatch, moved=0.1)
+    known, drawn = Mean()(it.replayed)[it.OLD :], Mean()(it.drawn)
+    scale, offset = known.std((2, 3), keepdim=True, correction=0), known.mean((2, 3), keepdim=True)
+    content = (normalised(drawn[it.OLD :]) * scale + offset - known).square().mean()
+    distillation = (it.drawn - it.replayed)[: it.OLD].abs().mean()
+    fooled = torch.log1p(torch.exp(-(0.5 * drawn.mean((1, 2, 3)) + it.domains))).mean()
+    assert min(content, distillation, fooled) > 1e-3
+    assert it.losses["content"].item() == pytest.approx(content.item(), rel=1e-3)
+    assert it.losses["distillation"].item() == pytest.approx(distillation.item())
+    assert it.losses["generator"].item() == pytest.approx(fooled.item())
+    expected = fooled + 10 * content + 1 * distillation
+    assert it.descended["generator_optimizer"].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("step", [1, 16])
+def test_what_a_look_costs_the_discriminator(monkeypatch, step):
+    it = StyleStep(monkeypatch, moved=0.1, step=step)
+    fake, real = (0.5 * features.mean((1, 2, 3)) + it.domains for features in (it.fake, it.real))
+    judged = (torch.log1p(torch.exp(fake)).mean() + torch.log1p(torch.exp(-real)).mean()).item()
+    assert it.losses["discriminator"].item() == pytest.approx(judged)
+    r1 = 0.5**2 / 64  # the squared gradient of half the mean of 8 x 8 features
+    penalty = 5.0 / 2 * 16 * r1 if step == 16 else 0.0
+    assert it.descended["discriminator_optimizer"].item() == pytest.approx(judged + penalty)
+
+
+@pytest.mark.parametrize("motion", [GeometrySettings(probability=1.0), None])
+def test_motion_augments_what_the_discriminator_sees(monkeypatch, motion):
+    monkeypatch.setattr(adversarial, "Discriminator", Judge)
+    anatomy, real = style_generator("a").draw(4), torch.rand(4, 1, 16, 16)
+    monkeypatch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
+    objective = FromImages(TASK, "a", TINY, ImageLessonSettings(steps=2, batch=4, motion=motion), COMPUTE)
+    with torch.no_grad():
+        fake = objective._duel.generator(anatomy, torch.zeros(4, dtype=torch.long))
+    objective.step(Batch(real, None), 1)
+    (seen_fake, _), (seen_real, _) = objective._duel._discriminator.asked[:2]
+    for seen, still in ((seen_fake, fake), (seen_real, real)):
+        moved = [not torch.allclose(one, other, atol=1e-3) for one, other in zip(seen, still, strict=True)]
+        assert moved == [motion is not None] * 4
 
 
 def test_the_segmenters_own_encoder():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -173,6 +175,11 @@ def test_a_pattern_names_the_patient(tmp_path: Path):
             "images/a;b.png: has a ';' in its path; rename it, the manifest separates files by it",
         ),
         (
+            [" x/images/a.png"],
+            {"folder": " x"},
+            "' x/images/a.png': begins or ends with a space; rename it, a manifest drops such spaces",
+        ),
+        (
             ["images/a.png"],
             {"fractions": (0.6, 0.1, 0.1)},
             "fractions: expected three shares that sum to 1, got 0.6, 0.1, 0.1; give for example 0.6 0.1 0.3",
@@ -196,8 +203,9 @@ def test_a_pattern_names_the_patient(tmp_path: Path):
 )
 def test_a_folder_that_does_not_fit_is_one_line(tmp_path: Path, files: list[str], options: dict, message: str):
     fill(tmp_path, *files)
+    arguments = {"folder": "."} | options
     with pytest.raises(DataError) as error:
-        build_manifest(tmp_path, tmp_path, **options)
+        build_manifest(tmp_path / arguments.pop("folder"), tmp_path, **arguments)
     assert str(error.value) == message.replace("{}", str(tmp_path))
 
 
@@ -207,6 +215,38 @@ def test_the_folder_lies_below_the_data_folder(tmp_path: Path):
         build_manifest(tmp_path / "site", tmp_path / "data")
     with pytest.raises(DataError, match=r"/none: no such folder; check the path$"):
         build_manifest(tmp_path / "none", tmp_path)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, wanted: Path) -> None:
+    """Let a call that takes ``wanted`` first be refused, as the system does for another user."""
+    allowed = getattr(owner, name)
+
+    def call(path: Path, *arguments: object, **options: object) -> object:
+        if Path(path) == wanted:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return allowed(path, *arguments, **options)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "where"),
+    [
+        (Path, "open", "images/a.png"),
+        (Path, "iterdir", "images/p"),
+        (os, "scandir", "images"),
+        (os, "scandir", "labels"),
+        (Path, "is_dir", "images"),
+    ],
+)
+def test_what_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, owner: object, name: str, where: str):
+    fill(tmp_path, "images/a.png", "images/p/b.png", "labels/a.png")
+    refuse(monkeypatch, owner, name, tmp_path / where)
+    with pytest.raises(DataError) as error:
+        build_manifest(tmp_path, tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / where}: cannot be read (permission denied); check the path and its permissions"
+    )
 
 
 @pytest.mark.parametrize("domain", NUCLEI)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from garda.compute import Compute, ComputeSettings
 from garda.errors import CheckpointError, ConfigError
 from garda.generators.features import FeatureSettings
 from garda.knowledge import STATISTICS_LIMIT, Knowledge
@@ -184,7 +183,3 @@ def test_garda_paper_refuses_knowledge_without_its_generator(tmp_path):
     assert isinstance(learner, GardaPaper)
     with pytest.raises(TypeError, match="adapts a StyleGenerator"):
         learner.adapt(source, "b", FakeSlices(1, with_labels=False), stages(tmp_path, 9))
-
-
-def test_compute_follows_the_settings():
-    assert method("source_only").compute.device == Compute(ComputeSettings(accelerator="cpu")).device

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from garda.methods import METHODS, parse_settings
+from garda.errors import ConfigError
+from garda.methods import METHODS, Method, build_method, parse_settings
 from garda.methods.base import build_segmenter
 from garda.run import check
-from garda.sequence import find_gaps, read_sequence
+from garda.sequence import DomainSequence, find_gaps, read_sequence
 
 ROOT = Path(__file__).parent.parent
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+FOR_256 = {("paper", "garda_paper")}  # config and method that draw 256 x 256 pixels, which no shipped task has
+
+
+def build(sequence: DomainSequence) -> Method:
+    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    return build_method(sequence.method, settings, sequence.task)
 
 
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
@@ -22,8 +32,27 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 def test_every_pipeline_goes_with_every_config_and_method(file, config, method):
     sequence = read_sequence(file, config=config, method=method)
     assert find_gaps(sequence) == []
-    settings = parse_settings(method, sequence.settings, sequence.config)
-    assert settings.segmenter.widths[0] > 0
+    learner = build(sequence)
+    if (config.stem, method) in FOR_256:
+        assert sequence.task.size != (256, 256)
+        height, width = sequence.task.size
+        with pytest.raises(ConfigError) as caught:
+            learner.check()
+        assert str(caught.value) == (
+            f"generator.widths: 7 resolutions cannot draw {height} x {width} pixels; "
+            "change the number of resolutions, or the task's size"
+        )
+    else:
+        learner.check()
+
+
+def test_the_published_recipe_fits_its_size():
+    sequence = read_sequence(ROOT / "pipelines" / "phantom.yaml", config=ROOT / "configs" / "paper.yaml")
+    assert sequence.method == "garda_paper"
+    settings = sequence.settings
+    settings["garda_paper"]["features"]["encoder"] = "segmenter"
+    task = sequence.task.model_copy(update={"size": (256, 256)})
+    build(replace(sequence, settings=settings, task=task)).check()
 
 
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
@@ -33,7 +62,7 @@ def test_every_pipeline_opens_with_its_command_and_its_result(file):
     assert second.startswith("# result: ") and "not measured" not in second
 
 
-def test_the_small_recipe_writes_out_what_it_uses():
+def test_the_small_recipes_segmenter_has_fewer_than_one_and_a_half_million_parameters():
     sequence = read_sequence(ROOT / "pipelines" / "nuclei.yaml")
     segmenter = build_segmenter(sequence.task, parse_settings("garda_paper", sequence.settings, "x").segmenter)
     assert sum(parameter.numel() for parameter in segmenter.parameters()) < 1.5e6

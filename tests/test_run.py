@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from garda.errors import ConfigError, DataError, GardaError, Interrupted, Problems, RunFolderError
+from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, Problems, RunFolderError
 from garda.evaluate import read_scores
 from garda.predict import predict
+from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.run import needed_cases, run_sequence
 from garda.sequence import read_sequence
 from garda.stopping import Stopping
-from garda.tracking import InMemory
+from garda.tracking import InMemory, open_tracker
 from garda.volumes import read_volume
 
 from .phantoms import SITES, run_tiny, tiny_run, write_tiny
@@ -72,14 +74,26 @@ def test_nothing_but_knowledge_stays_of_a_stage(finished):
     }
 
 
-def test_no_patient_no_case_and_no_data_path_is_written(finished, pipeline):
-    out, _ = finished
-    private = [str(pipeline.parent), "bssfp_1p5t_0", "tse_1p5t_0", "lge_3t_0"]
-    for path in out.rglob("*"):
-        assert not any(word in str(path.relative_to(out)) for word in private)
-        if path.is_file():
-            content = path.read_bytes()
-            assert [word for word in private if word.encode() in content] == [], path
+def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp_path, capsys):
+    """Every byte of the run folder, MLflow's store, its artifacts and what was printed."""
+    folder, out = tmp_path / "conspicuous", tmp_path / "run"
+    shutil.copytree(pipeline.parent, folder)
+    for manifest in (folder / "data" / "manifests").glob("*.csv"):
+        text = manifest.read_text()
+        for number in range(4):
+            name = f"{manifest.stem}_{number:03d}"
+            text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
+        manifest.write_text(text)
+    run = tiny_run(read_sequence(folder / "pipeline.yaml"), folder / "pipeline.yaml", out, open_tracker(out, print))
+    with Reporter() as reporter:
+        run_sequence(replace(run, reporter=reporter))
+    private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii"]
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "tracking.jsonl", "scores.csv"} <= {path.name for path in files}
+    for path in files:
+        assert [word for word in private if word in path.read_bytes()] == [], path
+    printed = capsys.readouterr()
+    assert [word for word in private if word in (printed.out + printed.err).encode()] == []
 
 
 def test_the_same_command_changes_nothing(finished, pipeline):
@@ -133,6 +147,69 @@ def test_a_plan_that_appends_targets_goes_on(finished, pipeline, tmp_path):
         f"{tmp_path}/run/plan.json: the folder holds another plan, domains differs; "
         "undo the change, or give a new --out folder"
     )
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", '{"domains": 3}', "{"])
+def test_a_damaged_plan_is_one_line(finished, pipeline, tmp_path, content):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "plan.json").write_text(content)
+    message = f"{tmp_path}/run/plan.json: is damaged; give a new --out folder, or restore the file"
+    with pytest.raises(RunFolderError) as caught:
+        run_tiny(pipeline, tmp_path / "run")
+    assert str(caught.value) == message
+    with Reporter() as reporter, pytest.raises(RunFolderError) as caught:
+        predict(tmp_path / "run", [], tmp_path, reporter)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", "{"])
+def test_damaged_knowledge_is_one_line(finished, pipeline, tmp_path, content):
+    shutil.copytree(finished[0], tmp_path / "run")
+    file = tmp_path / "run" / "stages" / STAGES[2] / "knowledge" / "knowledge.json"
+    file.write_text(content)
+    with Reporter() as reporter, pytest.raises(CheckpointError) as caught:
+        predict(tmp_path / "run", [], tmp_path / "out", reporter)
+    assert str(caught.value) == f"{file}: is damaged; copy the whole folder again"
+
+
+def test_a_run_killed_at_its_very_start_goes_on(pipeline, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / ".plan.json.123.tmp").write_text('{"ga')
+    run_tiny(pipeline, out, method="source_only")
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_scores_that_are_missing_are_computed_again(finished, pipeline, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    file = tmp_path / "run" / "scores.csv"
+    whole = file.read_text()
+    file.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    run_tiny(pipeline, tmp_path / "run")
+    assert file.read_text() == whole
+    file.write_text(whole.replace("\n2,", "\n7,"))
+    with pytest.raises(RunFolderError, match="holds stages of another run; delete it, it is computed again"):
+        run_tiny(pipeline, tmp_path / "run")
+
+
+def test_a_run_killed_between_learning_and_scoring(finished, pipeline, tmp_path, monkeypatch):
+    def die(*args, **others):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("garda.run.write_scores", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(pipeline, tmp_path / "run")
+    run_tiny(pipeline, tmp_path / "run")
+    assert kept(tmp_path / "run") == kept(finished[0])
+    assert (tmp_path / "run" / "scores.csv").read_text() == (finished[0] / "scores.csv").read_text()
+
+
+def test_another_users_key_is_refused(finished, pipeline):
+    run = tiny_run(read_sequence(pipeline), pipeline, finished[0])
+    with pytest.raises(RunFolderError, match="the folder holds another plan, pseudonyms differs"):
+        run_sequence(replace(run, pseudonyms=Pseudonyms(b"another key")))
 
 
 class DeleteAfter:
@@ -233,9 +310,10 @@ def test_a_source_whose_labels_mark_nothing(tmp_path):
     for file in (tmp_path / "data").rglob("labels/*.nii.gz"):
         label = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(Problems) as caught:
         run_tiny(pipeline, tmp_path / "run")
-    assert str(caught.value) == (f"{SITES[0]}: no training slice has a label; give label files that mark the organ")
+    assert str(caught.value) == f"{SITES[0]}: no training label marks anything; give labels with a class"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
@@ -249,7 +327,7 @@ def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
 def test_a_missing_data_folder(pipeline, tmp_path):
     sequence = read_sequence(pipeline)
     run = tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
-    with pytest.raises(DataError, match="no such folder; give the folder of the scans under --data"):
+    with pytest.raises(Problems, match="no folder that can be read; give the scans' folder under --data"):
         run_sequence(run)
 
 
@@ -271,8 +349,12 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
 def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
     image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
     with Reporter() as reporter:
-        with pytest.raises(DataError, match="would be overwritten by its label map"):
-            predict(finished[0], [image], image.parent, reporter)
+        with pytest.raises(DataError, match="exists already; give another --out folder, or remove it"):
+            predict(finished[0], [image], image.parent / ".." / "images", reporter)
+        broken = tmp_path.parent / "broken.nii.gz"
+        broken.write_bytes(b"")
+        with pytest.raises(Problems):
+            predict(finished[0], [image, broken], tmp_path, reporter)
         with pytest.raises(DataError, match="as another image; predict them apart"):
             predict(finished[0], [image, image], tmp_path, reporter)
         with pytest.raises(RunFolderError, match="stage 7 has not been learnt yet; 3 of 3 have"):

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 
 import pytest
 
-from garda.errors import ConfigError, DataError
-from garda.sequence import Case, Task, find_gaps, read_manifest, read_sequence, write_manifest
+from garda.errors import ConfigError, DataError, Problems, RunFolderError
+from garda.sequence import Case, LabelFormat, Task, find_gaps, read_manifest, read_sequence, write_manifest
 
 TASK = Task(name="t", classes=("background", "organ"), size=(64, 64))
 HEADER = "case,patient,split,image,label\n"
@@ -76,6 +78,97 @@ def test_columns_and_files_that_do_not_fit(tmp_path: Path):
         read_manifest(tmp_path / "latin.csv", TASK)
 
 
+def several(tmp_path: Path, rows: str, header: str = HEADER) -> list[str]:
+    with pytest.raises(Problems) as caught:
+        read_manifest(manifest(tmp_path, rows, header), TASK)
+    return str(caught.value).splitlines()
+
+
+def test_every_bad_row_is_told_at_once(tmp_path: Path):
+    file = tmp_path / "site.csv"
+    assert several(tmp_path, "c,p,trian,i,\nd,q,test,j,\ne,,test,k,\nd,q,train,l,\n") == [
+        f"{file}:2: split is 'trian'; use one of train, val, test",
+        f"{file}:4: patient is empty; fill the cell",
+        f"{file}:5: case 'd' stands twice; give every scan its own name",
+        f"{file}:5: patient 'q' stands in test and in train; keep a patient in one split, or give the reason in "
+        "task.yaml under same_patient_in_splits",
+    ]
+
+
+def test_cells_that_csv_cannot_hold_are_one_line(tmp_path: Path):
+    file = manifest(tmp_path, f"c,p,train,{'i' * 131073},\n")
+    with pytest.raises(DataError) as caught:
+        read_manifest(file, TASK)
+    assert (
+        str(caught.value) == f"{file}:2: is no CSV (field larger than field limit (131072)); mend the quotes of the row"
+    )
+    with pytest.raises(
+        DataError, match=r"site.csv:3: is no CSV \(unexpected end of data\); mend the quotes of the row$"
+    ):
+        read_manifest(manifest(tmp_path, 'c,p,train,i,\nd,q,test,"j,\n'), TASK)
+    with pytest.raises(DataError, match="is no CSV"):
+        read_manifest(manifest(tmp_path, "", f"{'c' * 131073}\n"), TASK)
+    with pytest.raises(DataError, match="is not below the data folder"):
+        read_manifest(manifest(tmp_path, "c,p,train,i\0,\n"), TASK)
+
+
+def test_line_breaks_within_a_cell_belong_to_it(tmp_path: Path):
+    cases = read_manifest(manifest(tmp_path, '"c\nd",p\u2028q,train,i,\ne,r,test,j,\n'), TASK)
+    assert [(case.case, case.patient) for case in cases] == [("c\nd", "p\u2028q"), ("e", "r")]
+
+
+def test_spaces_around_a_cell_do_not_count(tmp_path: Path):
+    file = manifest(tmp_path, " c , p,train , i.nii , l.nii\n", "case, patient ,split,image,label\n")
+    (case,) = read_manifest(file, TASK)
+    assert (case.case, case.patient, case.split, case.image, case.labels) == ("c", "p", "train", "i.nii", ("l.nii",))
+    with pytest.raises(DataError, match="patient 'p' stands in train and in test"):
+        read_manifest(manifest(tmp_path, "c,p,train,i,\nd,p ,test,j,\n"), TASK)
+
+
+def test_one_image_is_one_case(tmp_path: Path):
+    file = manifest(tmp_path, "c,p,train,a/i.nii,\nd,q,test,./a//i.nii,\n")
+    with pytest.raises(DataError) as caught:
+        read_manifest(file, TASK)
+    assert str(caught.value) == f"{file}:3: image './a//i.nii' is also that of case 'c'; list every image once"
+
+
+def test_digests_are_compared_in_lower_case(tmp_path: Path):
+    header = "case,patient,split,image,label,image_sha256,image_bytes\n"
+    (case,) = read_manifest(manifest(tmp_path, f"c,p,test,i,, {'AB' * 32} , 5 \n", header), TASK)
+    assert case.digests == (("i", "ab" * 32, 5),)
+    with pytest.raises(DataError, match="do not fit the files"):
+        read_manifest(manifest(tmp_path, f"c,p,test,i,,{'AB' * 32},²\n", header), TASK)
+
+
+def test_a_manifest_is_written_whole_or_not_at_all(tmp_path: Path):
+    case = Case("c", "p", "train", "i", (), (), "")
+    write_manifest(tmp_path / "new" / "site.csv", [case])
+    before = (tmp_path / "new" / "site.csv").read_bytes()
+    with pytest.raises(AttributeError):
+        write_manifest(tmp_path / "new" / "site.csv", [case, None])  # type: ignore[list-item]
+    assert (tmp_path / "new" / "site.csv").read_bytes() == before
+    assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_a_manifest_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("garda.files.os.replace", refuse)
+    with pytest.raises(RunFolderError) as caught:
+        write_manifest(tmp_path / "site.csv", [Case("c", "p", "train", "i", (), (), "")])
+    assert str(caught.value) == (
+        f"{tmp_path}/site.csv: cannot be written (permission denied); give a folder that can be written"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_that_may_not_be_read_is_one_line(tmp_path: Path):
+    with pytest.raises(DataError) as caught:
+        read_manifest(tmp_path, TASK)
+    assert str(caught.value) == f"{tmp_path}: cannot be read (is a directory); give a manifest that can be read"
+
+
 def test_a_reason_allows_one_patient_in_two_splits(tmp_path: Path):
     task = TASK.model_copy(update={"same_patient_in_splits": "one volunteer a site"})
     assert len(read_manifest(manifest(tmp_path, "c,p,train,i,\nd,p,test,j,\n"), task)) == 2
@@ -90,11 +183,26 @@ def test_a_reason_allows_one_patient_in_two_splits(tmp_path: Path):
         ({"label": {"masks": ("a", "b")}}, "one mask for each of 1 foreground classes"),
         ({"label": {"masks": ("a",), "slice_labelled_by": "b"}}, "'b', which is not in label.masks"),
         ({"label": {"values": {255: 2}}}, "class indices 0 to 1"),
+        ({"label": {"values": [1]}}, "valid dictionary"),
+        ({"label": {"values": {True: 1}}}, "valid integer"),
+        ({"label": {"values": {255: "1"}}}, "valid integer"),
+        ({"classes": ("a", "a")}, "class names must differ"),
+        ({"classes": ("a", " ")}, "class names must not be empty or hold a '/'"),
+        ({"classes": ("a", "b/c")}, "class names must not be empty or hold a '/'"),
+        ({"channels": True}, "should be 1 or 3"),
+        ({"any_orientation": "off"}, "valid boolean"),
+        ({"size": ("64", 64)}, "valid integer"),
     ],
 )
 def test_tasks_that_contradict_themselves(values, message):
     with pytest.raises(ValueError, match=message):
         Task.model_validate(TASK.model_dump() | values)
+
+
+def test_a_task_comes_back_from_json():
+    task = TASK.model_copy(update={"label": LabelFormat(values={255: 1}), "spacing_mm": (1.0, 2.0)})
+    assert Task.model_validate(json.loads(json.dumps(task.model_dump(mode="json")))) == task
+    assert Task.model_validate_json(task.model_dump_json()) == task
 
 
 def pipeline(tmp_path: Path, text: str = "") -> Path:
@@ -127,6 +235,35 @@ def test_domains_stand_once(tmp_path: Path):
     file.write_text(file.read_text().replace("[b]", "[b, b]"))
     with pytest.raises(ConfigError, match="domain 'b' stands twice in the sequence"):
         read_sequence(file)
+
+
+@pytest.mark.parametrize("name", ["..", "../b", "b/c", ".b", "", "b c", "b\\n"])
+def test_a_domain_has_a_name_that_fits_files_and_metrics(tmp_path: Path, name: str):
+    file = pipeline(tmp_path)
+    pattern = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+    text = file.read_text()
+    for old, key in (("source: a", "source"), ("targets: [b]", "targets.0")):
+        new = f'source: "{name}"' if key == "source" else f'targets: ["{name}"]'
+        file.write_text(text.replace(old, new))
+        with pytest.raises(ConfigError) as caught:
+            read_sequence(file)
+        given = name.replace("\\n", "\n")
+        assert str(caught.value) == (
+            f"{file}: {key}: string should match pattern '{pattern}', got {given!r}; correct the value"
+        )
+
+
+def test_every_bad_manifest_is_told_at_once(tmp_path: Path):
+    file = pipeline(tmp_path)
+    (tmp_path / "manifests" / "a.csv").write_text(HEADER + "c,p,trian,i,\nd,,test,j,\n")
+    (tmp_path / "manifests" / "b.csv").unlink()
+    with pytest.raises(Problems) as caught:
+        read_sequence(file)
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path}/manifests/a.csv:2: split is 'trian'; use one of train, val, test",
+        f"{tmp_path}/manifests/a.csv:3: patient is empty; fill the cell",
+        f"{tmp_path}/manifests/b.csv: no such manifest; write one with `garda manifest`",
+    ]
 
 
 def test_gaps_of_a_sequence(tmp_path: Path):

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import errno
+import tempfile
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +47,31 @@ def test_a_batch_is_a_pure_function_of_step_size_and_seed():
     assert not torch.equal(first.label, slices.batch(4, 4, 1).label)
 
 
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
+    drawn = []
+
+    def derive(seed: int, *names: str | int) -> int:
+        drawn.append(names)
+        return seed
+
+    monkeypatch.setattr(module, "derive_seed", derive)
+    module._order.cache_clear()
+    slices = Slices([volume(5, 16, 16)], CROP, with_labels=False)
+    seen(slices, 4, 2)
+    assert [names for names in drawn if names[0] == "epoch"] == [("epoch", 0), ("epoch", 1)]
+    module._order.cache_clear()
+
+
+def test_another_domain_asked_in_between_changes_no_order():
+    small, large = (Slices([volume(depth, 16, 16)], CROP, with_labels=False) for depth in (3, 9))
+    alone = [seen(small, 3, 2), seen(large, 3, 2)]
+    in_turn: list[list[int]] = [[], []]
+    for step in range(3):
+        for order, domain in zip(in_turn, (small, large), strict=True):
+            order += [round(image.max().item() * 100) for image in domain.batch(step, 2, 0).image]
+    assert alone == in_turn
+
+
 def test_slices_without_a_label_are_left_out_of_a_labelled_source_alone():
     half = [True, False, True, False]
     assert sorted(seen(Slices([volume(4, 16, 16, half)], CROP, with_labels=True), 1, 2)) == [0, 2]
@@ -74,3 +104,31 @@ def test_large_domains_are_memory_mapped_and_hold_the_same(task, monkeypatch, tm
     assert torch.equal(mapped.batch(0, 5, 0).image, plain.image)
     assert torch.equal(mapped.batch(0, 5, 0).label, plain.label)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_domain_without_a_labelled_slice_is_empty():
+    assert len(Slices([volume(2, 16, 16, [False, False])], CROP, with_labels=True)) == 0
+    assert len(Slices([], CROP, with_labels=False)) == 0
+
+
+def test_a_large_domain_takes_the_memory_of_one_volume(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "IN_MEMORY", 2**16)
+    task = CROP.model_copy(update={"size": (64, 64)})
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        Slices((volume(16, 64, 64) for _ in range(count)), task, with_labels=True, private_folder=tmp_path)
+        memory = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return memory
+
+    peak(1)
+    assert peak(40) < peak(1) + 2**18  # 40 volumes are 7.8 MB
+
+
+def test_no_space_for_a_large_domain_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "IN_MEMORY", 16)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Path("/dev/full").open("r+b"))  # noqa: SIM115
+    with pytest.raises(OSError) as caught:
+        Slices([volume(3, 16, 16)], CROP, with_labels=False, private_folder=tmp_path)
+    assert caught.value.errno == errno.ENOSPC

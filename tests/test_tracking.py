@@ -133,8 +133,8 @@ def test_a_store_that_is_down_is_told_once_and_caught_up(out: Path, fails: str):
     tracker.stage_ended("0-SiteA", 0, {"dice/SiteA/cord": 0.9})
     assert store.calls == 2  # not at every loss
     assert told == [
-        "recorder: tracking does not work (ConnectionError: no route to http://tracker:5000); the run goes on, "
-        "and what is missing is sent later, or when the same command is run again"
+        "recorder: tracking does not work (ConnectionError) and the run goes on; see that it can be reached and "
+        "written, and what is missing is sent later, or when the same command is run again"
     ]
     store.fails = None
     tracker.finish("finished")
@@ -195,6 +195,64 @@ def test_a_torn_line_is_left_out(out: Path):
     assert [json.loads(line)["number"] for line in lines] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[]",
+        "3",
+        "null",
+        "[" * 100_000,
+        '{"number": "9", "time": 1, "kind": "finish", "values": {"status": "finished"}}',
+        '{"number": 9, "time": 1, "kind": "finish", "values": []}',
+        '{"number": 9, "time": 1, "kind": "finish", "values": {"status": "unheard of"}}',
+        '{"number": 9, "time": 1, "kind": "something", "values": {}}',
+        '{"number": 9, "time": 1, "kind": "losses", "values": {"stage": "0-SiteA"}}',
+        '{"number": 9, "time": 1, "kind": "losses", "values": {"stage": "a", "part": "", "step": 1, "values": [1]}}',
+        '{"number": 9, "time": 1, "kind": "stage_ended", "values": {"stage": "a", "seen": 1, "metrics": {"a": "b"}}}',
+        '{"number": 9, "time": 1, "kind": "artifact", "values": {"path": null}}',
+        '{"number": 9, "time": 1, "kind": "start", "values": {"key": []}}',
+    ],
+)
+def test_a_line_of_another_shape_is_left_out(out: Path, line: str):
+    journal = out / "tracking.jsonl"
+    journal.write_text(f"{line}\n")
+    store = Recorder()
+    whole_run(Journalled(out, store, pytest.fail), out)
+    assert sorted(store.taken) == list(range(1, 14))
+
+
+def test_a_loss_that_is_not_finite_is_read_again(out: Path):
+    first = Journalled(out, Recorder(), pytest.fail)
+    first.start(RUN)
+    first.losses("0-SiteA", 4, {"dice": float("nan"), "ce": float("inf")})
+    store = Recorder()
+    second = Journalled(out, store, pytest.fail)
+    second.start(RUN)
+    second.losses("0-SiteA", 4, {"dice": 1.0, "ce": 1.0})
+    second.finish("finished")
+    assert [name for _, _, name, _ in store.points()] == ["dice", "ce"]
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        '{"recorder": []}',
+        '{"recorder": {"delivered": "2", "ids": {}}}',
+        '{"recorder": {"delivered": -1, "ids": {}}}',
+        '{"recorder": {"delivered": 2, "ids": ["a"]}}',
+        '{"recorder": {"delivered": 2, "ids": {"": 1}}}',
+        "[]",
+        "7",
+    ],
+)
+def test_deliveries_of_another_shape_are_made_again(out: Path, state: str):
+    (out / "tracking.json").write_text(state)
+    store = Recorder()
+    whole_run(Journalled(out, store, pytest.fail), out)
+    assert sorted(store.taken) == list(range(1, 14))
+    assert json.loads((out / "tracking.json").read_text()) == {"recorder": {"delivered": 13, "ids": {}}}
+
+
 def test_a_new_store_gets_the_whole_story(out: Path):
     whole_run(Journalled(out, Recorder(), pytest.fail), out)
     other = Recorder()
@@ -234,7 +292,8 @@ def test_a_journal_that_cannot_be_written_is_told_once_and_the_store_served(out:
     tracker.finish("failed")
     assert len(store.taken) == 8
     assert len(told) == 1
-    assert told[0].startswith("tracking.jsonl: tracking does not work (IsADirectoryError: ")
+    assert told[0].startswith("tracking.jsonl: tracking does not work (IsADirectoryError) and the run goes on; ")
+    assert str(out) not in told[0]
 
 
 def test_an_artifact_outside_the_run_folder_is_refused(out: Path):

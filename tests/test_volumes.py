@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations, product
@@ -16,7 +18,7 @@ from PIL import Image
 from garda.config import load
 from garda.errors import DataError
 from garda.formats import digest
-from garda.sequence import Case, LabelFormat, Task, read_manifest
+from garda.sequence import Case, Intensity, LabelFormat, Task, read_manifest
 from garda.volumes import Volume, check_case, grid_for, prediction_name, read_volume, write_label_map
 
 TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 16))
@@ -402,6 +404,82 @@ def test_check_tells_every_missing_and_changed_file_and_the_first_misfit(tmp_pat
     ]
     problems = check_case(case("x.nii", "y.nii"), TASK, tmp_path)
     assert [problem.what for problem in problems] == ["image x.nii does not exist", "label y.nii does not exist"]
+
+
+def test_files_that_the_system_refuses_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    long = "n" * 300 + ".nii"
+    reason = "cannot be read (file name too long); check the path and its permissions"
+    assert [str(problem) for problem in check_case(case(long), TASK, tmp_path)] == [f"m.csv:2: image {long} {reason}"]
+    with pytest.raises(DataError) as error:
+        read(tmp_path, long)
+    assert str(error.value) == f"m.csv:2: image {long} {reason}"
+    with pytest.raises(DataError) as error:
+        digest(tmp_path / long)
+    assert str(error.value) == f"{tmp_path / long}: {reason}"
+
+    save_picture(tmp_path / "i.png", classes()[..., 0])
+    recorded = replace(case("i.png"), digests=(("i.png", *digest(tmp_path / "i.png")),))
+
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(Image, "open", refused)
+    for row in (case("i.png"), recorded):
+        assert [str(problem) for problem in check_case(row, TASK, tmp_path)] == [
+            "m.csv:2: image i.png cannot be read (permission denied); check the path and its permissions"
+        ]
+
+
+def test_the_digest_of_a_meta_image_header_covers_its_data(tmp_path: Path):
+    sitk.WriteImage(sitk.GetImageFromArray(scan()), tmp_path / "i.mhd")
+    header, data = (tmp_path / "i.mhd").read_bytes(), (tmp_path / "i.raw").read_bytes()
+    joined = "".join(hashlib.sha256(part).hexdigest() for part in (header, data))
+    assert digest(tmp_path / "i.mhd") == (hashlib.sha256(joined.encode()).hexdigest(), len(header) + len(data))
+    row = replace(case("i.mhd"), digests=(("i.mhd", *digest(tmp_path / "i.mhd")),))
+    assert check_case(row, TASK, tmp_path) == []
+    (tmp_path / "i.raw").write_bytes(data[::-1])
+    assert [problem.what for problem in check_case(row, TASK, tmp_path)] == [
+        "image i.mhd is not the file that the manifest was made for (its SHA-256 or size differs)"
+    ]
+    (tmp_path / "i.raw").unlink()
+    assert [problem.what for problem in check_case(row, TASK, tmp_path)] == [
+        "image i.mhd has a part i.raw that cannot be read (no such file or directory)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "parts"),
+    [
+        ("LOCAL\nvoxels", []),
+        ("two words.raw", ["two words.raw"]),
+        ("LIST\na.raw\nb.raw", ["a.raw", "b.raw"]),
+        ("s%02d.raw 1 2 1", ["s01.raw", "s02.raw"]),
+    ],
+)
+def test_a_meta_image_header_names_its_data_in_four_ways(tmp_path: Path, entry: str, parts: list[str]):
+    header = tmp_path / "i.mhd"
+    header.write_text(f"NDims = 3\nElementDataFile = {entry}\n")
+    for name in parts:
+        (tmp_path / name).write_text(name)
+    before = digest(header)
+    assert before[1] == header.stat().st_size + sum(map(len, parts))
+    for name in parts:
+        (tmp_path / name).write_text(name[::-1])
+        assert digest(header) != before
+        (tmp_path / name).write_text(name)
+    assert digest(header) == before
+
+
+def test_an_image_too_small_for_bias_field_correction_names_its_row(tmp_path: Path):
+    save_nifti(tmp_path / "i.nii", scan()[:, :3])
+    task = TASK.model_copy(update={"intensity": Intensity(bias_field_correction=True)})
+    with pytest.raises(DataError) as error:
+        read(tmp_path, "i.nii", task=task)
+    assert str(error.value) == (
+        "m.csv:2: image i.nii has 4 x 3 x 5 voxels, in which N4 finds no bias field; "
+        "switch intensity.bias_field_correction off, or leave the case out"
+    )
 
 
 def spinal_cord(data: Path, site: str) -> list[Volume]:

@@ -70,6 +70,11 @@ class StyleLessonSettings(AdversarialSettings):
     content: NonNegativeFloat = 10.0
     distillation: NonNegativeFloat = 1.0
 
+    @property
+    def real_images(self) -> int:
+        """Real target images a step: the half of the batch that does not repeat old domains."""
+        return self.batch - self.batch // 2
+
 
 class FromImages:
     """Learn to draw the source (Goodfellow et al. 2014, non-saturating loss)."""
@@ -144,16 +149,21 @@ class FromStyle:
         return self._duel.state()
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step; no image is drawn or encoded twice in it."""
+        """One step; no image is drawn or encoded twice in it.
+
+        Args:
+            batch: real target images, :attr:`StyleLessonSettings.real_images` of them.
+            step: the step's number.
+        """
         duel, count = self._duel, self._lesson.batch
-        old = count // 2
+        old = count - self._lesson.real_images
         new_domain = len(duel.generator.domains) - 1
         before = torch.cat([torch.randint(new_domain, (old,)), torch.zeros(count - old, dtype=torch.long)])
         domains = torch.cat([before[:old], torch.full((count - old,), new_domain)])
         anatomy = duel.generator.draw(count)
         with torch.no_grad(), self._compute.autocast():
-            target = self._encoder(self._compute.place(batch.image[: count - old]))
-            replayed = self._previous.sample(anatomy, before)
+            target = self._encoder(self._compute.place(batch.image))
+            replayed = self._previous(anatomy, before)  # not cut to [0, 1], as what it is compared with
             known = self._encoder(replayed).float()
         real = torch.cat([known[:old], adain(known[old:], target)])
         with self._compute.autocast():

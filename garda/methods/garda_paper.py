@@ -75,7 +75,7 @@ class GardaPaper(Method[GardaPaperSettings]):
         stage, style = stages("generator"), self.settings.style
         generator = fit(
             lambda: FromStyle(self.task, domain, previous, encoder, style, self.compute),
-            lambda step: slices.batch(step, style.batch, stage.seed),
+            lambda step: slices.batch(step, style.real_images, stage.seed),
             style.steps,
             stage,
         ).generator

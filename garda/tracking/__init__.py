@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from garda.tracking.base import InMemory, RunDescription, Status, Tracker
-from garda.tracking.journal import Event, Journalled, Store
+from garda.tracking.events import Event
+from garda.tracking.journal import Journalled, Store
 from garda.tracking.mlflow_store import MLflow
 from garda.tracking.ui import open_ui
 

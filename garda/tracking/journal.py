@@ -9,40 +9,32 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
+
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
 
 from garda.files import write_json
 from garda.tracking.base import RunDescription, Status
-
-Kind = Literal["start", "losses", "stage_ended", "artifact", "finish"]
+from garda.tracking.events import Event, Kind, parse_event
 
 JOURNAL, STATE = "tracking.jsonl", "tracking.json"
 SEND_SECONDS = 10.0  # between two deliveries in the course of a stage, so that curves can be watched
 
 
 @dataclass(frozen=True)
-class Event:
-    """One thing that a run told.
+class _Delivery:
+    """What a store has been served."""
 
-    Attributes:
-        number: counts up from 1 within a run folder.
-        time: milliseconds since 1970.
-        kind: the :class:`~garda.tracking.base.Tracker` call.
-        values: plain values. start: the run's description, and ``key``, the run folder's own random name. losses:
-            stage, part ("" for none), step, values. stage_ended: stage, seen (number of domains), metrics. artifact:
-            path, relative to the run folder. finish: status.
-    """
+    delivered: NonNegativeInt = 0
+    ids: dict[str, str] = field(default_factory=dict)
 
-    number: int
-    time: int
-    kind: Kind
-    values: dict[str, Any]
+
+_DELIVERIES = TypeAdapter(dict[str, _Delivery])
 
 
 class Store(Protocol):
@@ -123,8 +115,8 @@ class Journalled:
 
     def _take_up(self) -> None:
         """Go on from what earlier processes left in the run folder."""
-        state = _read_state(self._out / STATE).get(self._store.name, {})
-        self._delivered, self._ids = state.get("delivered", 0), dict(state.get("ids", {}))
+        served = _read_deliveries(self._out / STATE).get(self._store.name, _Delivery())
+        self._delivered, self._ids = served.delivered, served.ids
         self._last = self._delivered
         try:
             for event in _read(self._out / JOURNAL):
@@ -159,30 +151,26 @@ class Journalled:
         try:
             self._store.deliver(self._pending, self._ids)
             self._delivered, self._pending = self._pending[-1].number, []
-            self._write_state()
+            self._write_deliveries()
             self._reachable = True
         except Exception as error:  # whatever a store raises, a run goes on
             self._reachable = False
             self._tell_once(self._store.name, error)
 
-    def _write_state(self) -> None:
-        state = _read_state(self._out / STATE)
-        write_json(self._out / STATE, state | {self._store.name: {"delivered": self._delivered, "ids": self._ids}})
+    def _write_deliveries(self) -> None:
+        served = _read_deliveries(self._out / STATE)
+        served[self._store.name] = _Delivery(self._delivered, self._ids)
+        write_json(self._out / STATE, {name: asdict(delivery) for name, delivery in served.items()})
 
     def _tell_once(self, where: str, error: Exception) -> None:
         if self._told:
             return
         self._told = True
-        reason = without_login(f"{error.__class__.__name__}: {error}".splitlines()[0])[:200]
-        self._tell(
-            f"{where}: tracking does not work ({reason}); the run goes on, and what is missing is sent later, "
+        self._tell(  # the error's own text may hold passwords and this machine's paths
+            f"{where}: tracking does not work ({type(error).__name__}) and the run goes on; "
+            "see that it can be reached and written, and what is missing is sent later, "
             "or when the same command is run again"
         )
-
-
-def without_login(text: str) -> str:
-    """``text`` without the ``user:password@`` of any address in it."""
-    return re.sub(r"//[^/@\s]+@", "//", text)
 
 
 def _split(name: str, stages: Sequence[str]) -> tuple[str, str]:
@@ -203,20 +191,18 @@ def _append(path: Path, line: str) -> None:
 
 
 def _read(path: Path) -> Iterator[Event]:
-    """The events of a journal; a line that is not whole is left out."""
+    """The events of a journal; a line that is not whole, or says something else, is left out."""
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            yield Event(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
+        event = parse_event(line)
+        if event is not None:
+            yield event
 
 
-def _read_state(path: Path) -> dict[str, Any]:
+def _read_deliveries(path: Path) -> dict[str, _Delivery]:
     """What was noted about deliveries; nothing where the file is damaged, since sending again does no harm."""
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return _DELIVERIES.validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError):
         return {}
-    return state if isinstance(state, dict) else {}

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from garda.tracking.journal import Event, without_login
+from garda.tracking.events import Event
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -53,7 +53,7 @@ class MLflow:
         """
         self._out = out
         self._uri = uri or f"sqlite:///{out.resolve() / DATABASE}"
-        self.name = without_login(uri) if uri else DATABASE
+        self.name = _without_login(uri) if uri else DATABASE
 
     def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         """See :class:`~garda.tracking.journal.Store`; raises what MLflow and the network raise."""
@@ -182,6 +182,11 @@ class MLflow:
 
         for batch in _batches([Param(key, value) for key, value in parameters.items()], PARAMETERS_A_CALL):
             self._client.log_batch(run_id, params=batch, synchronous=True)
+
+
+def _without_login(uri: str) -> str:
+    """``uri`` without its ``user:password@``."""
+    return re.sub(r"//[^/@\s]+@", "//", uri)
 
 
 def _silence() -> None:
