@@ -134,8 +134,8 @@ def manifest(
     ] = None,
 ) -> None:
     """Write a manifest from a folder: image/label pairs, nnU-Net or BIDS; splits by patient, digests of every file."""
+    from garda.cases import write_manifest
     from garda.manifest import build_manifest
-    from garda.sequence import write_manifest
 
     if out.exists():
         raise DataError(out, "exists", "give another --out, or remove it")
@@ -163,9 +163,9 @@ def phantom(
     slices: Annotated[int, typer.Option("--slices", min=1, help="Slices a patient.")] = 6,
 ) -> None:
     """Write the embedded data set: an MR heart phantom of four sites, with labels and manifests."""
+    from garda.cases import Split
     from garda.phantom import write_phantom
     from garda.report import Reporter
-    from garda.sequence import Split
 
     with Reporter() as reporter:
         counts: dict[Split, int] = {"train": train, "val": val, "test": test}

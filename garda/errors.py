@@ -74,3 +74,11 @@ class Problems(GardaError):
     def __init__(self, problems: list[GardaError]) -> None:
         self.problems = problems
         Exception.__init__(self, "\n".join(str(problem) for problem in problems))
+
+
+def raise_all(problems: list[GardaError]) -> None:
+    """Raise the only problem as it is, several as :class:`Problems`; no problem is no error."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise Problems(problems)

@@ -17,9 +17,10 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
+from garda.cases import Case
 from garda.errors import RunFolderError
 from garda.files import replacing
-from garda.sequence import Case, Domain
+from garda.sequence import Domain
 
 Unit = Literal["mm", "px"]
 Spacing = tuple[float, float, float]

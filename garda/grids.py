@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from garda.sequence import Task
+from garda.task import Task
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from garda.errors import DataError
-from garda.sequence import Intensity
+from garda.task import Intensity
 
 SHRINK = 4  # in-plane subsampling for the estimate of the bias field, which is smooth
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from garda.cases import SEVERAL, SPLITS, Case, Split
 from garda.errors import DataError
 from garda.formats import cannot_read, digest
 from garda.layouts import Layout, find_scans, recognise_layout
 from garda.seeds import derive_seed
-from garda.sequence import SEVERAL, SPLITS, Case, Split
 
 
 def build_manifest(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from garda.cases import Case
 from garda.config import merge, parse
-from garda.errors import DataError, Problems, RunFolderError
+from garda.errors import DataError, RunFolderError, raise_all
 from garda.methods import build_method, parse_settings
 from garda.plan import Plan, read_plan
 from garda.report import Reporter
 from garda.segmenter import segment
-from garda.sequence import Case, Task
+from garda.task import Task
 from garda.volumes import check_case, prediction_name, read_volume, write_label_map
 
 
@@ -30,8 +31,8 @@ def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, st
 
     Raises:
         RunFolderError: the run has learnt no such stage.
-        Problems: images cannot be read; nothing has been written.
-        DataError: a label map exists already, or two would have one name.
+        GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
+            written.
     """
     targets = _name_outputs(images, out)
     plan = read_plan(run)
@@ -42,8 +43,7 @@ def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, st
     network = method.load(_find_stage(run, plan, stage)).segmenter
     cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]
     problems = [problem for case in cases for problem in check_case(case, task, Path())]
-    if problems:
-        raise Problems(problems)
+    raise_all(problems)
     progress = reporter.bar("predict")
     for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
         volume = read_volume(case, task, Path(), with_label=False)

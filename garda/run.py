@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from garda import files
+from garda.cases import SPLITS, Case
 from garda.continual import Metric, matrix, summary, write_matrix
-from garda.errors import DataError, GardaError, Interrupted, Problems, RunFolderError
+from garda.errors import DataError, GardaError, Interrupted, RunFolderError, raise_all
 from garda.evaluate import Score, evaluate, read_scores, write_scores
 from garda.figures import draw_matrix
 from garda.knowledge import Knowledge
@@ -27,9 +28,10 @@ from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
 from garda.segmenter import segment
-from garda.sequence import SPLITS, Case, Domain, DomainSequence, Task, find_gaps
+from garda.sequence import Domain, DomainSequence, find_gaps
 from garda.slices import Slices
 from garda.stopping import Stopping
+from garda.task import Task
 from garda.tracking import RunDescription, Tracker
 from garda.training import Stage
 from garda.volumes import check_case, read_volume
@@ -190,13 +192,11 @@ def check(sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter:
     """Read every given case.
 
     Raises:
-        Problems: everything that is wrong, at once.
+        GardaError: everything that is wrong, at once.
     """
     problems: list[GardaError] = find_gaps(sequence)
     if not os.access(data, os.R_OK | os.X_OK):
-        raise Problems(
-            [*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")]
-        )
+        raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
     progress = reporter.bar("check")
     for index, case in enumerate(cases):
         problems += check_case(case, sequence.task, data)
@@ -204,8 +204,7 @@ def check(sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter:
     lessons = [case for case in sequence.source.split("train") if case in cases]
     if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
         problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
-    if problems:
-        raise Problems(problems)
+    raise_all(problems)
     if not any(labelled_cases(domain) for domain in sequence.domains):
         reporter.line("no domain has a labelled test scan: nothing will be scored")
 

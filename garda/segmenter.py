@@ -18,8 +18,8 @@ from garda.augment import AppearanceSettings, GeometrySettings, change_appearanc
 from garda.compute import Compute
 from garda.config import Config
 from garda.generators.base import Generator
-from garda.sequence import Task
 from garda.slices import Batch
+from garda.task import Task
 from garda.training import Stateful
 from garda.volumes import Volume, grid_for
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from garda.seeds import derive_seed
-from garda.sequence import Task
+from garda.task import Task
 from garda.volumes import Volume, grid_for
 
 IN_MEMORY = 2**30  # bytes; a larger domain is kept in a memory-mapped file

@@ -12,12 +12,13 @@ from nibabel import orientations
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 
+from garda.cases import Case
 from garda.errors import DataError, GardaError
 from garda.files import replacing
 from garda.formats import NIFTI, PICTURE, ScanFile, Stored, digest, encode_label_map, read_stored, split_name
 from garda.grids import Grid
 from garda.intensity import scale_intensity
-from garda.sequence import Case, Task
+from garda.task import Task
 
 AFFINE_TOLERANCE = 1e-3  # mm, the largest difference of an entry between the affines of an image and its label
 ROUNDING = 1e-3  # how far a label value may be from a whole number, as scaled NIfTI values are

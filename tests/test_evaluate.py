@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from garda.cases import Case
 from garda.errors import RunFolderError
 from garda.evaluate import Score, evaluate, read_scores, score_volume, write_scores
 from garda.pseudonyms import Pseudonyms
-from garda.sequence import Case, Domain
+from garda.sequence import Domain
 
 CLASSES = ("background", "cord")
 SPACING = (5.0, 0.5, 0.25)

@@ -24,8 +24,8 @@ from garda.generators.adversarial import (
 from garda.generators.features import FeatureSettings, VGG19Encoder, adain, build_encoder
 from garda.generators.style import Discriminator, StyleGenerator, StyleSettings, minibatch_deviation
 from garda.segmenter import SegmenterSettings, build_segmenter
-from garda.sequence import Task
 from garda.slices import Batch
+from garda.task import Task
 
 TINY = StyleSettings(latent=8, widths=((8, 8), (8,), (4,)))
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from garda.grids import Grid
-from garda.sequence import Task
+from garda.task import Task
 
 TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 32))
 COARSE = TASK.model_copy(update={"spacing_mm": (1.0, 1.0)})

@@ -5,7 +5,7 @@ import pytest
 
 from garda.errors import DataError
 from garda.intensity import scale_intensity
-from garda.sequence import Intensity
+from garda.task import Intensity
 
 
 def test_percentiles_of_all_channels_become_0_and_1():

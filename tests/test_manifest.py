@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from garda.cases import read_manifest, write_manifest
 from garda.errors import DataError
 from garda.formats import digest
 from garda.manifest import build_manifest, split_patients
-from garda.sequence import LabelFormat, Task, read_manifest, write_manifest
+from garda.task import LabelFormat, Task
 
 MANIFESTS = Path(__file__).parent.parent / "data_manifests"
 NUCLEI = [path.stem for path in sorted((MANIFESTS / "nuclei").glob("*.csv"))]

@@ -13,8 +13,8 @@ from garda.knowledge import STATISTICS_LIMIT, Knowledge
 from garda.methods import METHODS, build_method, deciding_settings, parse_settings
 from garda.methods.base import Method
 from garda.methods.garda_paper import GardaPaper
-from garda.sequence import Task
 from garda.slices import Batch, Slices
+from garda.task import Task
 from garda.training import Stage
 
 from . import phantoms

@@ -10,6 +10,7 @@ import pytest
 from scipy.ndimage import binary_dilation
 
 import garda.phantom as phantom
+from garda.cases import read_manifest
 from garda.config import load
 from garda.errors import ConfigError, DataError, RunFolderError
 from garda.phantom import write_phantom
@@ -19,7 +20,7 @@ from garda.phantom.outline import Outline
 from garda.phantom.scanner import SITES, Window, acquire, coil_shading, magnitude, majority
 from garda.phantom.sequences import balanced_ssfp, inversion_recovery, spin_echo, spoiled_gradient_echo
 from garda.phantom.tissue import Tissue, properties
-from garda.sequence import Task, read_manifest
+from garda.task import Task
 
 COMMITTED = Path(__file__).parents[1] / "data_manifests" / "phantom"
 FEW = {"train": 1, "test": 1}

@@ -310,7 +310,7 @@ def test_a_source_whose_labels_mark_nothing(tmp_path):
     for file in (tmp_path / "data").rglob("labels/*.nii.gz"):
         label = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
-    with pytest.raises(Problems) as caught:
+    with pytest.raises(DataError) as caught:
         run_tiny(pipeline, tmp_path / "run")
     assert str(caught.value) == f"{SITES[0]}: no training label marks anything; give labels with a class"
     assert not (tmp_path / "run").exists()
@@ -327,7 +327,7 @@ def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
 def test_a_missing_data_folder(pipeline, tmp_path):
     sequence = read_sequence(pipeline)
     run = tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
-    with pytest.raises(Problems, match="no folder that can be read; give the scans' folder under --data"):
+    with pytest.raises(DataError, match="no folder that can be read; give the scans' folder under --data"):
         run_sequence(run)
 
 
@@ -353,7 +353,7 @@ def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
             predict(finished[0], [image], image.parent / ".." / "images", reporter)
         broken = tmp_path.parent / "broken.nii.gz"
         broken.write_bytes(b"")
-        with pytest.raises(Problems):
+        with pytest.raises(DataError, match=r"broken\.nii\.gz"):
             predict(finished[0], [image, broken], tmp_path, reporter)
         with pytest.raises(DataError, match="as another image; predict them apart"):
             predict(finished[0], [image, image], tmp_path, reporter)

@@ -20,8 +20,8 @@ from garda.segmenter import (
     distillation,
     segment,
 )
-from garda.sequence import Task
 from garda.slices import Batch
+from garda.task import Task
 from garda.volumes import Frame, Volume
 
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16), spacing_mm=(2.0, 2.0))

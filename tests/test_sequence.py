@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from garda.cases import Case, read_manifest, write_manifest
 from garda.errors import ConfigError, DataError, Problems, RunFolderError
-from garda.sequence import Case, LabelFormat, Task, find_gaps, read_manifest, read_sequence, write_manifest
+from garda.sequence import find_gaps, read_sequence
+from garda.task import LabelFormat, Task
 
 TASK = Task(name="t", classes=("background", "organ"), size=(64, 64))
 HEADER = "case,patient,split,image,label\n"

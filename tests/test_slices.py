@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from garda import slices as module
-from garda.sequence import Task
 from garda.slices import Slices
+from garda.task import Task
 from garda.volumes import Frame, Volume
 
 CROP = Task(name="t", classes=("background", "organ"), size=(16, 16))

@@ -15,10 +15,11 @@ import torch
 from nibabel import orientations
 from PIL import Image
 
+from garda.cases import Case, read_manifest
 from garda.config import load
 from garda.errors import DataError
 from garda.formats import digest
-from garda.sequence import Case, Intensity, LabelFormat, Task, read_manifest
+from garda.task import Intensity, LabelFormat, Task
 from garda.volumes import Volume, check_case, grid_for, prediction_name, read_volume, write_label_map
 
 TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 16))

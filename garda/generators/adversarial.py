@@ -16,8 +16,8 @@ from garda.compute import Compute
 from garda.config import Config
 from garda.generators.features import adain
 from garda.generators.style import Discriminator, StyleGenerator, StyleSettings
-from garda.sequence import Task
 from garda.slices import Batch
+from garda.task import Task
 from garda.training import Stateful
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]

@@ -13,7 +13,7 @@ from garda.knowledge import Knowledge
 from garda.methods.base import Method, SharedSettings
 from garda.methods.garda_paper import GardaPaper
 from garda.methods.source_only import SourceOnly
-from garda.sequence import Task
+from garda.task import Task
 
 METHODS: dict[str, type[Method]] = {"garda_paper": GardaPaper, "source_only": SourceOnly}
 

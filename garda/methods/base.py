@@ -16,8 +16,8 @@ from garda.config import Config
 from garda.generators.base import Generator
 from garda.knowledge import Knowledge, load_knowledge
 from garda.segmenter import FromLabels, LabelLessonSettings, SegmenterSettings, build_segmenter
-from garda.sequence import Task
 from garda.slices import Slices
+from garda.task import Task
 from garda.training import Stage, fit
 
 __all__ = ["Knowledge", "Method", "SharedSettings", "Stages"]

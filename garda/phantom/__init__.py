@@ -21,13 +21,13 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from garda.cases import SPLITS, Case, Split, write_manifest
 from garda.errors import ConfigError, DataError
 from garda.files import describe
 from garda.phantom.anatomy import Person
 from garda.phantom.heart import CLASSES
 from garda.phantom.outline import Map
 from garda.phantom.scanner import SITES, Scanner, acquire
-from garda.sequence import SPLITS, Case, Split, write_manifest
 
 PATIENTS: Mapping[Split, int] = {"train": 16, "val": 2, "test": 8}
 TASK = {

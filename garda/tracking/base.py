@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from garda.sequence import Split
+from garda.cases import Split
 
 Status = Literal["finished", "failed", "stopped"]
 
