@@ -69,8 +69,9 @@ def run(
         dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
         reporter.show(matrix_table(dice, sequence.task.same_patient_in_splits))
         reporter.line(", ".join(f"{name} {value:.3f}" for name, value in summary(dice).items()))
-        if worst := forgetting(dice).worst_domain:
-            reporter.line(f"most forgotten: {worst}")
+        lost = forgetting(dice)
+        if lost.worst > 0:
+            reporter.line(f"most forgotten: {lost.worst_domain}, {lost.worst:.3f}")
         here = (out / "mlflow.db").exists()
         metrics = f"garda ui --out {out}" if here else "in the store that MLFLOW_TRACKING_URI names"
         reporter.line(f"every score: {out / 'scores.csv'}; metrics: {metrics}")
