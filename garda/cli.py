@@ -86,9 +86,9 @@ def check(
     change: Changes = None,
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
+    from garda.checks import check as check_cases
     from garda.methods import build_method, parse_settings
     from garda.report import Reporter
-    from garda.run import check as check_cases
     from garda.sequence import read_sequence
 
     sequence = read_sequence(pipeline, config=config, method=method, changes=_changes(change or []))

@@ -7,18 +7,18 @@ target's label; the evaluator reads labelled test scans and learns nothing.
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from garda import files
-from garda.cases import SPLITS, Case
+from garda.cases import SPLITS
+from garda.checks import check, labelled_cases, needed_cases, without_label
 from garda.continual import Metric, matrix, summary, write_matrix
-from garda.errors import DataError, GardaError, Interrupted, RunFolderError, raise_all
+from garda.errors import Interrupted, RunFolderError
 from garda.evaluate import Score, evaluate, read_scores, write_scores
 from garda.figures import draw_matrix
 from garda.knowledge import Knowledge
@@ -28,13 +28,12 @@ from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
 from garda.segmenter import segment
-from garda.sequence import Domain, DomainSequence, find_gaps
+from garda.sequence import Domain, DomainSequence
 from garda.slices import Slices
 from garda.stopping import Stopping
-from garda.task import Task
 from garda.tracking import RunDescription, Tracker
 from garda.training import Stage
-from garda.volumes import check_case, read_volume
+from garda.volumes import read_volume
 
 
 @dataclass(frozen=True)
@@ -186,50 +185,6 @@ def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
     run.tracker.stage_ended(stage_name(domain), domain.index, stage_metrics(so_far, run.sequence))
     for name in ("plan.json", "scores.csv", "matrix.csv", "matrix_hd95.csv", "matrix.png"):
         run.tracker.artifact(run.out / name)
-
-
-def check(sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter: Reporter) -> None:
-    """Read every given case.
-
-    Raises:
-        GardaError: everything that is wrong, at once.
-    """
-    problems: list[GardaError] = find_gaps(sequence)
-    if not os.access(data, os.R_OK | os.X_OK):
-        raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
-    progress = reporter.bar("check")
-    for index, case in enumerate(cases):
-        problems += check_case(case, sequence.task, data)
-        progress(index + 1, len(cases))
-    lessons = [case for case in sequence.source.split("train") if case in cases]
-    if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
-        problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
-    raise_all(problems)
-    if not any(labelled_cases(domain) for domain in sequence.domains):
-        reporter.line("no domain has a labelled test scan: nothing will be scored")
-
-
-def _marks_something(case: Case, task: Task, data: Path) -> bool:
-    label = read_volume(case, task, data, with_label=True).label
-    return label is not None and bool(label.any())
-
-
-def needed_cases(sequence: DomainSequence, to_learn: Sequence[Domain]) -> list[Case]:
-    """What a run reads: training scans of the stages to come, without a target's labels, and labelled test scans."""
-    train = [
-        case if domain.index == 0 else without_label(case) for domain in to_learn for case in domain.split("train")
-    ]
-    return train + [case for domain in sequence.domains for case in labelled_cases(domain)]
-
-
-def labelled_cases(domain: Domain) -> list[Case]:
-    """The test cases that can be scored."""
-    return [case for case in domain.split("test") if case.labels]
-
-
-def without_label(case: Case) -> Case:
-    """The case as a learner sees a target's: with nothing that leads to a label."""
-    return replace(case, labels=(), digests=tuple(digest for digest in case.digests if digest[0] == case.image))
 
 
 def stage_name(domain: Domain) -> str:

@@ -41,8 +41,8 @@ class SegmenterSettings(Config):
     )
 
 
-class LabelLessonSettings(Config):
-    """How the source segmenter learns.
+class LessonSettings(Config):
+    """What both lessons of the segmenter share.
 
     Attributes:
         steps: number of steps.
@@ -50,40 +50,41 @@ class LabelLessonSettings(Config):
         optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
         learning_rate: at the first step; falls to 0 by a cosine where ``decay`` is True.
         weight_decay: of the optimizer.
+    """
+
+    steps: PositiveInt
+    batch: int = Field(default=16, ge=2)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: PositiveFloat
+    decay: bool = True
+    weight_decay: NonNegativeFloat = 1e-4
+
+
+class LabelLessonSettings(LessonSettings):
+    """How the source segmenter learns.
+
+    Attributes:
         loss: ``dice_ce`` is soft Dice plus cross entropy, ``ce`` cross entropy alone.
         geometry: augmentation of image and label; None for none.
         appearance: augmentation of the image; None for none.
     """
 
     steps: PositiveInt = 600
-    batch: int = Field(default=16, ge=2)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 2e-3
-    decay: bool = True
-    weight_decay: NonNegativeFloat = 1e-4
     loss: Literal["dice_ce", "ce"] = "dice_ce"
     geometry: GeometrySettings | None = GeometrySettings()
     appearance: AppearanceSettings | None = AppearanceSettings()
 
 
-class ReplayLessonSettings(Config):
+class ReplayLessonSettings(LessonSettings):
     """How a segmenter learns from replayed images alone (GarDA, section 3.4).
 
     Attributes:
-        steps: number of steps.
-        batch: images a step.
-        optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
-        learning_rate: at the first step; falls to 0 by a cosine where ``decay`` is True.
-        weight_decay: of the optimizer.
         temperature: softens both answers (Hinton et al. 2015).
     """
 
     steps: PositiveInt = 300
-    batch: int = Field(default=16, ge=2)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 5e-4
-    decay: bool = True
-    weight_decay: NonNegativeFloat = 1e-4
     temperature: PositiveFloat = 2.0
 
 
@@ -224,7 +225,7 @@ class _CrossEntropy(nn.Module):
         return F.cross_entropy(logits, label.squeeze(1))
 
 
-def _optimizer(network: nn.Module, lesson: LabelLessonSettings | ReplayLessonSettings) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, lesson: LessonSettings) -> torch.optim.Optimizer:
     if lesson.optimizer == "sgd":
         return torch.optim.SGD(
             network.parameters(), lr=lesson.learning_rate, momentum=0.9, weight_decay=lesson.weight_decay
@@ -232,7 +233,7 @@ def _optimizer(network: nn.Module, lesson: LabelLessonSettings | ReplayLessonSet
     return torch.optim.AdamW(network.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, lesson: LabelLessonSettings | ReplayLessonSettings, step: int) -> None:
+def _set_rate(optimizer: torch.optim.Optimizer, lesson: LessonSettings, step: int) -> None:
     """The step's learning rate as a function of the step alone, so that nothing else needs to be kept."""
     factor = (1 + math.cos(math.pi * step / lesson.steps)) / 2 if lesson.decay else 1.0
     for group in optimizer.param_groups:

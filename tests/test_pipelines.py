@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from garda.checks import check
 from garda.errors import ConfigError
 from garda.methods import METHODS, Method, build_method, parse_settings
 from garda.methods.base import build_segmenter
-from garda.run import check
 from garda.sequence import DomainSequence, find_gaps, read_sequence
 
 ROOT = Path(__file__).parent.parent

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from garda.checks import needed_cases
 from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, Problems, RunFolderError
 from garda.evaluate import read_scores
 from garda.predict import predict
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
-from garda.run import needed_cases, run_sequence
+from garda.run import run_sequence
 from garda.sequence import read_sequence
 from garda.stopping import Stopping
 from garda.tracking import InMemory, open_tracker

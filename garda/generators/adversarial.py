@@ -76,7 +76,22 @@ class StyleLessonSettings(AdversarialSettings):
         return self.batch - self.batch // 2
 
 
-class FromImages:
+class Adversarial:
+    """What both lessons of the generator share: the duel in which it learns."""
+
+    _duel: Duel
+
+    @property
+    def generator(self) -> StyleGenerator:
+        """The averaged weights: the ones that are kept."""
+        return self._duel.averaged
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Both networks, both optimizers, the averaged weights; what is frozen never changes."""
+        return self._duel.state()
+
+
+class FromImages(Adversarial):
     """Learn to draw the source (Goodfellow et al. 2014, non-saturating loss)."""
 
     def __init__(
@@ -87,15 +102,6 @@ class FromImages:
         discriminator = Discriminator(task.channels, task.size, lesson.widths, (domain,))
         self._task, self._lesson, self._compute = task, lesson, compute
         self._duel = Duel(generator, discriminator, lesson, compute)
-
-    @property
-    def generator(self) -> StyleGenerator:
-        """The averaged weights: the ones that are kept."""
-        return self._duel.averaged
-
-    def state(self) -> Mapping[str, Stateful]:
-        """Both networks, both optimizers, the averaged weights."""
-        return self._duel.state()
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step of the discriminator, then one of the generator on the same images."""
@@ -112,7 +118,7 @@ class FromImages:
         return move_image(image, draw_motion(len(image), self._lesson.motion, self._task.any_orientation, image.device))
 
 
-class FromStyle:
+class FromStyle(Adversarial):
     """Learn one more domain's look, keep the old ones (GarDA, section 3.3).
 
     Half of each batch repeats old domains, where G_k must equal G_{k-1} (image distillation, same code and noise). The
@@ -138,15 +144,6 @@ class FromStyle:
             shape = self._encoder(compute.place(torch.zeros(1, task.channels, *task.size))).shape
         discriminator = Discriminator(shape[1], (shape[2], shape[3]), lesson.widths, generator.domains)
         self._duel = Duel(generator, discriminator, lesson, compute)
-
-    @property
-    def generator(self) -> StyleGenerator:
-        """The averaged weights: the ones that are kept."""
-        return self._duel.averaged
-
-    def state(self) -> Mapping[str, Stateful]:
-        """Both networks, both optimizers, the averaged weights; what is frozen never changes."""
-        return self._duel.state()
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step; no image is drawn or encoded twice in it.

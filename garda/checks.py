@@ -1,0 +1,59 @@
+"""What is read and found good before anything is learnt, and who may see which scan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from garda.cases import Case
+from garda.errors import DataError, GardaError, raise_all
+from garda.report import Reporter
+from garda.sequence import Domain, DomainSequence, find_gaps
+from garda.task import Task
+from garda.volumes import check_case, read_volume
+
+
+def check(sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter: Reporter) -> None:
+    """Read every given case.
+
+    Raises:
+        GardaError: everything that is wrong, at once.
+    """
+    problems: list[GardaError] = find_gaps(sequence)
+    if not os.access(data, os.R_OK | os.X_OK):
+        raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
+    progress = reporter.bar("check")
+    for index, case in enumerate(cases):
+        problems += check_case(case, sequence.task, data)
+        progress(index + 1, len(cases))
+    lessons = [case for case in sequence.source.split("train") if case in cases]
+    if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
+        problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
+    raise_all(problems)
+    if not any(labelled_cases(domain) for domain in sequence.domains):
+        reporter.line("no domain has a labelled test scan: nothing will be scored")
+
+
+def _marks_something(case: Case, task: Task, data: Path) -> bool:
+    label = read_volume(case, task, data, with_label=True).label
+    return label is not None and bool(label.any())
+
+
+def needed_cases(sequence: DomainSequence, to_learn: Sequence[Domain]) -> list[Case]:
+    """What a run reads: training scans of the stages to come, without a target's labels, and labelled test scans."""
+    train = [
+        case if domain.index == 0 else without_label(case) for domain in to_learn for case in domain.split("train")
+    ]
+    return train + [case for domain in sequence.domains for case in labelled_cases(domain)]
+
+
+def labelled_cases(domain: Domain) -> list[Case]:
+    """The test cases that can be scored."""
+    return [case for case in domain.split("test") if case.labels]
+
+
+def without_label(case: Case) -> Case:
+    """The case as a learner sees a target's: with nothing that leads to a label."""
+    return replace(case, labels=(), digests=tuple(digest for digest in case.digests if digest[0] == case.image))
