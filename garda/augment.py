@@ -93,3 +93,104 @@ def change_appearance(image: Tensor, settings: AppearanceSettings) -> Tensor:
     mean = changed.mean(dim=(1, 2, 3), keepdim=True)
     changed = mean + (changed - mean) * (1 + signed[1] * settings.contrast) + signed[2] * settings.brightness
     return (changed + noise * settings.noise).clamp(0, 1)
+
+
+class RandomisationSettings(Config):
+    """How far intensities are randomised, so that a network learns shapes and not one scanner's contrast.
+
+    Random curves, colours, bias field, blur, lost resolution and noise; the idea is that of appearance randomisation
+    for single-source domain generalisation (Ouyang et al., IEEE TMI 2023, arXiv 2111.12525, section III-B), with random
+    curves in place of random networks: they need no forward pass and keep edges where they are.
+
+    Attributes:
+        probability: share of slices that are randomised; the others stay as they are.
+        knots: number of straight pieces of a curve.
+        inversion: share of the randomised slices whose curve falls.
+        colour: share of the randomised slices of several channels whose channels get curves of their own.
+        span: smallest distance between a curve's lowest and highest value.
+        bias: standard deviation of the logarithm of the bias field at its 4x4 knots.
+        blur: largest standard deviation of the Gaussian blur, pixels.
+        coarser: largest factor by which the resolution is lowered.
+        noise: largest standard deviation of Gaussian noise.
+    """
+
+    probability: float = Field(default=0.8, ge=0, le=1)
+    knots: int = Field(default=5, ge=1)
+    inversion: float = Field(default=0.4, ge=0, le=1)
+    colour: float = Field(default=0.5, ge=0, le=1)
+    span: float = Field(default=0.3, gt=0, le=1)
+    bias: NonNegativeFloat = 0.25
+    blur: NonNegativeFloat = 1.0
+    coarser: float = Field(default=2.0, ge=1)
+    noise: NonNegativeFloat = 0.06
+
+
+def randomise_appearance(image: Tensor, settings: RandomisationSettings) -> Tensor:
+    """(B, C, H, W) in [0, 1] as scanners that do not exist might show it, one draw a slice; stays in [0, 1].
+
+    MONAI has most of these steps as transforms of one image; here a whole batch takes one pass on its device.
+    """
+    count, device = len(image), image.device
+    changed = apply_curves(image, draw_curves(count, image.shape[1], settings).to(device))
+    changed = changed * torch.exp(_field(image, settings.bias))
+    changed = _blur(changed, torch.rand(count) * settings.blur)
+    changed = _coarsen(changed, 1 + torch.rand(count) * (settings.coarser - 1))
+    noise = torch.randn(image.shape).to(device) * (torch.rand(count, 1, 1, 1) * settings.noise).to(device)
+    chosen = (torch.rand(count, 1, 1, 1) < settings.probability).to(device)
+    return torch.where(chosen, (changed + noise).clamp(0, 1), image)
+
+
+def draw_curves(count: int, channels: int, settings: RandomisationSettings) -> Tensor:
+    """(B, C, knots + 1) values of random monotone curves at equal steps from 0 to 1."""
+    steps = torch.rand(count, channels, settings.knots) ** 2 + 1e-3
+    rising = torch.cat([torch.zeros(count, channels, 1), steps.cumsum(dim=2)], dim=2)
+    rising = rising / rising[:, :, -1:]
+    falls = torch.rand(count, channels, 1) < settings.inversion
+    span = settings.span + torch.rand(count, channels, 1) * (1 - settings.span)
+    low = torch.rand(count, channels, 1) * (1 - span)
+    curves = low + span * torch.where(falls, 1 - rising, rising)
+    coloured = torch.rand(count, 1, 1) < settings.colour
+    return torch.where(coloured, curves, curves[:, :1])
+
+
+def apply_curves(image: Tensor, curves: Tensor) -> Tensor:
+    """Intensities of (B, C, H, W) in [0, 1] through (B, C, N + 1) curves, straight between their knots."""
+    pieces = curves.shape[2] - 1
+    position = image.flatten(2) * pieces
+    left = position.floor().clamp(0, pieces - 1)
+    below, above = (curves.gather(2, left.long() + i) for i in (0, 1))
+    return (below + (above - below) * (position - left)).view_as(image)
+
+
+def _field(image: Tensor, strength: float) -> Tensor:
+    """(B, 1, H, W) smooth random field, standard deviation ``strength`` at 4x4 knots."""
+    knots = torch.randn(len(image), 1, 4, 4).to(image.device) * strength
+    return F.interpolate(knots, size=image.shape[-2:], mode="bicubic", align_corners=True)
+
+
+def _blur(image: Tensor, deviation: Tensor) -> Tensor:
+    """(B, C, H, W) under Gaussian blur of (B,) standard deviations, pixels."""
+    count, channels, height, width = image.shape
+    reach = 3
+    distance = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    kernel = torch.softmax(-(distance**2) / (2 * deviation.clamp_min(0.05)[:, None] ** 2), dim=1).to(image.device)
+    kernel = kernel.repeat_interleave(channels, dim=0)[:, None, None]
+    padded = F.pad(image, (reach,) * 4, mode="replicate").reshape(1, count * channels, *_grown(image, reach))
+    across = F.conv2d(padded, kernel, groups=count * channels)
+    return F.conv2d(across, kernel.transpose(2, 3), groups=count * channels).view(count, channels, height, width)
+
+
+def _grown(image: Tensor, reach: int) -> tuple[int, int]:
+    return image.shape[-2] + 2 * reach, image.shape[-1] + 2 * reach
+
+
+def _coarsen(image: Tensor, factor: Tensor) -> Tensor:
+    """(B, C, H, W) at one lower resolution and back, mixed in as far as each slice's (B,) factor asks."""
+    lowest = float(factor.max())
+    if lowest <= 1:
+        return image
+    size = [max(1, round(side / lowest)) for side in image.shape[-2:]]
+    low = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+    back = F.interpolate(low, size=image.shape[-2:], mode="bilinear")
+    share = ((factor - 1) / (lowest - 1)).to(image.device)[:, None, None, None]
+    return image + (back - image) * share

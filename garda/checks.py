@@ -41,10 +41,18 @@ def _marks_something(case: Case, task: Task, data: Path) -> bool:
     return label is not None and bool(label.any())
 
 
-def needed_cases(sequence: DomainSequence, to_learn: Sequence[Domain]) -> list[Case]:
-    """What a run reads: training scans of the stages to come, without a target's labels, and labelled test scans."""
+def needed_cases(sequence: DomainSequence, to_read: Sequence[Domain], target_labels: bool = False) -> list[Case]:
+    """What a run reads: training scans for the stages to come, without a target's labels, and labelled test scans.
+
+    Args:
+        sequence: the run's domains.
+        to_read: the domains whose training scans are read.
+        target_labels: whether the method is a bound that reads the targets' labels.
+    """
     train = [
-        case if domain.index == 0 else without_label(case) for domain in to_learn for case in domain.split("train")
+        case if domain.index == 0 or target_labels else without_label(case)
+        for domain in to_read
+        for case in domain.split("train")
     ]
     return train + [case for domain in sequence.domains for case in labelled_cases(domain)]
 

@@ -106,13 +106,14 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or DICOM series folders.")],
     out: OutFolder,
     stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
+    domain: Annotated[str | None, typer.Option("--domain", help="Where the images come from; the stage's own.")] = None,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
     from garda.predict import predict as predict_images
     from garda.report import Reporter
 
     with Reporter() as reporter:
-        for file in predict_images(run_folder, images, out, reporter, stage):
+        for file in predict_images(run_folder, images, out, reporter, stage, domain):
             reporter.line(str(file))
 
 

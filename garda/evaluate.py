@@ -74,7 +74,7 @@ S = TypeVar("S", bound=Scan)
 
 def evaluate(
     domains: Iterable[Domain],
-    segment: Callable[[S], Tensor],
+    segment: Callable[[S, str], Tensor],
     read: Callable[[Case], S],
     *,
     stage: int,
@@ -86,7 +86,7 @@ def evaluate(
 
     Args:
         domains: the domains to score; one without labelled test cases yields nothing.
-        segment: volume -> (D, H, W) class indices on the volume's own grid.
+        segment: (volume, domain's name) -> (D, H, W) class indices on the volume's own grid.
         read: case -> volume, label included.
         stage: the stage after which the network is scored.
         seed: the run's seed.
@@ -104,7 +104,7 @@ def evaluate(
             label = cast(Tensor, volume.label)  # the case has a label and `read` reads it
             patient = pseudonym("patient", f"{domain.name}/{case.patient}")  # two sites may each have a "001"
             scan = pseudonym("case", f"{domain.name}/{case.case}")
-            rows = score_volume(segment(volume), label, volume.labelled, volume.spacing_mm, classes)
+            rows = score_volume(segment(volume, domain.name), label, volume.labelled, volume.spacing_mm, classes)
             for name, dice, hd95, unit in rows:
                 yield Score(stage, domain.name, patient, scan, seed, name, dice, hd95, unit)
 

@@ -59,12 +59,12 @@ class Knowledge:
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir(parents=True)
-            _save_weights(draft / "segmenter.safetensors", self.segmenter.state_dict())
-            _save_weights(draft / "teacher.safetensors", self.teacher.state_dict())
+            save_weights(draft / "segmenter.safetensors", self.segmenter.state_dict())
+            save_weights(draft / "teacher.safetensors", self.teacher.state_dict())
             if self.generator is not None:
-                _save_weights(draft / "generator.safetensors", self.generator.state_dict())
+                save_weights(draft / "generator.safetensors", self.generator.state_dict())
             flat = {f"{domain}/{name}": t for domain, named in self.statistics.items() for name, t in named.items()}
-            _save_weights(draft / "statistics.safetensors", flat)
+            save_weights(draft / "statistics.safetensors", flat)
             facts = _Facts(domains=self.domains, generator=self.generator is not None)
             write_json(draft / "knowledge.json", facts.model_dump(mode="json"))
             shutil.rmtree(folder, ignore_errors=True)
@@ -99,14 +99,14 @@ def load_knowledge(
     if generator is not None:
         for domain in domains:
             generator.add_domain(domain)
-        _load_weights(folder / "generator.safetensors", generator)
+        load_weights(folder / "generator.safetensors", generator)
     statistics: dict[str, dict[str, Tensor]] = {}
     for key, tensor in _read_weights(folder / "statistics.safetensors").items():
         domain, _, name = key.rpartition("/")
         statistics.setdefault(domain, {})[name] = tensor
     return Knowledge(
-        segmenter=_load_weights(folder / "segmenter.safetensors", build_segmenter()),
-        teacher=_load_weights(folder / "teacher.safetensors", build_segmenter()),
+        segmenter=load_weights(folder / "segmenter.safetensors", build_segmenter()),
+        teacher=load_weights(folder / "teacher.safetensors", build_segmenter()),
         generator=generator,
         domains=domains,
         statistics=statistics,
@@ -120,7 +120,8 @@ class _Facts(Config):
     generator: bool
 
 
-def _save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; errors as in :func:`garda.files.replacing`."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors))
@@ -135,7 +136,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(path, "is truncated or damaged", "copy the file again") from None
 
 
-def _load_weights(path: Path, network: N) -> N:
+def load_weights(path: Path, network: N) -> N:
+    """Fill ``network`` and put it into evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or belongs to another network.
+    """
     try:
         network.load_state_dict(_read_weights(path))
     except RuntimeError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from garda.cases import Case
 from garda.config import merge, parse
-from garda.errors import DataError, RunFolderError, raise_all
+from garda.errors import ConfigError, DataError, RunFolderError, raise_all
 from garda.methods import build_method, parse_settings
 from garda.plan import Plan, read_plan
 from garda.report import Reporter
@@ -16,7 +16,14 @@ from garda.task import Task
 from garda.volumes import check_case, prediction_name, read_volume, write_label_map
 
 
-def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, stage: int | None = None) -> list[Path]:
+def predict(
+    run: Path,
+    images: Sequence[Path],
+    out: Path,
+    reporter: Reporter,
+    stage: int | None = None,
+    domain: str | None = None,
+) -> list[Path]:
     """Write a label map for each image, in the image's own space.
 
     Args:
@@ -25,12 +32,15 @@ def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, st
         out: where the label maps go.
         reporter: tells the user.
         stage: the stage whose segmenter is used; None for the last one learnt.
+        domain: the domain that the images come from; None for the stage's own. It decides something for methods that
+            keep parameters for each domain.
 
     Returns:
         the files written, in the order of ``images``.
 
     Raises:
         RunFolderError: the run has learnt no such stage.
+        ConfigError: the stage has met no such domain.
         GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
             written.
     """
@@ -40,14 +50,20 @@ def predict(run: Path, images: Sequence[Path], out: Path, reporter: Reporter, st
     changes = {"compute": {"accelerator": "auto"}}  # the machine need not be the one that learnt
     settings = parse_settings(plan.method, merge(plan.settings, changes), run / "plan.json")
     method = build_method(plan.method, settings, task)
-    network = method.load(_find_stage(run, plan, stage)).segmenter
+    knowledge = method.load(_find_stage(run, plan, stage))
+    if domain is not None and domain not in knowledge.domains:
+        met = ", ".join(knowledge.domains)
+        raise ConfigError("--domain", f"{domain!r} has not been met by the stage", f"use one of {met}")
+    domain = domain or knowledge.domains[-1]
+    network = method.compute.prepare(method.network(knowledge, domain)).eval()
     cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]
     problems = [problem for case in cases for problem in check_case(case, task, Path())]
     raise_all(problems)
     progress = reporter.bar("predict")
     for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
         volume = read_volume(case, task, Path(), with_label=False)
-        write_label_map(segment(network, volume, task, method.compute), volume, target)
+        label_map = segment(network, method.standardise(knowledge, volume, domain), task, method.compute)
+        write_label_map(label_map, volume, target)
         progress(index + 1, len(images))
     return targets
 

@@ -10,11 +10,14 @@ import itertools
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
-from garda import files
+import torch
+from monai.networks.nets import BasicUNet
+
+from garda import __version__, files
 from garda.cases import SPLITS
 from garda.checks import check, labelled_cases, needed_cases, without_label
 from garda.continual import Metric, matrix, summary, write_matrix
@@ -22,13 +25,15 @@ from garda.errors import Interrupted, RunFolderError
 from garda.evaluate import Score, evaluate, read_scores, write_scores
 from garda.figures import draw_matrix
 from garda.knowledge import Knowledge
-from garda.methods import Method, build_method, parse_settings
+from garda.methods import Bound, Method, build_method, parse_settings
+from garda.methods.base import Stages
 from garda.plan import Plan, check_folder, claim, make_plan
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
 from garda.segmenter import segment
 from garda.sequence import Domain, DomainSequence
+from garda.shelf import Shelf
 from garda.slices import Slices
 from garda.stopping import Stopping
 from garda.tracking import RunDescription, Tracker
@@ -48,6 +53,7 @@ class Run:
         reporter: tells the user.
         stopping: asked between and within stages.
         pseudonyms: stand for patients and cases in ``scores.csv``.
+        shelf: a folder where runs of one comparison share what they learn from the source; None for none.
     """
 
     sequence: DomainSequence
@@ -57,11 +63,17 @@ class Run:
     reporter: Reporter
     stopping: Stopping
     pseudonyms: Pseudonyms
+    shelf: Path | None = None
 
     @property
     def scores_file(self) -> Path:
         """Every score of the run, a row each."""
         return self.out / "scores.csv"
+
+    @property
+    def seconds_file(self) -> Path:
+        """How long each piece of training took, by its name."""
+        return self.out / "seconds.json"
 
     def kept(self, domain: Domain) -> Path:
         """Where a stage's knowledge is kept; the folder exists once the stage has been learnt."""
@@ -88,7 +100,7 @@ def run_sequence(run: Run) -> list[Score]:
     method = build_method(sequence.method, settings, sequence.task)
     if run.to_learn():
         method.check()
-    check(sequence, run.data, needed_cases(sequence, run.to_learn()), run.reporter)
+    check(sequence, run.data, needed_cases(sequence, _to_read(run, method), _labels_read(method)), run.reporter)
     with claim(run.out, plan):
         run.tracker.start(describe(sequence, plan))
         try:
@@ -116,10 +128,19 @@ def _follow(run: Run, method: Method) -> list[Score]:
         unscored = find_unscored(run, domain, scores)
         if unscored:
             knowledge = knowledge or method.load(run.kept(domain))
+            if before is None and domain.index > 0:
+                before = method.load(run.kept(run.sequence.domains[domain.index - 1]))
             names = {other.name for other in unscored}
             others = [row for row in scores if row.stage != domain.index or row.domain not in names]
-            rows = score(run, method, domain, knowledge, unscored)
-            scores = sorted([*others, *rows], key=lambda row: row.stage)
+            same = [other.name for other in unscored if before and reads_equally(method, before, knowledge, other)]
+            copied = [
+                replace(row, stage=domain.index)
+                for row in scores
+                if row.stage == domain.index - 1 and row.domain in same
+            ]
+            changed = [other for other in unscored if other.name not in same]
+            rows = score(run, method, domain, knowledge, changed) if changed else []
+            scores = sorted([*others, *copied, *rows], key=lambda row: row.stage)
         publish(run, domain, scores)
         before = knowledge
     return scores
@@ -133,19 +154,55 @@ def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Dom
     return [other for other in scored if count[other.name] != len(labelled_cases(other)) * foreground]
 
 
+def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:
+    """Whether a stage has left a domain's network as it was to the bit, so that its scores are those of before."""
+    old, new = (method.network(knowledge, domain.name).state_dict() for knowledge in (before, after))
+    return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+
+
 def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) -> Knowledge:
     """The learner's part of one stage: read a domain's training scans, learn, keep the knowledge."""
-    task, is_source = run.sequence.task, domain.index == 0
-    cases = domain.split("train") if is_source else tuple(map(without_label, domain.split("train")))
-    volumes = (read_volume(case, task, run.data, with_label=is_source) for case in cases)
-    slices = Slices(volumes, task, with_labels=is_source, private_folder=_make_private(_training_folder(run, domain)))
-    stages = partial(_stage, run, domain, method.shared.checkpoint_seconds)
+    folder = _make_private(_training_folder(run, domain))
+    stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method))
     if before is None:
-        knowledge = method.learn_source(domain.name, slices, stages)
+        knowledge = method.learn_source(domain.name, read_slices(run, method, domain, folder), stages)
+    elif isinstance(method, Bound):
+        met = run.sequence.domains[: domain.index + 1]
+        knowledge = method.adapt_jointly(before, {d.name: read_slices(run, method, d, folder) for d in met}, stages)
     else:
-        knowledge = method.adapt(before, domain.name, slices, stages)
+        knowledge = method.adapt(before, domain.name, read_slices(run, method, domain, folder), stages)
     knowledge.save(run.kept(domain))
     return knowledge
+
+
+def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
+    """A domain's training slices, a target's without labels unless the method is a bound that reads them."""
+    with_label = domain.index == 0 or _labels_read(method)
+    cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
+    volumes = (read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
+    return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
+
+
+def _labels_read(method: Method) -> bool:
+    return isinstance(method, Bound) and method.reads_target_labels
+
+
+def _to_read(run: Run, method: Method) -> list[Domain]:
+    """The domains whose training scans the stages to come read."""
+    to_learn = run.to_learn()
+    return list(run.sequence.domains) if to_learn and isinstance(method, Bound) else to_learn
+
+
+def _shelf(run: Run, method: Method) -> Shelf:
+    sequence = run.sequence
+    context = {
+        "garda": __version__,
+        "task": sequence.task.model_dump(mode="json"),
+        "source": [sequence.source.name, sequence.digests[sequence.source.name]],
+        "seed": sequence.seed,
+        "compute": method.shared.compute.model_dump(mode="json"),
+    }
+    return Shelf(run.shelf, context)
 
 
 def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
@@ -154,10 +211,16 @@ def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domain
     total = sum(len(labelled_cases(other)) for other in domains)
     rows: list[Score] = []
     progress = run.reporter.bar(f"{stage_name(domain)}-scores")
-    network = method.compute.prepare(knowledge.segmenter).eval()
+
+    @lru_cache(maxsize=1)
+    def network(name: str) -> BasicUNet:
+        return method.compute.prepare(method.network(knowledge, name)).eval()
+
     for row in evaluate(
         domains,
-        lambda volume: segment(network, volume, sequence.task, method.compute),
+        lambda volume, name: segment(
+            network(name), method.standardise(knowledge, volume, name), sequence.task, method.compute
+        ),
         lambda case: read_volume(case, sequence.task, run.data, with_label=True),
         stage=domain.index,
         seed=sequence.seed,
@@ -234,7 +297,14 @@ def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> St
         log=partial(run.tracker.losses, name),
         progress=run.reporter.bar(name),
         checkpoint_seconds=checkpoint_seconds,
+        ended=partial(_note_seconds, run.seconds_file, name),
     )
+
+
+def _note_seconds(file: Path, name: str, seconds: float) -> None:
+    """Add a piece of training to the file."""
+    noted = files.read_json(file) if file.exists() else {}
+    files.write_json(file, noted | {name: round(seconds, 3)})
 
 
 def _training_folder(run: Run, domain: Domain) -> Path:

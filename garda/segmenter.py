@@ -14,7 +14,16 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda.augment import AppearanceSettings, GeometrySettings, change_appearance, draw_motion, move_image, move_label
+from garda.augment import (
+    AppearanceSettings,
+    GeometrySettings,
+    RandomisationSettings,
+    change_appearance,
+    draw_motion,
+    move_image,
+    move_label,
+    randomise_appearance,
+)
 from garda.compute import Compute
 from garda.config import Config
 from garda.generators.base import Generator
@@ -66,7 +75,8 @@ class LabelLessonSettings(LessonSettings):
     Attributes:
         loss: ``dice_ce`` is soft Dice plus cross entropy, ``ce`` cross entropy alone.
         geometry: augmentation of image and label; None for none.
-        appearance: augmentation of the image; None for none.
+        appearance: plain augmentation of the image; None for none.
+        randomisation: appearance randomisation, before the plain augmentation; None for none.
     """
 
     steps: PositiveInt = 600
@@ -74,6 +84,7 @@ class LabelLessonSettings(LessonSettings):
     loss: Literal["dice_ce", "ce"] = "dice_ce"
     geometry: GeometrySettings | None = GeometrySettings()
     appearance: AppearanceSettings | None = AppearanceSettings()
+    randomisation: RandomisationSettings | None = None
 
 
 class ReplayLessonSettings(LessonSettings):
@@ -125,6 +136,8 @@ class FromLabels:
         if self._lesson.geometry is not None:
             motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
             image, label = move_image(image, motion), move_label(label, motion)
+        if self._lesson.randomisation is not None:
+            image = randomise_appearance(image, self._lesson.randomisation)
         if self._lesson.appearance is not None:
             image = change_appearance(image, self._lesson.appearance)
         _set_rate(self._optimizer, self._lesson, step)

@@ -56,6 +56,7 @@ class Stage:
         log: receives (step, losses), at most ``LOSS_POINTS`` times.
         progress: receives (steps done, steps in all) after every step.
         checkpoint_seconds: time between two checkpoints.
+        ended: receives the seconds of training at the stage's end, those before an interruption included.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Stage:
     log: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None
     progress: Callable[[int, int], None] = lambda done, total: None
     checkpoint_seconds: float = 60.0
+    ended: Callable[[float], None] = lambda seconds: None
 
     @property
     def checkpoint(self) -> Path:
@@ -94,9 +96,10 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: 
     """
     torch.manual_seed(derive_seed(stage.seed, "build"))
     objective = build()
-    step = kept = _restore(objective, stage)
+    step, before = _restore(objective, stage)
+    kept = step
     stride = max(1, -(-steps // LOSS_POINTS))
-    saved = time.monotonic()
+    started = saved = time.monotonic()
     with stage.stopping.deferred():
         while step < steps:
             torch.manual_seed(derive_seed(stage.seed, step))
@@ -106,11 +109,13 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: 
             step += 1
             stage.progress(step, steps)
             if stage.stopping.exit_code is not None or time.monotonic() - saved > stage.checkpoint_seconds:
-                _save(objective, step, stage)
+                _save(objective, step, stage, before + time.monotonic() - started)
                 kept, saved = step, time.monotonic()
             stage.stopping.check(stage.name)
+        seconds = before + time.monotonic() - started
         if kept < step:
-            _save(objective, step, stage)
+            _save(objective, step, stage, seconds)
+    stage.ended(seconds)
     return objective
 
 
@@ -126,22 +131,22 @@ def _checked(losses: Mapping[str, Tensor], stage: Stage, step: int) -> dict[str,
     return values
 
 
-def _save(objective: Objective, step: int, stage: Stage) -> None:
+def _save(objective: Objective, step: int, stage: Stage, seconds: float) -> None:
     state = {name: part.state_dict() for name, part in objective.state().items()}
     buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
-    torch.save({"seed": stage.seed, "step": step, "state": state}, buffer)
+    torch.save({"seed": stage.seed, "step": step, "seconds": seconds, "state": state}, buffer)
     with replacing(stage.checkpoint) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _restore(objective: Objective, stage: Stage) -> int:
-    """The step to go on with; 0 where there is no checkpoint."""
+def _restore(objective: Objective, stage: Stage) -> tuple[int, float]:
+    """The step to go on with and the seconds spent so far; zeros where there is no checkpoint."""
     if not stage.checkpoint.exists():
-        return 0
+        return 0, 0.0
     remedy = "delete it to repeat the stage from its start"
     try:
         saved = torch.load(stage.checkpoint, map_location="cpu", weights_only=True)
-        step, seed, state = saved["step"], saved["seed"], saved["state"]
+        step, seed, seconds, state = saved["step"], saved["seed"], saved["seconds"], saved["state"]
     except Exception:  # torch raises many kinds for a damaged file
         raise CheckpointError(stage.checkpoint, "is truncated or damaged", remedy) from None
     if seed != stage.seed:
@@ -151,4 +156,4 @@ def _restore(objective: Objective, stage: Stage) -> int:
             part.load_state_dict(state[name])
     except (KeyError, ValueError, RuntimeError):
         raise CheckpointError(stage.checkpoint, "belongs to another configuration", remedy) from None
-    return int(step)
+    return int(step), float(seconds)

@@ -136,7 +136,7 @@ def test_labelled_test_scans_alone_are_read_and_named_by_pseudonym():
 
     rows = evaluate(
         DOMAINS,
-        lambda scan: torch.zeros_like(scan.label),
+        lambda scan, domain: torch.zeros_like(scan.label),
         read,
         stage=1,
         seed=7,
@@ -156,7 +156,13 @@ def test_one_name_at_two_hospitals_is_two_persons():
     domains = [Domain(name, index, (case("a", "test"),)) for index, name in enumerate(("first", "second"))]
     pseudonym = Pseudonyms(b"k" * 32).pseudonym
     rows = evaluate(
-        domains, lambda scan: scan.label, lambda case: SCANS["a"], stage=0, seed=0, classes=CLASSES, pseudonym=pseudonym
+        domains,
+        lambda scan, domain: scan.label,
+        lambda case: SCANS["a"],
+        stage=0,
+        seed=0,
+        classes=CLASSES,
+        pseudonym=pseudonym,
     )
     first, second = rows
     assert first.patient != second.patient and first.case != second.case

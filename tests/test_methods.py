@@ -11,8 +11,9 @@ from garda.errors import CheckpointError, ConfigError
 from garda.generators.features import FeatureSettings
 from garda.knowledge import STATISTICS_LIMIT, Knowledge
 from garda.methods import METHODS, build_method, deciding_settings, parse_settings
-from garda.methods.base import Method
+from garda.methods.base import Method, Stages
 from garda.methods.garda_paper import GardaPaper
+from garda.shelf import Shelf
 from garda.slices import Batch, Slices
 from garda.task import Task
 from garda.training import Stage
@@ -42,7 +43,7 @@ def method(name: str) -> Method:
 
 
 def stages(folder: Path, index: int):
-    return lambda part: Stage(f"{index}-{part}", folder / f"{index}-{part}", seed=index)
+    return Stages(lambda part: Stage(f"{index}-{part}", folder / f"{index}-{part}", seed=index))
 
 
 def follow(name: str, folder: Path) -> list[Knowledge]:
@@ -110,8 +111,8 @@ def test_knowledge_that_was_kept_goes_on_as_the_one_in_memory(name, tmp_path):
     assert kept == {".safetensors", ".json"}
 
 
-def test_all_methods_share_one_source_segmenter(tmp_path):
-    first, *others = (follow(name, tmp_path / name)[0] for name in METHODS)
+def test_methods_share_one_source_segmenter_unless_their_start_is_their_idea(tmp_path):
+    first, *others = (follow(name, tmp_path / name)[0] for name in METHODS if name != "randomised")
     for other in others:
         assert_equal(
             {k: v for k, v in weights(first).items() if not k.startswith("generator")},
@@ -167,7 +168,9 @@ def test_settings_name_the_file_and_the_nearest_key():
     assert str(caught.value) == "small.yaml: unknown key 'garda_paper.stile'; did you mean 'style'?"
     with pytest.raises(ConfigError) as caught:
         parse_settings("gardapaper", {}, "small.yaml")
-    assert str(caught.value) == "small.yaml: unknown method 'gardapaper'; use one of garda_paper, source_only"
+    assert (
+        str(caught.value) == "small.yaml: unknown method 'gardapaper'; use one of garda_paper, randomised, source_only"
+    )
 
 
 def test_other_methods_blocks_and_weights_paths_decide_nothing():
@@ -183,3 +186,34 @@ def test_garda_paper_refuses_knowledge_without_its_generator(tmp_path):
     assert isinstance(learner, GardaPaper)
     with pytest.raises(TypeError, match="adapts a StyleGenerator"):
         learner.adapt(source, "b", FakeSlices(1, with_labels=False), stages(tmp_path, 9))
+
+
+def test_randomised_starts_randomised_and_source_only_plain_whatever_the_others_do(tmp_path):
+    assert method("randomised").source_lesson.randomisation is not None
+    for name, randomised in (("source_only", False), ("garda_paper", True)):
+        settings = parse_settings(name, {"source": {"randomisation": {}}}, "x")
+        assert (build_method(name, settings, TASK).source_lesson.randomisation is not None) == randomised
+
+
+def test_runs_share_what_they_learn_from_the_source(tmp_path):
+    learner, seconds = method("source_only"), []
+
+    def shelved(folder: Path, seed: int) -> Stages:
+        def open_stage(part: str) -> Stage:
+            return Stage(part, folder / part, seed=seed, ended=seconds.append)
+
+        return Stages(open_stage, Shelf(tmp_path / "shelf", {"seed": seed}))
+
+    slices = FakeSlices(0, with_labels=True)
+    first = learner.learn_source("a", slices, shelved(tmp_path / "first", 0))
+    again = learner.learn_source("a", slices, shelved(tmp_path / "again", 0))
+    other = learner.learn_source("a", slices, shelved(tmp_path / "other", 1))
+    assert_equal(weights(first), weights(again))
+    assert not (tmp_path / "again").exists()
+    assert seconds[0] == seconds[1] > 0
+    assert (tmp_path / "other" / "segmenter").exists()
+    assert not torch.equal(next(iter(weights(first).values())), next(iter(weights(other).values())))
+    for facts in (tmp_path / "shelf").glob("*.json"):
+        facts.write_text("{}")
+    with pytest.raises(CheckpointError, match="is damaged; delete it, the network is learnt again"):
+        learner.learn_source("a", slices, shelved(tmp_path / "damaged", 0))

@@ -10,14 +10,27 @@ from garda.compute import Compute
 from garda.config import parse
 from garda.errors import ConfigError
 from garda.knowledge import Knowledge
-from garda.methods.base import Method, SharedSettings
+from garda.methods.base import Bound, Method, SharedSettings
 from garda.methods.garda_paper import GardaPaper
-from garda.methods.source_only import SourceOnly
+from garda.methods.source_only import Randomised, SourceOnly
 from garda.task import Task
 
-METHODS: dict[str, type[Method]] = {"garda_paper": GardaPaper, "source_only": SourceOnly}
+METHODS: dict[str, type[Method]] = {
+    "garda_paper": GardaPaper,
+    "randomised": Randomised,
+    "source_only": SourceOnly,
+}
 
-__all__ = ["METHODS", "Knowledge", "Method", "SharedSettings", "build_method", "deciding_settings", "parse_settings"]
+__all__ = [
+    "METHODS",
+    "Bound",
+    "Knowledge",
+    "Method",
+    "SharedSettings",
+    "build_method",
+    "deciding_settings",
+    "parse_settings",
+]
 
 
 def parse_settings(method: str, values: dict[str, Any], where: object) -> SharedSettings:

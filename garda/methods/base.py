@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -16,13 +17,30 @@ from garda.config import Config
 from garda.generators.base import Generator
 from garda.knowledge import Knowledge, load_knowledge
 from garda.segmenter import FromLabels, LabelLessonSettings, SegmenterSettings, build_segmenter
+from garda.shelf import Shelf
 from garda.slices import Slices
 from garda.task import Task
 from garda.training import Stage, fit
+from garda.volumes import Volume
 
-__all__ = ["Knowledge", "Method", "SharedSettings", "Stages"]
+__all__ = ["Bound", "Knowledge", "Method", "SharedSettings", "Stages"]
 
-Stages = Callable[[str], Stage]  # "segmenter" -> the stage of that name, seeded and with its own folder
+
+@dataclass(frozen=True)
+class Stages:
+    """The pieces of training of one domain's stage.
+
+    Attributes:
+        open: ``"segmenter"`` -> the piece of that name, seeded and with its own folder.
+        shelf: where runs share what they learn from the source.
+    """
+
+    open: Callable[[str], Stage]
+    shelf: Shelf = field(default_factory=Shelf)
+
+    def __call__(self, part: str) -> Stage:
+        """The piece of that name."""
+        return self.open(part)
 
 
 class SharedSettings(Config):
@@ -32,7 +50,7 @@ class SharedSettings(Config):
         compute: device and precision.
         checkpoint_seconds: time between two checkpoints of a stage; decides no result.
         segmenter: architecture.
-        source: how the source segmenter learns; equal for all methods, so that they share its result.
+        source: how the source segmenter learns; all methods start with it, unless their very idea is another start.
     """
 
     compute: ComputeSettings = ComputeSettings()
@@ -67,6 +85,24 @@ class Method(ABC, Generic[S]):
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Learn one unlabelled target; ``knowledge`` itself is left as it is."""
 
+    @property
+    def source_lesson(self) -> LabelLessonSettings:
+        """How the source segmenter learns."""
+        return self.shared.source
+
+    def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
+        """The network that reads a domain's images: one for all domains, unless a method keeps something for each.
+
+        Args:
+            knowledge: what is known.
+            domain: any domain's name, one that has not been met included.
+        """
+        return knowledge.segmenter
+
+    def standardise(self, knowledge: Knowledge, volume: Volume, domain: str) -> Volume:
+        """What is done to a whole volume of a domain before it is segmented; nothing, unless a method says so."""
+        return volume
+
     def check(self) -> None:
         """Refuse, before anything is learnt, what could only fail hours later.
 
@@ -92,12 +128,38 @@ class Method(ABC, Generic[S]):
 
     def learn_segmenter(self, slices: Slices, stages: Stages) -> tuple[BasicUNet, BasicUNet]:
         """The source segmenter and a copy of it that stays as the teacher, both in evaluation mode."""
-        stage, lesson = stages("segmenter"), self.shared.source
-        learnt = fit(
-            lambda: FromLabels(self.task, self.shared.segmenter, lesson, self.compute),
-            lambda step: slices.batch(step, lesson.batch, stage.seed),
-            lesson.steps,
-            stage,
+        lesson = self.source_lesson
+        segmenter = stages.shelf.take(
+            "segmenter",
+            {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": lesson.model_dump(mode="json")},
+            stages("segmenter"),
+            lambda: build_segmenter(self.task, self.shared.segmenter),
+            lambda stage: (
+                fit(
+                    lambda: FromLabels(self.task, self.shared.segmenter, lesson, self.compute),
+                    lambda step: slices.batch(step, lesson.batch, stage.seed),
+                    lesson.steps,
+                    stage,
+                ).segmenter
+            ),
         )
-        segmenter = learnt.segmenter.eval().requires_grad_(False)
+        self.compute.prepare(segmenter)
         return segmenter, copy.deepcopy(segmenter)
+
+
+class Bound(Method[S]):
+    """A method outside the contract, for comparison only: it sees the images of all domains met so far at once.
+
+    Attributes:
+        reads_target_labels: whether it also sees the targets' labels.
+    """
+
+    reads_target_labels: ClassVar[bool] = False
+
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+        """Not for a bound, which needs the earlier domains too."""
+        raise TypeError("a bound adapts jointly")
+
+    @abstractmethod
+    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stages: Stages) -> Knowledge:
+        """Learn from the training slices of every domain met; the last of ``slices`` is the new one."""

@@ -1,12 +1,14 @@
-"""The lower bound: learn the source, then change nothing."""
+"""Learn the source, then change nothing: with plain augmentation the lower bound, with randomisation its rival."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from garda.augment import RandomisationSettings
 from garda.config import Config
 from garda.knowledge import Knowledge
 from garda.methods.base import Method, Stages
+from garda.segmenter import LabelLessonSettings
 from garda.slices import Slices
 
 
@@ -15,9 +17,14 @@ class SourceOnlySettings(Config):
 
 
 class SourceOnly(Method[SourceOnlySettings]):
-    """The source segmenter, carried along unchanged."""
+    """The source segmenter with plain augmentation, carried along unchanged."""
 
     Settings = SourceOnlySettings
+
+    @property
+    def source_lesson(self) -> LabelLessonSettings:
+        """Without randomisation, whatever the other methods start with."""
+        return self.shared.source.model_copy(update={"randomisation": None})
 
     def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Learn the segmenter from the source's labels."""
@@ -27,3 +34,13 @@ class SourceOnly(Method[SourceOnlySettings]):
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Note the domain's name; learn nothing."""
         return replace(knowledge, domains=(*knowledge.domains, domain))
+
+
+class Randomised(SourceOnly):
+    """The source segmenter with appearance randomisation, carried along unchanged (Ouyang et al., arXiv 2111.12525)."""
+
+    @property
+    def source_lesson(self) -> LabelLessonSettings:
+        """With randomisation, whatever the other methods start with."""
+        chosen = self.shared.source.randomisation or RandomisationSettings()
+        return self.shared.source.model_copy(update={"randomisation": chosen})

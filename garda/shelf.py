@@ -1,0 +1,71 @@
+"""Networks that equal settings make equal, learnt once and shared by several runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from garda.errors import CheckpointError
+from garda.files import read_json, write_json
+from garda.knowledge import load_weights, save_weights
+from garda.training import Stage
+
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of finished networks of a source stage, by the digest of all that decides them.
+
+    Only what has learnt from the source may lie here: no run keeps a target's networks for another.
+
+    Attributes:
+        folder: where they lie; None shares nothing.
+        context: what decides every network of a run: version, task, seed, compute settings, manifest of the source.
+    """
+
+    folder: Path | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def take(
+        self, part: str, settings: Mapping[str, Any], stage: Stage, build: Callable[[], N], learn: Callable[[Stage], N]
+    ) -> N:
+        """The network of a part of the source stage: from the shelf, or learnt and put there.
+
+        Args:
+            part: such as ``segmenter``.
+            settings: what decides the network beside the context.
+            stage: where it is learnt; told the seconds that learning took, whichever run learnt it.
+            build: an untrained network of the same architecture.
+            learn: learns it.
+
+        Returns:
+            the network in evaluation mode, without gradients.
+
+        Raises:
+            CheckpointError: what lies there is damaged.
+            RunFolderError: the folder cannot be written.
+        """
+        if self.folder is None:
+            return learn(stage).eval().requires_grad_(False)
+        decided = {"context": self.context, "part": part, "settings": settings}
+        digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+        weights, facts = (self.folder / f"{part}-{digest[:16]}.{kind}" for kind in ("safetensors", "json"))
+        if facts.exists():
+            seconds = read_json(facts).get("seconds")
+            if not isinstance(seconds, float):
+                raise CheckpointError(facts, "is damaged", "delete it, the network is learnt again")
+            stage.ended(seconds)
+            return load_weights(weights, build()).requires_grad_(False)
+        spent = [0.0]
+        network = learn(replace(stage, ended=spent.append)).eval().requires_grad_(False)
+        stage.ended(spent[-1])
+        save_weights(weights, network.state_dict())
+        write_json(facts, {"seconds": spent[-1], **decided})
+        return network
