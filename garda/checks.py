@@ -15,13 +15,22 @@ from garda.task import Task
 from garda.volumes import check_case, read_volume
 
 
-def check(sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter: Reporter) -> None:
+def check(
+    sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter: Reporter, target_labels: bool = False
+) -> None:
     """Read every given case.
+
+    Args:
+        sequence: the domains.
+        data: the folder that manifest paths are relative to.
+        cases: what is read.
+        reporter: tells the user.
+        target_labels: whether targets need labels too, for a bound that reads them.
 
     Raises:
         GardaError: everything that is wrong, at once.
     """
-    problems: list[GardaError] = find_gaps(sequence)
+    problems: list[GardaError] = find_gaps(sequence, target_labels)
     if not os.access(data, os.R_OK | os.X_OK):
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
     progress = reporter.bar("check")

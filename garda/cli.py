@@ -78,6 +78,37 @@ def run(
 
 
 @app.command()
+def compare(
+    context: typer.Context,
+    pipeline: PipelineFile,
+    data: DataFolder,
+    out: OutFolder,
+    methods: Annotated[
+        str | None, typer.Option("--methods", metavar="A,B,...", help="Methods to run; all there are.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="0,1,...", help="Seeds to run; the pipeline's one.")
+    ] = None,
+    label: Annotated[str, typer.Option("--label", help="Name of the variant that --set makes.")] = "",
+    change: Changes = None,
+    config: ConfigFile = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="ROW", help="Row that the others are compared with; the best.")
+    ] = None,
+) -> None:
+    """Run several methods with several seeds and make one table of all that is finished. Run again to resume."""
+    from garda.compare import compare as compare_methods
+    from garda.comparison.request import Request, parse_methods, parse_seeds
+    from garda.pseudonyms import Pseudonyms, load_key
+    from garda.report import Reporter
+
+    changes = _changes(change or [])
+    request = Request(pipeline, data, out, parse_methods(methods), parse_seeds(seeds), label, changes, config, against)
+    with Reporter() as reporter:
+        compare_methods(request, reporter, context.obj, Pseudonyms(load_key()))
+
+
+@app.command()
 def check(
     pipeline: PipelineFile,
     data: DataFolder,

@@ -54,8 +54,8 @@ class Forgetting(NamedTuple):
     worst_domain: str | None
 
 
-class Difference(NamedTuple):
-    """A mean paired difference; NaN without a pair, no interval with one patient."""
+class Estimate(NamedTuple):
+    """A mean with its interval and the number of patients behind it; NaN without any, no interval of one patient."""
 
     mean: float
     interval: Interval | None
@@ -216,26 +216,77 @@ def bootstrap_interval(
         seed: of the resampling.
         level: share of the resampled means that the interval holds, in (0, 1).
     """
-    if len(values) < 2:
-        return None
-    drawn = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    means = np.asarray(values, dtype=np.float64)[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return estimate([np.asarray(values, dtype=np.float64)[None]], draws, seed, level).interval
 
 
-def paired_difference(a: Mapping[PatientKey, float], b: Mapping[PatientKey, float]) -> Difference:
-    """Mean of a - b over the keys that both have, with its interval over patients.
+def score_arrays(values: Mapping[PatientKey, float], domains: Sequence[str]) -> list[NDArray[np.float64]]:
+    """One stage's :func:`patient_scores` as an array a domain, for :func:`estimate`.
 
     Args:
-        a: one method's :func:`patient_scores`, of the stage and the domains to compare.
-        b: the other method's.
+        values: scores of one stage, of any seeds.
+        domains: names; one without a score is left out.
+
+    Returns:
+        (seeds, patients) each, NaN where a patient lacks a seed; row s belongs to the same seed in all of them.
     """
-    pairs: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for key in sorted(a.keys() & b.keys()):
-        pairs[key.domain, key.patient].append(a[key] - b[key])
-    differences = [float(np.mean(found)) for found in pairs.values()]
-    return Difference(_mean(np.array(differences)), bootstrap_interval(differences), len(differences))
+    rows = {seed: row for row, seed in enumerate(sorted({key.seed for key in values}))}
+    arrays = []
+    for domain in domains:
+        own = {key: value for key, value in values.items() if key.domain == domain}
+        columns = {patient: column for column, patient in enumerate(dict.fromkeys(key.patient for key in own))}
+        array = np.full((len(rows), len(columns)), np.nan)
+        for key, value in own.items():
+            array[rows[key.seed], columns[key.patient]] = value
+        if columns:
+            arrays.append(array)
+    return arrays
+
+
+def paired_difference(a: Mapping[PatientKey, float], b: Mapping[PatientKey, float]) -> dict[PatientKey, float]:
+    """a - b of every patient and seed that both have: what :func:`score_arrays` and :func:`estimate` go on with."""
+    return {key: value - b[key] for key, value in a.items() if key in b}
+
+
+def estimate(domains: Sequence[NDArray[np.float64]], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Mean over domains of the mean over patients, each patient's value the mean over its seeds.
+
+    The interval is a percentile bootstrap on two levels (Davison and Hinkley 1997, section 3.8): seeds are drawn with
+    replacement, one draw for all domains since a seed's run has been through all of them, then each domain's patients.
+    A domain with one patient counts with its value as it is, since nothing tells how patients differ there.
+
+    Args:
+        domains: (seeds, patients) values of each domain, rows of the same seeds; NaN where there is none, but at
+            least one number in every column.
+        draws: resamples.
+        seed: of the resampling.
+        level: share of the resampled means that the interval holds, in (0, 1).
+
+    Returns:
+        the mean over ``domains``, the number of patients in all of them, and no interval where none has two.
+    """
+    mean = _mean(np.array([_mean(_mean_along(values, 0)) for values in domains]))
+    patients = sum(values.shape[1] for values in domains)
+    if all(values.shape[1] < 2 for values in domains):
+        return Estimate(mean, None, patients)
+    means = _resampled_means(domains, draws, np.random.default_rng(seed))
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, Interval(float(low), float(high)), patients)
+
+
+def _resampled_means(
+    domains: Sequence[NDArray[np.float64]], draws: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """(draws,) means over domains of resampled seeds and patients."""
+    patients = [generator.integers(values.shape[1], size=(draws, values.shape[1])) for values in domains]
+    seeds = generator.integers(len(domains[0]), size=(draws, len(domains[0])))
+    means = []
+    for values, drawn in zip(domains, patients, strict=True):
+        if values.shape[1] == 1:
+            means.append(np.full(draws, _mean(values)))
+            continue
+        of_patients = _mean_along(values[seeds], 1)
+        means.append(_mean_along(np.take_along_axis(of_patients, drawn, 1), 1))
+    return _mean_along(np.array(means), 0)
 
 
 def write_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
@@ -273,3 +324,11 @@ def _mean(values: NDArray[np.float64]) -> float:
     """Mean of what is not NaN, NaN where nothing is left."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else math.nan
+
+
+def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Means along one of several axes of what is not NaN, NaN where nothing is left."""
+    known = ~np.isnan(values)
+    count = known.sum(axis)
+    total = np.where(known, values, 0.0).sum(axis)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

@@ -7,21 +7,18 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-import safetensors.torch
 from monai.networks.nets import BasicUNet
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from garda.config import Config
 from garda.errors import CheckpointError, RunFolderError
-from garda.files import describe, read_json, replacing, write_json
+from garda.files import describe, read_json, write_json
 from garda.generators.base import Generator
-
-N = TypeVar("N", bound=nn.Module)
+from garda.weights import load_weights, read_weights, save_weights
 
 STATISTICS_LIMIT = 64 * 1024  # bytes a domain
+STATISTICS_SHARE = 0.02  # of the segmenter's bytes, where that is more
 
 
 @dataclass(frozen=True)
@@ -31,9 +28,9 @@ class Knowledge:
     Attributes:
         segmenter: the network as of the last stage.
         teacher: the stage-0 segmenter; its encoder also serves as the frozen feature encoder.
-        generator: draws every domain met so far; None for methods without replay.
+        generator: draws the domains met, or the source alone; None for methods without replay.
         domains: names of the domains met, in order; the first is the source.
-        statistics: a method's few numbers per domain, by domain and name; at most 64 kB a domain.
+        statistics: a method's few numbers per domain, by domain and name; see :func:`statistics_limit`.
     """
 
     segmenter: BasicUNet
@@ -44,10 +41,11 @@ class Knowledge:
 
     def __post_init__(self) -> None:
         """Refuse statistics that are too large to be called few numbers."""
+        limit = statistics_limit(self.segmenter)
         for domain, named in self.statistics.items():
-            size = sum(tensor.numel() * tensor.element_size() for tensor in named.values())
-            if size > STATISTICS_LIMIT:
-                raise ValueError(f"statistics of {domain} take {size} bytes, more than {STATISTICS_LIMIT}")
+            size = sum(tensor.nbytes for tensor in named.values())
+            if size > limit:
+                raise ValueError(f"statistics of {domain} take {size} bytes, more than {limit}")
 
     def save(self, folder: Path) -> None:
         """Write everything into ``folder``, which appears whole or not at all.
@@ -65,7 +63,8 @@ class Knowledge:
                 save_weights(draft / "generator.safetensors", self.generator.state_dict())
             flat = {f"{domain}/{name}": t for domain, named in self.statistics.items() for name, t in named.items()}
             save_weights(draft / "statistics.safetensors", flat)
-            facts = _Facts(domains=self.domains, generator=self.generator is not None)
+            draws = None if self.generator is None else self.generator.domains
+            facts = _Facts(domains=self.domains, draws=draws)
             write_json(draft / "knowledge.json", facts.model_dump(mode="json"))
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(draft, folder)
@@ -73,6 +72,12 @@ class Knowledge:
             raise describe(error, folder) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def statistics_limit(segmenter: nn.Module) -> int:
+    """Bytes that a domain may keep: 64 kB, or 2 % of the segmenter where that is more."""
+    size = sum(tensor.nbytes for tensor in segmenter.state_dict().values())
+    return max(STATISTICS_LIMIT, int(STATISTICS_SHARE * size))
 
 
 def load_knowledge(
@@ -94,21 +99,20 @@ def load_knowledge(
         facts = _Facts.model_validate(read_json(folder / "knowledge.json"))
     except (ValueError, RunFolderError):
         raise CheckpointError(folder / "knowledge.json", "is damaged", "copy the whole folder again") from None
-    domains = facts.domains
-    generator = build_generator() if facts.generator and build_generator is not None else None
+    generator = build_generator() if facts.draws is not None and build_generator is not None else None
     if generator is not None:
-        for domain in domains:
+        for domain in facts.draws or ():
             generator.add_domain(domain)
         load_weights(folder / "generator.safetensors", generator)
     statistics: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in _read_weights(folder / "statistics.safetensors").items():
+    for key, tensor in read_weights(folder / "statistics.safetensors").items():
         domain, _, name = key.rpartition("/")
         statistics.setdefault(domain, {})[name] = tensor
     return Knowledge(
         segmenter=load_weights(folder / "segmenter.safetensors", build_segmenter()),
         teacher=load_weights(folder / "teacher.safetensors", build_segmenter()),
         generator=generator,
-        domains=domains,
+        domains=facts.domains,
         statistics=statistics,
     )
 
@@ -117,35 +121,4 @@ class _Facts(Config):
     """The contents of ``knowledge.json``."""
 
     domains: tuple[str, ...]
-    generator: bool
-
-
-def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors; errors as in :func:`garda.files.replacing`."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors))
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(path, "no such file", "copy the whole folder") from None
-    except (SafetensorError, OSError):
-        raise CheckpointError(path, "is truncated or damaged", "copy the file again") from None
-
-
-def load_weights(path: Path, network: N) -> N:
-    """Fill ``network`` and put it into evaluation mode.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or belongs to another network.
-    """
-    try:
-        network.load_state_dict(_read_weights(path))
-    except RuntimeError:
-        raise CheckpointError(
-            path, "holds weights of another network", "use the settings it was trained with"
-        ) from None
-    return network.eval()
+    draws: tuple[str, ...] | None  # the generator's domains; None without one

@@ -26,14 +26,13 @@ from garda.evaluate import Score, evaluate, read_scores, write_scores
 from garda.figures import draw_matrix
 from garda.knowledge import Knowledge
 from garda.methods import Bound, Method, build_method, parse_settings
-from garda.methods.base import Stages
 from garda.plan import Plan, check_folder, claim, make_plan
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
 from garda.segmenter import segment
 from garda.sequence import Domain, DomainSequence
-from garda.shelf import Shelf
+from garda.shelf import Shelf, Stages
 from garda.slices import Slices
 from garda.stopping import Stopping
 from garda.tracking import RunDescription, Tracker
@@ -100,7 +99,8 @@ def run_sequence(run: Run) -> list[Score]:
     method = build_method(sequence.method, settings, sequence.task)
     if run.to_learn():
         method.check()
-    check(sequence, run.data, needed_cases(sequence, _to_read(run, method), _labels_read(method)), run.reporter)
+    labels = _labels_read(method)
+    check(sequence, run.data, needed_cases(sequence, _to_read(run, method), labels), run.reporter, labels)
     with claim(run.out, plan):
         run.tracker.start(describe(sequence, plan))
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -29,7 +28,7 @@ from garda.config import Config
 from garda.generators.base import Generator
 from garda.slices import Batch
 from garda.task import Task
-from garda.training import Stateful
+from garda.training import Stateful, set_rate
 from garda.volumes import Volume, grid_for
 
 
@@ -140,7 +139,8 @@ class FromLabels:
             image = randomise_appearance(image, self._lesson.randomisation)
         if self._lesson.appearance is not None:
             image = change_appearance(image, self._lesson.appearance)
-        _set_rate(self._optimizer, self._lesson, step)
+        rate = self._lesson.learning_rate
+        set_rate(self._optimizer, rate, step, self._lesson.steps, decay=self._lesson.decay)
         with self._compute.autocast():
             logits = self.segmenter(image)
         loss = self._loss(logits.float(), label.unsqueeze(1))
@@ -183,7 +183,7 @@ class FromReplay:
             domains = torch.randint(len(self._generator.domains), (lesson.batch,))
             answer = self._teacher(self._generator.sample(anatomy, torch.zeros_like(domains))).float()
             image = self._generator.sample(anatomy, domains)
-        _set_rate(self._optimizer, lesson, step)
+        set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps, decay=lesson.decay)
         with self._compute.autocast():
             logits = self.segmenter(image)
         loss = distillation(logits.float(), answer, lesson.temperature)
@@ -244,10 +244,3 @@ def _optimizer(network: nn.Module, lesson: LessonSettings) -> torch.optim.Optimi
             network.parameters(), lr=lesson.learning_rate, momentum=0.9, weight_decay=lesson.weight_decay
         )
     return torch.optim.AdamW(network.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay)
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, lesson: LessonSettings, step: int) -> None:
-    """The step's learning rate as a function of the step alone, so that nothing else needs to be kept."""
-    factor = (1 + math.cos(math.pi * step / lesson.steps)) / 2 if lesson.decay else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = lesson.learning_rate * factor

@@ -147,16 +147,21 @@ def _read_domains(folder: Path, names: Sequence[str], task: Task) -> tuple[Domai
     return tuple(domains)
 
 
-def find_gaps(sequence: DomainSequence) -> list[GardaError]:
-    """What a sequence lacks before any file is opened: splits without cases, a source without labels."""
+def find_gaps(sequence: DomainSequence, target_labels: bool = False) -> list[GardaError]:
+    """What a sequence lacks before any file is opened: splits without cases, a source without labels.
+
+    Args:
+        sequence: the domains.
+        target_labels: whether targets need labels too, for a bound that reads them.
+    """
     gaps: list[GardaError] = []
     for domain in sequence.domains:
         train = domain.split("train")
         if not train:
             gaps.append(DataError(domain.name, "the train split is empty", "give at least one case the split train"))
         unlabelled = [case for case in train if not case.labels]
-        if domain is sequence.source and unlabelled:
-            gaps.append(
-                DataError(unlabelled[0].where, "a source needs a label for every training case", "fill column label")
-            )
+        if unlabelled and (domain is sequence.source or target_labels):
+            who = "a source" if domain is sequence.source else sequence.method
+            what = f"{who} needs a label for every training case"
+            gaps.append(DataError(unlabelled[0].where, what, "fill column label"))
     return gaps

@@ -1,4 +1,4 @@
-"""Networks that equal settings make equal, learnt once and shared by several runs."""
+"""The pieces of training of a stage, and the shelf on which runs share networks that equal settings make equal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import nn
 
 from garda.errors import CheckpointError
 from garda.files import read_json, write_json
-from garda.knowledge import load_weights, save_weights
 from garda.training import Stage
+from garda.weights import load_weights, save_weights
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -69,3 +69,29 @@ class Shelf:
         save_weights(weights, network.state_dict())
         write_json(facts, {"seconds": spent[-1], **decided})
         return network
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The pieces of training of one domain's stage.
+
+    Attributes:
+        open: ``"segmenter"`` -> the piece of that name, seeded and with its own folder.
+        shelf: where runs share what they learn from the source.
+    """
+
+    open: Callable[[str], Stage]
+    shelf: Shelf = field(default_factory=Shelf)
+
+    def __call__(self, part: str) -> Stage:
+        """The piece of that name."""
+        return self.open(part)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and buffers: what decides a network that learns from it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,6 +60,7 @@ class Slices:
         self.task = task
         self.with_labels = with_labels
         self._shapes: list[tuple[int, int]] = []
+        self._depths: list[int] = []
         with ExitStack() as files:
             images, labels = _Growing(np.float16, private_folder, files), _Growing(np.uint8, private_folder, files)
             for volume in volumes:
@@ -85,6 +86,15 @@ class Slices:
         label = torch.from_numpy(np.stack([self._cut(self._labels, window)[0] for window in drawn])).long()
         return Batch(image, label)
 
+    def volumes(self) -> Iterator[Tensor]:
+        """(D, C, H, W) float32 images in [0, 1], a volume after the other; slices that were left out are not there."""
+        first = 0
+        for depth in self._depths:
+            whole = [self._cut(self._images, (first + i, slice(None), slice(None))) for i in range(depth)]
+            if whole:
+                yield torch.from_numpy(np.stack(whole)).float()
+            first += depth
+
     def _take(self, volume: Volume, images: _Growing, labels: _Growing) -> None:
         grid = grid_for(volume, self.task)
         image = grid.to_network(volume.image).half().numpy()
@@ -94,7 +104,8 @@ class Slices:
             kept = volume.labelled.numpy() if volume.labelled is not None else kept
             labels.append(label[kept])
         images.append(image[kept])
-        self._shapes.extend([image.shape[-2:]] * int(kept.sum()))
+        self._depths.append(int(kept.sum()))
+        self._shapes.extend([image.shape[-2:]] * self._depths[-1])
 
     def _nth(self, position: int, seed: int) -> int:
         """The slice at one position of the endless, epoch-wise shuffled order."""

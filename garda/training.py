@@ -7,6 +7,7 @@ any moment and goes on from an older checkpoint repeats the lost steps bit by bi
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from garda.errors import CheckpointError, TrainingError
 from garda.files import replacing
 from garda.seeds import derive_seed
 from garda.stopping import Stopping
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 LOSS_POINTS = 500  # logged points of one loss in one stage, at most
 
@@ -157,3 +161,31 @@ def _restore(objective: Objective, stage: Stage) -> tuple[int, float]:
     except (KeyError, ValueError, RuntimeError):
         raise CheckpointError(stage.checkpoint, "belongs to another configuration", remedy) from None
     return int(step), float(seconds)
+
+
+def set_rate(
+    optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, *, warm_up: int = 0, decay: bool = True
+) -> None:
+    """Set a step's learning rate, a function of the step alone, so that nothing else needs to be kept.
+
+    Args:
+        optimizer: all of its groups are set.
+        rate: the highest.
+        step: the step's number.
+        steps: number of steps; the rate falls to 0 over them by a cosine.
+        warm_up: steps over which the rate rises by a line.
+        decay: False for a rate that does not fall.
+    """
+    falling = (1 + math.cos(math.pi * step / steps)) / 2 if decay else 1.0
+    rising = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = rate * falling * rising
+
+
+def averaging(steps: int) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """For :class:`torch.optim.swa_utils.AveragedModel`: a plain mean at first, then exponential over ``steps``."""
+
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        get_ema_multi_avg_fn(1 - 1 / min(int(count) + 1, steps))(averaged, current, count)
+
+    return update

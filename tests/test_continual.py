@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 
 from garda.continual import (
+    Estimate,
     Forgetting,
     Matrix,
     PatientKey,
     average_over_seen,
     backward_transfer,
     bootstrap_interval,
+    estimate,
     forgetting,
     forward_transfer,
     gap_closed,
@@ -20,6 +22,7 @@ from garda.continual import (
     paired_difference,
     patient_scores,
     plasticity,
+    score_arrays,
     summary,
     write_matrix,
 )
@@ -195,10 +198,14 @@ def key(patient: str, seed: int = 0) -> PatientKey:
     return PatientKey(2, "a", patient, seed)
 
 
+def paired(a: dict[PatientKey, float], b: dict[PatientKey, float]) -> Estimate:
+    return estimate(score_arrays(paired_difference(a, b), ["a"]))
+
+
 def test_methods_are_compared_patient_by_patient():
     a = {key("p"): 0.9, key("q"): 0.5, key("only in a"): 0.0}
     b = {key("p"): 0.8, key("q"): 0.4, key("only in b"): 1.0}
-    mean, interval, patients = paired_difference(a, b)
+    mean, interval, patients = paired(a, b)
     assert mean == pytest.approx(0.1)
     assert interval == pytest.approx((0.1, 0.1))  # although the patients differ by 0.4
     assert patients == 2
@@ -207,13 +214,78 @@ def test_methods_are_compared_patient_by_patient():
 def test_seeds_of_a_patient_are_paired_and_count_once():
     a = {key("p", 0): 0.9, key("p", 1): 0.7}
     b = {key("p", 0): 0.8, key("p", 1): 0.4, key("p", 2): 1.0}
-    assert paired_difference(a, b) == (pytest.approx(0.2), None, 1)
+    assert paired(a, b) == (pytest.approx(0.2), None, 1)
 
 
 def test_nothing_to_compare():
-    mean, interval, patients = paired_difference({key("p"): 0.9}, {})
+    mean, interval, patients = paired({key("p"): 0.9}, {})
     assert math.isnan(mean)
     assert (interval, patients) == (None, 0)
+
+
+def test_one_seed_of_one_domain_is_the_plain_bootstrap():
+    values = np.random.default_rng(1).uniform(size=7)
+    drawn = np.random.default_rng(0).integers(7, size=(1000, 7))
+    expected = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    assert estimate([values[None]]) == (pytest.approx(values.mean()), pytest.approx(expected), 7)
+
+
+def test_equal_values_have_an_interval_without_width():
+    found = estimate([np.full((3, 4), 0.5), np.full((3, 2), 0.75), np.full((3, 1), 0.25)])
+    assert found == (0.5, (0.5, 0.5), 7)
+
+
+def test_what_is_added_to_all_is_added_to_the_interval():
+    generator = np.random.default_rng(2)
+    domains = [generator.uniform(size=(3, patients)) for patients in (5, 1, 9)]
+    before, after = estimate(domains), estimate([values + 0.25 for values in domains])
+    assert after.mean == pytest.approx(before.mean + 0.25)
+    assert after.interval == pytest.approx([end + 0.25 for end in before.interval])
+
+
+def test_domains_count_alike_however_many_patients_they_have():
+    assert estimate([np.array([[0.0]]), np.full((1, 99), 1.0)]).mean == 0.5
+
+
+def test_a_lone_patient_counts_as_it_is():
+    assert estimate([np.array([[0.3], [0.5]]), np.array([[0.8], [0.8]])]) == (pytest.approx(0.6), None, 2)
+    several = np.array([[0.1, 0.9]])
+    assert estimate([several, np.array([[0.5]])]).interval == pytest.approx([0.3, 0.7])  # half as wide as alone
+
+
+def test_seeds_that_differ_widen_the_interval():
+    same = np.tile(np.linspace(0.4, 0.6, 30), (2, 1))
+    shifted = same + np.array([[-0.2], [0.2]])
+    narrow, wide = estimate([same]), estimate([shifted])
+    assert wide.mean == pytest.approx(narrow.mean)
+    assert wide.interval.low < narrow.interval.low - 0.1 and wide.interval.high > narrow.interval.high + 0.1
+
+
+def test_one_draw_of_seeds_counts_for_all_domains():
+    """A seed that is better everywhere is not averaged away over the domains."""
+    values = np.repeat([[0.2], [0.8]], 2, axis=1)
+    assert estimate([values] * 9).interval == pytest.approx((0.2, 0.8))
+
+
+def test_a_score_that_a_seed_lacks_is_left_out():
+    found = estimate([np.array([[0.2, math.nan], [0.4, 0.9]])])
+    assert found.mean == pytest.approx((0.3 + 0.9) / 2)
+    assert 0.2 <= found.interval.low <= found.interval.high <= 0.9
+
+
+def test_the_interval_over_domains_holds_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    samples = generator.normal(0.7, 0.1, size=(100, 2, 1, 25))
+    intervals = [estimate(list(sample), draws=200).interval for sample in samples]
+    assert 0.88 <= np.mean([low <= 0.7 <= high for low, high in intervals]) <= 0.99
+
+
+def test_scores_become_an_array_a_domain_with_the_same_seeds_as_rows():
+    values = {key("q", 5): 0.1, key("p", 2): 0.2, key("q", 2): 0.3, PatientKey(2, "b", "p", 5): 0.4}
+    a, b = score_arrays(values, ["a", "nothing", "b"])
+    np.testing.assert_array_equal(a, [[0.3, 0.2], [0.1, NAN]])
+    np.testing.assert_array_equal(b, [[NAN], [0.4]])
+    assert score_arrays({}, ["a"]) == []
 
 
 def test_the_written_matrix_has_stages_as_rows(tmp_path: Path):

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 
-from garda.errors import CheckpointError, ConfigError
+from garda.errors import CheckpointError, ConfigError, Interrupted
 from garda.generators.features import FeatureSettings
 from garda.knowledge import STATISTICS_LIMIT, Knowledge
 from garda.methods import METHODS, build_method, deciding_settings, parse_settings
-from garda.methods.base import Method, Stages
+from garda.methods.base import Bound, Method, Stages
 from garda.methods.garda_paper import GardaPaper
 from garda.shelf import Shelf
 from garda.slices import Batch, Slices
+from garda.stopping import Stopping
 from garda.task import Task
 from garda.training import Stage
 
 from . import phantoms
 
+NOTHING_LEARNT = ("histogram", "randomised", "source_only")  # at a target
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 
 
@@ -35,6 +40,9 @@ class FakeSlices(Slices):
         image = self.image[(torch.arange(size) + step) % 8]
         return Batch(image, (image[:, 0] > 0.5).long() if self.with_labels else None)
 
+    def volumes(self) -> Iterator[torch.Tensor]:
+        yield from self.image.split(4)
+
 
 def method(name: str) -> Method:
     import yaml
@@ -46,23 +54,52 @@ def stages(folder: Path, index: int):
     return Stages(lambda part: Stage(f"{index}-{part}", folder / f"{index}-{part}", seed=index))
 
 
+def learn_source(learner: Method, folder: Path) -> Knowledge:
+    return learner.learn_source("a", FakeSlices(0, with_labels=True), stages(folder, 0))
+
+
+def learn_target(learner: Method, knowledge: Knowledge, domain: str, opened: Stages) -> Knowledge:
+    """Give a method what it may see of a target, and a bound what it may see of all domains met."""
+    if isinstance(learner, Bound):
+        labelled = {d: d == "a" or learner.reads_target_labels for d in (*knowledge.domains, domain)}
+        met = {d: FakeSlices("abc".index(d), with_labels=labelled[d]) for d in labelled}
+        return learner.adapt_jointly(knowledge, met, opened)
+    return learner.adapt(knowledge, domain, FakeSlices("abc".index(domain), with_labels=False), opened)
+
+
 def follow(name: str, folder: Path) -> list[Knowledge]:
     """Knowledge after the source, the first and the second target."""
     learner = method(name)
-    known = [learner.learn_source("a", FakeSlices(0, with_labels=True), stages(folder, 0))]
-    for index, domain in enumerate(("b", "c"), start=1):
-        slices = FakeSlices(index, with_labels=False)
-        known.append(learner.adapt(known[-1], domain, slices, stages(folder, index)))
+    known = [learn_source(learner, folder)]
+    for index, domain in enumerate("bc", start=1):
+        known.append(learn_target(learner, known[-1], domain, stages(folder, index)))
     return known
 
 
+@cache
+def known_by(name: str) -> list[Knowledge]:
+    """What :func:`follow` gives, for tests that only look at it."""
+    with TemporaryDirectory() as folder:
+        return follow(name, Path(folder))
+
+
 def weights(knowledge: Knowledge) -> dict[str, torch.Tensor]:
+    """Everything that is kept, by name."""
     parts = {"segmenter": knowledge.segmenter, "teacher": knowledge.teacher, "generator": knowledge.generator}
+    states = {part: network.state_dict() for part, network in parts.items() if network is not None}
     return {
         f"{part}.{name}": value.clone()
-        for part, network in parts.items()
-        if network is not None
-        for name, value in network.state_dict().items()
+        for part, state in {**states, **knowledge.statistics}.items()
+        for name, value in state.items()
+    }
+
+
+def networks(learner: Method, knowledge: Knowledge) -> dict[str, torch.Tensor]:
+    """The state of the network that reads each domain, one that is not met included."""
+    return {
+        f"{domain}.{name}": value
+        for domain in "abcd"
+        for name, value in learner.network(knowledge, domain).state_dict().items()
     }
 
 
@@ -73,21 +110,21 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
 
 @pytest.mark.parametrize("name", METHODS)
 def test_equal_seeds_give_equal_weights(name, tmp_path):
-    for first, second in zip(follow(name, tmp_path / "a"), follow(name, tmp_path / "b"), strict=True):
+    for first, second in zip(known_by(name), follow(name, tmp_path), strict=True):
         assert_equal(weights(first), weights(second))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_domains_are_named_in_order(name, tmp_path):
-    assert [known.domains for known in follow(name, tmp_path)] == [("a",), ("a", "b"), ("a", "b", "c")]
+def test_domains_are_named_in_order(name):
+    assert [known.domains for known in known_by(name)] == [("a",), ("a", "b"), ("a", "b", "c")]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
     learner = method(name)
-    source = learner.learn_source("a", FakeSlices(0, with_labels=True), stages(tmp_path, 0))
+    source = known_by(name)[0]
     before = weights(source)
-    later = learner.adapt(source, "b", FakeSlices(1, with_labels=False), stages(tmp_path, 1))
+    later = learn_target(learner, source, "b", stages(tmp_path, 1))
     assert_equal(before, weights(source))
     assert source.domains == ("a",)
     teacher = weights(later)
@@ -99,31 +136,60 @@ def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_knowledge_that_was_kept_goes_on_as_the_one_in_memory(name, tmp_path):
-    known = follow(name, tmp_path / "memory")
+    known = known_by(name)
     known[1].save(tmp_path / "kept")
     learner = method(name)
     loaded = learner.load(tmp_path / "kept")
     assert_equal(weights(known[1]), weights(loaded))
+    assert_equal(networks(learner, known[1]), networks(learner, loaded))
     assert loaded.domains == ("a", "b")
-    later = learner.adapt(loaded, "c", FakeSlices(2, with_labels=False), stages(tmp_path / "again", 2))
+    later = learn_target(learner, loaded, "c", stages(tmp_path / "again", 2))
     assert_equal(weights(known[2]), weights(later))
     kept = {path.suffix for path in (tmp_path / "kept").iterdir()}
     assert kept == {".safetensors", ".json"}
 
 
-def test_methods_share_one_source_segmenter_unless_their_start_is_their_idea(tmp_path):
-    first, *others = (follow(name, tmp_path / name)[0] for name in METHODS if name != "randomised")
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOTHING_LEARNT])
+def test_a_target_stage_that_was_stopped_ends_with_equal_weights(name, tmp_path):
+    learner = method(name)
+    source, whole, _ = known_by(name)
+    stopping = Stopping()
+
+    def stop(done: int, total: int) -> None:
+        stopping.exit_code = 75 if done == 2 else None
+
+    def stopped(part: str) -> Stage:
+        return Stage(part, tmp_path / f"1-{part}", seed=1, stopping=stopping, progress=stop)
+
+    with pytest.raises(Interrupted):
+        learn_target(learner, source, "b", Stages(stopped))
+    again = learn_target(learner, source, "b", stages(tmp_path, 1))
+    assert_equal(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_networks_predict_without_gradients_and_batches(name):
+    learner = method(name)
+    for known in known_by(name):
+        for domain in "abcd":
+            network = learner.network(known, domain)
+            assert not network.training
+            assert not any(weight.requires_grad for weight in network.parameters())
+
+
+def test_methods_share_one_source_segmenter_unless_their_start_is_their_idea():
+    first, *others = (known_by(name)[0] for name in METHODS if name != "randomised")
     for other in others:
         assert_equal(
-            {k: v for k, v in weights(first).items() if not k.startswith("generator")},
-            {k: v for k, v in weights(other).items() if not k.startswith("generator")},
+            {k: v for k, v in weights(first).items() if k.startswith(("segmenter", "teacher"))},
+            {k: v for k, v in weights(other).items() if k.startswith(("segmenter", "teacher"))},
         )
 
 
-def test_the_published_student_changes_and_the_lower_bound_does_not(tmp_path):
-    source, _, last = follow("source_only", tmp_path / "s")
+def test_the_published_student_changes_and_the_lower_bound_does_not():
+    source, _, last = known_by("source_only")
     assert_equal(weights(source), weights(last))
-    source, _, last = follow("garda_paper", tmp_path / "g")
+    source, _, last = known_by("garda_paper")
     changed = [
         n
         for n, v in weights(source).items()
@@ -133,7 +199,7 @@ def test_the_published_student_changes_and_the_lower_bound_does_not(tmp_path):
 
 
 def test_damaged_knowledge_is_told_in_one_line(tmp_path):
-    known = follow("source_only", tmp_path / "run")[0]
+    known = known_by("source_only")[0]
     learner = method("source_only")
     with pytest.raises(CheckpointError, match="holds no knowledge of a finished stage"):
         learner.load(tmp_path / "none")
@@ -154,7 +220,7 @@ def test_damaged_knowledge_is_told_in_one_line(tmp_path):
 
 
 def test_statistics_survive_and_stay_few(tmp_path):
-    known = follow("source_only", tmp_path / "run")[0]
+    known = known_by("source_only")[0]
     numbers = {"a": {"landmarks": torch.arange(3.0)}}
     Knowledge(known.segmenter, known.teacher, None, ("a",), numbers).save(tmp_path / "kept")
     assert torch.equal(method("source_only").load(tmp_path / "kept").statistics["a"]["landmarks"], torch.arange(3.0))
@@ -168,9 +234,7 @@ def test_settings_name_the_file_and_the_nearest_key():
     assert str(caught.value) == "small.yaml: unknown key 'garda_paper.stile'; did you mean 'style'?"
     with pytest.raises(ConfigError) as caught:
         parse_settings("gardapaper", {}, "small.yaml")
-    assert (
-        str(caught.value) == "small.yaml: unknown method 'gardapaper'; use one of garda_paper, randomised, source_only"
-    )
+    assert str(caught.value) == f"small.yaml: unknown method 'gardapaper'; use one of {', '.join(sorted(METHODS))}"
 
 
 def test_other_methods_blocks_and_weights_paths_decide_nothing():
@@ -181,7 +245,7 @@ def test_other_methods_blocks_and_weights_paths_decide_nothing():
 
 
 def test_garda_paper_refuses_knowledge_without_its_generator(tmp_path):
-    source = follow("source_only", tmp_path)[0]
+    source = known_by("source_only")[0]
     learner = method("garda_paper")
     assert isinstance(learner, GardaPaper)
     with pytest.raises(TypeError, match="adapts a StyleGenerator"):

@@ -13,8 +13,8 @@ class Anatomy:
     """A batch of anatomies: everything random about an image except its domain.
 
     Attributes:
-        code: (B, L) latent code, standard normal.
-        noise: one (B, 1, h, w) standard normal map for each layer that takes noise.
+        code: (B, L) or (B, L, h, w) latent code.
+        noise: further standard normal tensors of B elements each.
     """
 
     code: Tensor
@@ -53,3 +53,11 @@ class Generator(nn.Module, ABC):
         Returns:
             (B, C, H, W) float32 in [0, 1].
         """
+
+    def labels(self, anatomy: Anatomy) -> Tensor | None:
+        """The anatomies' label maps, (B, K, H, W) probabilities; None where a generator knows none."""
+        return None
+
+    def read(self, image: Tensor) -> Tensor | None:
+        """The label maps of the anatomies that it reads in images (B, C, H, W); None where it reads none."""
+        return None

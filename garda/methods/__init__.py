@@ -10,15 +10,33 @@ from garda.compute import Compute
 from garda.config import parse
 from garda.errors import ConfigError
 from garda.knowledge import Knowledge
-from garda.methods.base import Bound, Method, SharedSettings
+from garda.methods.adversarial import Adversarial
+from garda.methods.base import Bound, Method, Replaying, SharedSettings
+from garda.methods.batchnorm import BatchNorm
+from garda.methods.entropy import Entropy
+from garda.methods.garda import Garda
 from garda.methods.garda_paper import GardaPaper
+from garda.methods.histogram import Histogram
+from garda.methods.joint import Joint
+from garda.methods.self_training import SelfTraining
 from garda.methods.source_only import Randomised, SourceOnly
+from garda.methods.style_bank import StyleBank
+from garda.methods.supervised import Supervised
 from garda.task import Task
 
 METHODS: dict[str, type[Method]] = {
+    "adversarial": Adversarial,
+    "batchnorm": BatchNorm,
+    "entropy": Entropy,
+    "garda": Garda,
     "garda_paper": GardaPaper,
+    "histogram": Histogram,
+    "joint": Joint,
     "randomised": Randomised,
+    "self_training": SelfTraining,
     "source_only": SourceOnly,
+    "style_bank": StyleBank,
+    "supervised": Supervised,
 }
 
 __all__ = [
@@ -58,7 +76,8 @@ def deciding_settings(method: str, settings: SharedSettings) -> dict[str, Any]:
 
     Other methods' blocks are left out, and so is where a weights file lies; its digest decides.
     """
-    return settings.model_dump(mode="json", include={*SharedSettings.model_fields, method})
+    shared = {*SharedSettings.model_fields} - (set() if issubclass(METHODS[method], Replaying) else {"generator"})
+    return settings.model_dump(mode="json", include={*shared, method})
 
 
 def build_method(name: str, settings: SharedSettings, task: Task) -> Method:

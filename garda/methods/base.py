@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -14,33 +13,17 @@ from pydantic import Field
 
 from garda.compute import Compute, ComputeSettings
 from garda.config import Config
-from garda.generators.base import Generator
+from garda.generators import Generator, GeneratorSettings, Recipe, build_recipe
 from garda.knowledge import Knowledge, load_knowledge
 from garda.segmenter import FromLabels, LabelLessonSettings, SegmenterSettings, build_segmenter
-from garda.shelf import Shelf
+from garda.shelf import Stages
 from garda.slices import Slices
+from garda.specialisation import Replay
 from garda.task import Task
-from garda.training import Stage, fit
+from garda.training import fit
 from garda.volumes import Volume
 
-__all__ = ["Bound", "Knowledge", "Method", "SharedSettings", "Stages"]
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The pieces of training of one domain's stage.
-
-    Attributes:
-        open: ``"segmenter"`` -> the piece of that name, seeded and with its own folder.
-        shelf: where runs share what they learn from the source.
-    """
-
-    open: Callable[[str], Stage]
-    shelf: Shelf = field(default_factory=Shelf)
-
-    def __call__(self, part: str) -> Stage:
-        """The piece of that name."""
-        return self.open(part)
+__all__ = ["Bound", "Knowledge", "Method", "Replaying", "SharedSettings", "Stages"]
 
 
 class SharedSettings(Config):
@@ -51,12 +34,14 @@ class SharedSettings(Config):
         checkpoint_seconds: time between two checkpoints of a stage; decides no result.
         segmenter: architecture.
         source: how the source segmenter learns; all methods start with it, unless their very idea is another start.
+        generator: what stands in for images that are gone; equal for all methods that replay, but `garda_paper`.
     """
 
     compute: ComputeSettings = ComputeSettings()
     checkpoint_seconds: float = Field(default=60.0, gt=0, exclude=True)
     segmenter: SegmenterSettings = SegmenterSettings()
     source: LabelLessonSettings = LabelLessonSettings()
+    generator: GeneratorSettings = GeneratorSettings()
 
 
 S = TypeVar("S", bound=Config)
@@ -77,9 +62,10 @@ class Method(ABC, Generic[S]):
     def __init__(self, task: Task, shared: SharedSettings, settings: S, compute: Compute) -> None:
         self.task, self.shared, self.settings, self.compute = task, shared, settings, compute
 
-    @abstractmethod
     def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
-        """Learn the labelled source."""
+        """Learn the labelled source: the segmenter, unless a method needs more."""
+        segmenter, teacher = self.learn_segmenter(slices, stages)
+        return Knowledge(segmenter, teacher, None, (domain,))
 
     @abstractmethod
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
@@ -145,6 +131,39 @@ class Method(ABC, Generic[S]):
         )
         self.compute.prepare(segmenter)
         return segmenter, copy.deepcopy(segmenter)
+
+
+class Replaying(Method[S]):
+    """A method with the generator that the shared settings choose."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the generator learns."""
+        return build_recipe(self.task, self.shared.generator, self.compute)
+
+    def check(self) -> None:
+        """Refuse a generator that does not fit the task, and weights that cannot be had."""
+        self.recipe.check(build_segmenter(self.task, self.shared.segmenter))
+
+    def build_generator(self) -> Generator:
+        """An untrained generator of the chosen family."""
+        return self.recipe.build()
+
+    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+        """Segmenter from labels, then the generator."""
+        segmenter, teacher = self.learn_segmenter(slices, stages)
+        generator = self.recipe.learn_source(domain, slices, stages, teacher)
+        return Knowledge(segmenter, teacher, generator, (domain,))
+
+    def draw_pool(self, knowledge: Knowledge, anatomies: int) -> Replay:
+        """Anatomies to replay, drawn from torch's global generator.
+
+        Raises:
+            TypeError: knowledge of a method without a generator.
+        """
+        if knowledge.generator is None:
+            raise TypeError("replay needs a generator")
+        return Replay(knowledge.generator, self.compute.prepare(knowledge.teacher).eval(), anatomies, self.compute)
 
 
 class Bound(Method[S]):

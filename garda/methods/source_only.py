@@ -26,11 +26,6 @@ class SourceOnly(Method[SourceOnlySettings]):
         """Without randomisation, whatever the other methods start with."""
         return self.shared.source.model_copy(update={"randomisation": None})
 
-    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
-        """Learn the segmenter from the source's labels."""
-        segmenter, teacher = self.learn_segmenter(slices, stages)
-        return Knowledge(segmenter, teacher, None, (domain,))
-
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Note the domain's name; learn nothing."""
         return replace(knowledge, domains=(*knowledge.domains, domain))

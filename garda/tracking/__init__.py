@@ -34,12 +34,14 @@ __all__ = [
 ]
 
 
-def open_tracker(out: Path, tell: Callable[[str], None]) -> Tracker:
+def open_tracker(out: Path, tell: Callable[[str], None], home: Path | None = None, label: str = "") -> Tracker:
     """The tracker of the run folder ``out``; nothing is written before its ``start``.
 
     Args:
         out: the run folder. MLflow's store is ``mlflow.db`` in it, unless the environment variable
             ``MLFLOW_TRACKING_URI`` names another.
         tell: is told, once, that the store cannot be written.
+        home: where ``mlflow.db`` lies instead, for runs that are to share one.
+        label: tells variants of a method apart; empty for none.
     """
-    return Journalled(out, MLflow(out, os.environ.get("MLFLOW_TRACKING_URI")), tell)
+    return Journalled(out, MLflow(out, os.environ.get("MLFLOW_TRACKING_URI"), home, label), tell)

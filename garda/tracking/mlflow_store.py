@@ -1,8 +1,8 @@
 """MLflow as a store: a parent run for the sequence, a child run for each stage.
 
-The experiment is the sequence's name and the parent run is called by method and seed, so that MLflow's comparison view
-sets methods and seeds of one sequence side by side. The parent has the settings, the manifests as dataset inputs, the
-artifacts, and the scores against the number of domains seen; a child has its stage's losses.
+The experiment is the sequence's name and the parent run is called by method, label and seed, so that MLflow's
+comparison view sets methods and seeds of one sequence side by side. The parent has the settings, the manifests as
+dataset inputs, the artifacts, and the scores against the number of domains seen; a child has its stage's losses.
 
 An SQLite store records absolute paths of its own folder (MLflow's ``artifact_uri``): artifacts of a store that was
 moved are still files in ``mlartifacts``, but the UI no longer finds them. No other path is recorded.
@@ -39,21 +39,25 @@ OFFLINE = {  # a hospital's network may end at the door, and a store that is dow
 }
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 KEY_TAG, STAGE_TAG, PARENT_TAG = "garda.run", "garda.stage", "mlflow.parentRunId"
+LABEL_TAG = "garda.label"
 
 
 class MLflow:
     """A :class:`~garda.tracking.journal.Store` in MLflow, by its client alone and without its global state."""
 
-    def __init__(self, out: Path, uri: str | None = None) -> None:
+    def __init__(self, out: Path, uri: str | None = None, home: Path | None = None, label: str = "") -> None:
         """Nothing is opened before the first delivery.
 
         Args:
             out: the run folder.
-            uri: MLflow's tracking URI; by default the file ``mlflow.db`` in the run folder.
+            uri: MLflow's tracking URI; by default the file ``mlflow.db`` in ``home``.
+            home: a folder for several runs; by default the run folder.
+            label: stands in the run's name and is a tag; empty for none.
         """
-        self._out = out
-        self._uri = uri or f"sqlite:///{out.resolve() / DATABASE}"
-        self.name = _without_login(uri) if uri else DATABASE
+        database = (home or out).resolve() / DATABASE
+        self._out, self._label = out, label
+        self._uri = uri or f"sqlite:///{database}"
+        self.name = _without_login(uri) if uri else os.path.relpath(database, out.resolve())
 
     def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         """See :class:`~garda.tracking.journal.Store`; raises what MLflow and the network raise."""
@@ -94,10 +98,12 @@ class MLflow:
         domains = [domain for domain, _, _ in run["manifests"]]
         if "" not in ids:
             tags = {KEY_TAG: run["key"], STAGE_TAG: ""}
-            name = f"{run['method']} seed {run['seed']}"
+            variant = f"{run['method']} ({self._label})" if self._label else run["method"]
+            name = f"{variant} seed {run['seed']}"
             ids[""] = self._make(self._experiment(run["name"]), name, tags, events[0].time)
         self._open(ids[""])
         tags = {f"garda.manifest.{domain}": digest for domain, digest, _ in run["manifests"]}
+        tags |= {LABEL_TAG: self._label} if self._label else {}
         self._set_tags(ids[""], tags | {"garda.domains": " > ".join(domains)})
         self._set_parameters(ids[""], flatten({"method": run["method"], "seed": run["seed"]} | run["parameters"]))
         contexts = itertools.chain(["source"], itertools.repeat("target"))

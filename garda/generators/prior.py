@@ -1,0 +1,90 @@
+"""The distribution of anatomy codes, learnt by flow matching (Lipman et al., ICLR 2023, section 4.1).
+
+A velocity field v carries noise e to a code z along straight lines: at time t, x = (1 - t) e + t z and v(x, t) = z - e.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TIME = 32  # length of the encoding of time
+CONTEXT = 64  # length of what each block is told of time
+GROUPS = 8  # of the group normalisation
+
+
+class FlowPrior(nn.Module):
+    """A small U-Net for the velocity, and the drawing of codes by it."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        """An untrained prior.
+
+        Args:
+            channels: of the code, whose sides are multiples of 4.
+            width: channels of the first resolution, a multiple of 8; the two below it have twice as many.
+        """
+        super().__init__()
+        self.channels = channels
+        self.time = nn.Sequential(nn.Linear(TIME, CONTEXT), nn.SiLU(), nn.Linear(CONTEXT, CONTEXT))
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.down_1 = _Residual(width, width)
+        self.halve_1 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.down_2 = _Residual(2 * width, 2 * width)
+        self.halve_2 = nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1)
+        self.middle_1, self.middle_2 = _Residual(2 * width, 2 * width), _Residual(2 * width, 2 * width)
+        self.up_2, self.up_1 = _Residual(4 * width, 2 * width), _Residual(3 * width, width)
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """The velocity, float32.
+
+        Args:
+            x: (B, channels, h, w).
+            time: (B,) in [0, 1].
+        """
+        context = self.time(_encode(time))
+        fine = self.down_1(self.first(x), context)
+        coarse = self.down_2(self.halve_1(fine), context)
+        deep = self.middle_2(self.middle_1(self.halve_2(coarse), context), context)
+        up = self.up_2(torch.cat([F.interpolate(deep, scale_factor=2.0), coarse], dim=1), context)
+        up = self.up_1(torch.cat([F.interpolate(up, scale_factor=2.0), fine], dim=1), context)
+        return self.last(F.silu(up)).float()
+
+    def draw(self, count: int, size: tuple[int, int], steps: int = 12) -> Tensor:
+        """``count`` codes (count, channels, *size) from torch's global generator, by Heun's method."""
+        device = self.last.weight.device
+        x = torch.randn(count, self.channels, *size).to(device)
+        for step in range(steps):
+            start, end = (torch.full((count,), (step + i) / steps, device=device) for i in (0, 1))
+            velocity = self(x, start)
+            if step < steps - 1:  # the field is not learnt at the very end, where Euler's step is as good
+                velocity = (velocity + self(x + velocity / steps, end)) / 2
+            x = x + velocity / steps
+        return x
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a shortcut, told of the time."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.GroupNorm(GROUPS, inputs), nn.GroupNorm(GROUPS, outputs)
+        self.convolution_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.convolution_2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.context = nn.Linear(CONTEXT, outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        inner = self.convolution_1(F.silu(self.norm_1(x))) + self.context(context)[:, :, None, None]
+        return self.shortcut(x) + self.convolution_2(F.silu(self.norm_2(inner)))
+
+
+def _encode(time: Tensor) -> Tensor:
+    """(B,) in [0, 1] to (B, TIME) sines and cosines."""
+    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME // 2, device=time.device))
+    angle = time[:, None] * rates
+    return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -1,0 +1,316 @@
+"""How the factorised generator learns: from the source's images and labels, then from a target's images."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from garda.augment import (
+    GeometrySettings,
+    RandomisationSettings,
+    draw_motion,
+    move_image,
+    move_label,
+    randomise_appearance,
+)
+from garda.compute import Compute
+from garda.config import Config
+from garda.generators.factorised import FactorisedGenerator
+from garda.generators.prior import FlowPrior
+from garda.slices import Batch
+from garda.task import Task
+from garda.training import Stateful, averaging, set_rate
+
+WARM_UP = 50  # steps over which the learning rate rises
+
+
+class ReconstructionSettings(Config):
+    """How two images are compared.
+
+    Attributes:
+        edges: weight of the difference of gradients.
+        features: weight of the difference of the source segmenter's features.
+    """
+
+    edges: NonNegativeFloat = 2.0
+    features: NonNegativeFloat = 0.1
+
+
+class PairLessonSettings(Config):
+    """How images and labels of the source are taken apart and put together again.
+
+    Attributes:
+        steps: number of steps.
+        batch: slices a step.
+        learning_rate: the highest; rises over 50 steps, falls to 0 by a cosine.
+        geometry: augmentation of image and label.
+        randomisation: makes the looks that the appearance code must tell apart and the anatomy code must not see.
+        code_noise: standard deviation of the noise on the anatomy code, whose own is 1.
+        reconstruction: how images are compared.
+    """
+
+    steps: PositiveInt = 1000
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 2e-3
+    geometry: GeometrySettings = GeometrySettings()
+    randomisation: RandomisationSettings = RandomisationSettings(probability=0.9, blur=0.7, coarser=1.3, noise=0.02)
+    code_noise: NonNegativeFloat = 0.1
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+
+
+class PriorLessonSettings(Config):
+    """How the prior learns the distribution of anatomy codes.
+
+    Attributes:
+        steps: number of steps.
+        batch: codes a step.
+        learning_rate: the highest; rises over 50 steps, falls to 0 by a cosine.
+        average: steps over which weights are averaged.
+        geometry: augmentation of the images whose codes are learnt.
+    """
+
+    steps: PositiveInt = 1000
+    batch: int = Field(default=32, ge=2)
+    learning_rate: PositiveFloat = 2e-3
+    average: PositiveInt = 100
+    geometry: GeometrySettings = GeometrySettings()
+
+
+class LookLessonSettings(Config):
+    """How a target's look is learnt.
+
+    Attributes:
+        steps: number of steps.
+        batch: slices a step.
+        learning_rate: at the first step; falls to 0 by a cosine.
+        survey: batches by which the appearance codes' mean and covariance and the noise are measured.
+        geometry: augmentation of the images.
+        reconstruction: how images are compared.
+    """
+
+    steps: PositiveInt = 200
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 2e-3
+    survey: PositiveInt = 8
+    geometry: GeometrySettings = GeometrySettings()
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+
+
+class Comparison:
+    """The distance of two images: intensities, edges, and what the source segmenter sees in them.
+
+    Intensities alone leave small bright things on black unlearnt; features give edges back that the mean blurs.
+    """
+
+    def __init__(self, segmenter: BasicUNet, settings: ReconstructionSettings, compute: Compute) -> None:
+        self._layers = [segmenter.conv_0, segmenter.down_1, segmenter.down_2]
+        self._settings, self._compute = settings, compute
+
+    def __call__(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        """A scalar, of (B, C, H, W) each; the gradient reaches ``ours`` alone."""
+        distance = 10 * F.mse_loss(ours, theirs) + F.l1_loss(ours, theirs)
+        for dim in (2, 3):
+            distance = distance + self._settings.edges * F.l1_loss(ours.diff(dim=dim), theirs.diff(dim=dim))
+        with self._compute.autocast():
+            with torch.no_grad():
+                seen = self._features(theirs)
+            found = self._features(ours)
+        parts = [
+            F.l1_loss(a.float(), b.float()) / (b.float().abs().mean() + 1e-3) for a, b in zip(found, seen, strict=True)
+        ]
+        return distance + self._settings.features * torch.stack(parts).sum()
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        features = [self._compute.place(image)]
+        for layer in self._layers:
+            features.append(layer(features[-1]))
+        return features[1:]
+
+
+class FromPairs:
+    """Take a source image apart into anatomy and appearance, and put both together again.
+
+    Anatomy is read from one random look of the slice, appearance from another, and the second look is what must come
+    out: so the anatomy code carries no look, and the appearance code nothing but the look. Label logits come from the
+    anatomy alone.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        generator: FactorisedGenerator,
+        teacher: BasicUNet,
+        lesson: PairLessonSettings,
+        compute: Compute,
+    ) -> None:
+        self.generator = compute.prepare(generator).train()
+        self.generator.prior.requires_grad_(False)
+        self._compare = Comparison(compute.prepare(teacher), lesson.reconstruction, compute)
+        self._task, self._lesson, self._compute = task, lesson, compute
+        self._label_loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+        trained = [p for p in self.generator.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(trained, lr=lesson.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Generator and optimizer."""
+        return {"generator": self.generator, "optimizer": self._optimizer}
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step on a labelled batch."""
+        if batch.label is None:
+            raise ValueError("FromPairs needs labels")
+        lesson, generator = self._lesson, self.generator
+        image, label = self._compute.place(batch.image), batch.label.to(self._compute.device)
+        motion = draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
+        image, label = move_image(image, motion), move_label(label, motion)
+        first, second = (self._compute.place(randomise_appearance(image, lesson.randomisation)) for _ in range(2))
+        with self._compute.autocast():
+            code, look = generator.anatomy(first), generator.appearance(second)
+            code = code + lesson.code_noise * torch.randn(code.shape).to(code.device)
+            features, logits = generator.trunk(self._compute.place(code))
+            drawn = generator.branches[0](features, look)
+        reconstruction, labels = self._compare(drawn, second), self._label_loss(logits, label.unsqueeze(1))
+        set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps, warm_up=WARM_UP)
+        _descend(self._optimizer, reconstruction + labels)
+        return {"reconstruction": reconstruction.detach(), "label": labels.detach()}
+
+
+class FromCodes:
+    """Learn the distribution of the anatomy codes by flow matching."""
+
+    def __init__(
+        self,
+        task: Task,
+        generator: FactorisedGenerator,
+        prior: FlowPrior,
+        lesson: PriorLessonSettings,
+        compute: Compute,
+    ) -> None:
+        self._encoder = compute.prepare(generator.anatomy).eval()
+        self._prior = compute.prepare(prior).train()
+        self._average = AveragedModel(self._prior, multi_avg_fn=averaging(lesson.average))
+        self._optimizer = torch.optim.AdamW(self._prior.parameters(), lr=lesson.learning_rate)
+        self._task, self._lesson, self._compute = task, lesson, compute
+
+    @property
+    def prior(self) -> FlowPrior:
+        """The averaged prior."""
+        averaged: FlowPrior = copy.deepcopy(self._average.module)  # type: ignore[assignment]
+        return averaged.eval().requires_grad_(False)
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Prior, its average and the optimizer."""
+        return {"prior": self._prior, "average": self._average, "optimizer": self._optimizer}
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step on a batch of images."""
+        image = self._compute.place(batch.image)
+        motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
+        with torch.no_grad(), self._compute.autocast():
+            code = self._encoder(self._compute.place(move_image(image, motion)))
+        noise = torch.randn(code.shape).to(code.device)
+        time = torch.sigmoid(torch.randn(len(code))).to(code.device)
+        between = noise + (code - noise) * time[:, None, None, None]
+        with self._compute.autocast():
+            velocity = self._prior(self._compute.place(between), time)
+        loss = F.mse_loss(velocity, code - noise)
+        set_rate(self._optimizer, self._lesson.learning_rate, step, self._lesson.steps, warm_up=WARM_UP)
+        _descend(self._optimizer, loss)
+        self._average.update_parameters(self._prior)
+        return {"flow": loss.detach()}
+
+
+class FromLook:
+    """Learn one target's look: its own branch alone, from images whose anatomy and appearance the encoders read."""
+
+    def __init__(
+        self,
+        task: Task,
+        generator: FactorisedGenerator,
+        teacher: BasicUNet,
+        lesson: LookLessonSettings,
+        compute: Compute,
+    ) -> None:
+        """Prepare the last domain's branch.
+
+        Args:
+            task: what is segmented.
+            generator: has the new domain as its last.
+            teacher: the source segmenter.
+            lesson: how to learn.
+            compute: device and precision.
+        """
+        self.generator = compute.prepare(generator).eval().requires_grad_(False)
+        self._branch = self.generator.branches[-1].requires_grad_(True)
+        self._compare = Comparison(compute.prepare(teacher), lesson.reconstruction, compute)
+        self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=lesson.learning_rate)
+        self._task, self._lesson, self._compute = task, lesson, compute
+
+    def state(self) -> Mapping[str, Stateful]:
+        """The branch and its optimizer."""
+        return {"branch": self._branch, "optimizer": self._optimizer}
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step on a batch of the target's images."""
+        image = self._compute.place(batch.image)
+        motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
+        image = self._compute.place(move_image(image, motion))
+        with self._compute.autocast():
+            drawn, _ = redraw(self.generator, image, self._compute)
+        loss = self._compare(drawn, image)
+        set_rate(self._optimizer, self._lesson.learning_rate, step, self._lesson.steps)
+        _descend(self._optimizer, loss)
+        return {"reconstruction": loss.detach()}
+
+
+def redraw(generator: FactorisedGenerator, image: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
+    """The last domain's image from an image's own anatomy and appearance, (B, C, H, W), and the appearance (B, N)."""
+    with torch.no_grad():
+        look = generator.appearance(image)
+        features, _ = generator.trunk(compute.place(generator.anatomy(image)))
+    return generator.branches[-1](features, look), look
+
+
+@torch.no_grad()
+def survey_look(generator: FactorisedGenerator, images: list[Tensor], compute: Compute) -> None:
+    """Measure how the last domain's appearance is distributed, and the noise that no code explains.
+
+    Args:
+        generator: its last rows of ``mean``, ``factor`` and ``noise`` are set.
+        images: (B, C, H, W) batches of the domain.
+        compute: device and precision.
+    """
+    looks, noises = [], []
+    for image in images:
+        with compute.autocast():
+            drawn, look = redraw(generator, compute.place(image), compute)
+        looks.append(look.float())
+        noises.append(noise_level(image.to(drawn.device) - drawn.float()))
+    codes = torch.cat(looks)
+    spread = torch.eye(codes.shape[1], device=codes.device) * 1e-3  # keeps the factor defined for equal images
+    generator.mean[-1] = codes.mean(dim=0)
+    generator.factor[-1] = torch.linalg.cholesky(torch.cov(codes.T) + spread)
+    generator.noise[-1] = torch.cat(noises).mean()
+
+
+def noise_level(residual: Tensor) -> Tensor:
+    """(B,) standard deviation of white noise in (B, C, H, W), by the median of neighbours' differences.
+
+    The median passes over edges; 0.6745 is the quartile of the standard normal, sqrt 2 that of a difference of two.
+    """
+    return residual.diff(dim=3).abs().flatten(1).median(dim=1).values / (0.6745 * math.sqrt(2))
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

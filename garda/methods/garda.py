@@ -1,0 +1,117 @@
+"""Our own recipe: one shared trunk, a small share for each domain, taught by real images and labelled replay."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from monai.losses import DiceLoss
+from monai.networks.nets import BasicUNet
+from pydantic import PositiveInt
+
+from garda.config import Config
+from garda.errors import ConfigError
+from garda.knowledge import Knowledge, statistics_limit
+from garda.lessons import StatisticsSettings, continue_lesson, estimate_statistics
+from garda.methods.base import Replaying, Stages
+from garda.segmenter import FromLabels, LabelLessonSettings, build_segmenter
+from garda.slices import Slices
+from garda.specialisation import FromTarget, Replay, TargetLessonSettings, free_own, read_own, specialise
+from garda.training import fit
+
+
+class GardaSettings(Config):
+    """The recipe.
+
+    Attributes:
+        source: how the source's own share learns from its labels.
+        target: how a target's own share learns.
+        statistics: how normalisation is measured on a target's real images at the end.
+        trial: replayed images by which the start of a target's share is chosen.
+    """
+
+    source: LabelLessonSettings = LabelLessonSettings(steps=200, learning_rate=1e-3)
+    target: TargetLessonSettings = TargetLessonSettings()
+    statistics: StatisticsSettings = StatisticsSettings(batches=30)
+    trial: PositiveInt = 64
+
+
+class Garda(Replaying[GardaSettings]):
+    """The trunk learns the source under randomised appearance and is never touched again.
+
+    Every domain met keeps its own share of the segmenter (normalisation and first layers, see
+    :mod:`garda.specialisation`) under ``statistics[domain]``, so nothing that is learnt later makes an earlier domain
+    worse. A domain that has not been met is read by the trunk's common share. The generator's anatomy is the source's;
+    a target adds its look.
+    """
+
+    Settings = GardaSettings
+
+    def check(self) -> None:
+        """Refuse what does not fit the task, and a share of the network that is more than a domain may keep."""
+        super().check()
+        network = build_segmenter(self.task, self.shared.segmenter)
+        size = sum(tensor.nbytes for tensor in read_own(network).values())
+        if size > statistics_limit(network):
+            raise ConfigError(
+                "segmenter.widths",
+                f"a domain's own share would take {size} bytes, more than {statistics_limit(network)}",
+                "widen the inner layers, or narrow the first two",
+            )
+
+    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+        """Trunk and generator, then the source's own share from its labels."""
+        knowledge = super().learn_source(domain, slices, stages)
+        stage, lesson = stages("share"), self.settings.source
+
+        def build() -> FromLabels:
+            learner = continue_lesson(knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute)
+            free_own(learner.segmenter)
+            return learner
+
+        learnt = fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
+        return replace(knowledge, statistics={domain: read_own(learnt.segmenter)})
+
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+        """The target's look, then its own share of the segmenter."""
+        previous, teacher = knowledge.generator, knowledge.teacher
+        if previous is None:
+            raise TypeError("garda adapts a generator")
+        generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
+        stage, lesson = stages("share"), self.settings.target
+        learnt = fit(
+            lambda: self._open_target_lesson(replace(knowledge, generator=generator)),
+            lambda step: slices.batch(step, lesson.batch, stage.seed),
+            lesson.steps,
+            stage,
+        )
+        network = learnt.segmenter
+        estimate_statistics(network, slices, self.settings.statistics, stages("statistics"), self.compute)
+        return replace(
+            knowledge,
+            generator=generator,
+            domains=(*knowledge.domains, domain),
+            statistics={**knowledge.statistics, domain: read_own(network)},
+        )
+
+    def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
+        """The trunk with the domain's own share; with the common one where the domain has not been met."""
+        return specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
+
+    def _open_target_lesson(self, knowledge: Knowledge) -> FromTarget:
+        lesson = self.settings.target
+        replay = self.draw_pool(knowledge, lesson.anatomies)
+        return FromTarget(self._choose_start(knowledge, replay), replay, self.task, lesson, self.compute)
+
+    def _choose_start(self, knowledge: Knowledge, replay: Replay) -> BasicUNet:
+        """The share of the domains met, or the common one, that reads replay in the new look best."""
+        candidates = [self.network(knowledge, name) for name in ("", *knowledge.domains)]
+        image, label = replay.batch(self.settings.trial, len(replay.generator.domains) - 1)
+        loss = DiceLoss(include_background=False)
+        losses = []
+        with torch.no_grad(), self.compute.autocast():
+            for candidate in candidates:
+                network = self.compute.prepare(candidate).eval()
+                losses.append(float(loss(torch.softmax(network(self.compute.place(image)).float(), dim=1), label)))
+        return copy.deepcopy(candidates[losses.index(min(losses))])

@@ -1,0 +1,151 @@
+"""The lesson in which replayed images of the source and real ones of a target are made to be answered alike.
+
+As in :mod:`garda.augment`, random numbers come from torch's global generator, which :func:`garda.training.fit` seeds
+before every step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from garda.compute import Compute
+from garda.config import Config
+from garda.slices import Batch
+from garda.specialisation import Replay
+from garda.training import Stateful, set_rate
+
+SLOPE = 0.2  # of the leaky ReLU, everywhere
+
+
+class AdversaryLessonSettings(Config):
+    """How a segmenter and the discriminator of its answers learn from each other.
+
+    Attributes:
+        steps: number of steps.
+        batch: replayed images a step, and as many real ones.
+        learning_rate: of the segmenter's AdamW; falls to 0 by a cosine.
+        adversarial: lambda_adv, weight of the adversarial loss.
+        discriminator_rate: learning rate of the discriminator's Adam; falls likewise.
+        widths: output channels of the discriminator's convolutions but the last, each of which halves the sides.
+        anatomies: size of the pool from which replayed anatomies are taken.
+    """
+
+    steps: PositiveInt = 150
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 5e-4
+    adversarial: NonNegativeFloat = 0.001
+    discriminator_rate: PositiveFloat = 1e-4
+    widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1)
+    anatomies: PositiveInt = 512
+
+
+class FromAdversary:
+    """Learn the source from replay, and to answer for a target's images as for the source's (ADVENT).
+
+    Vu et al., "ADVENT: adversarial entropy minimization for domain adaptation in semantic segmentation", CVPR 2019,
+    section 3.2. A discriminator D tells the self-information maps I of replayed source images from those of real target
+    images; the segmenter learns replay's labels and to deceive D:
+    L = L_seg(source) + lambda_adv BCE(D(I(target)), source), beside
+    L_D = (BCE(D(I(source)), source) + BCE(D(I(target)), target)) / 2.
+
+    Both kinds of images are one batch of the segmenter, so that normalisation does to both what it is going to do at
+    prediction; with statistics of each kind's own, D would see less of their difference than there is.
+    """
+
+    def __init__(
+        self, segmenter: BasicUNet, replay: Replay, classes: int, lesson: AdversaryLessonSettings, compute: Compute
+    ) -> None:
+        """Prepare both networks.
+
+        Args:
+            segmenter: learns; changed in place.
+            replay: images in the source's look and their labels.
+            classes: K, the background included.
+            lesson: how.
+            compute: device and precision.
+        """
+        self.segmenter = compute.prepare(segmenter).train().requires_grad_(True)
+        self._discriminator = compute.prepare(build_discriminator(classes, lesson.widths)).train()
+        self._optimizer = torch.optim.AdamW(segmenter.parameters(), lr=lesson.learning_rate, weight_decay=1e-4)
+        self._opponent = torch.optim.Adam(
+            self._discriminator.parameters(), lr=lesson.discriminator_rate, betas=(0.9, 0.99)
+        )
+        self._loss = DiceCELoss(softmax=True, include_background=False)
+        self._replay, self._lesson, self._compute = replay, lesson, compute
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Both networks and both optimizers; what is replayed follows from the stage's seed."""
+        return {
+            "segmenter": self.segmenter,
+            "optimizer": self._optimizer,
+            "discriminator": self._discriminator,
+            "discriminator_optimizer": self._opponent,
+        }
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step of the segmenter on an unlabelled batch, then one of the discriminator on the same answers."""
+        lesson = self._lesson
+        set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
+        set_rate(self._opponent, lesson.discriminator_rate, step, lesson.steps)
+        image, label = self._replay.batch(lesson.batch, 0)
+        with self._compute.autocast():
+            logits = self.segmenter(self._compute.place(torch.cat([image, self._compute.place(batch.image)]))).float()
+        segmentation = self._loss(logits[: len(image)], label)
+        source, target = self_information(logits).tensor_split([len(image)])
+        return {
+            "segmentation": segmentation.detach(),
+            "adversarial": self._teach_segmenter(segmentation, target),
+            "discriminator": self._teach_discriminator(source.detach(), target.detach()),
+        }
+
+    def _teach_segmenter(self, segmentation: Tensor, target: Tensor) -> Tensor:
+        self._discriminator.requires_grad_(False)
+        adversarial = self._judge(target, "source")
+        self._optimizer.zero_grad()
+        (segmentation + self._lesson.adversarial * adversarial).backward()
+        self._optimizer.step()
+        self._discriminator.requires_grad_(True)
+        return adversarial.detach()
+
+    def _teach_discriminator(self, source: Tensor, target: Tensor) -> Tensor:
+        loss = (self._judge(source, "source") + self._judge(target, "target")) / 2
+        self._opponent.zero_grad()
+        loss.backward()
+        self._opponent.step()
+        return loss.detach()
+
+    def _judge(self, maps: Tensor, claimed: str) -> Tensor:
+        """Cross entropy between the discriminator's opinion of (B, K, H, W) maps and what they are said to be."""
+        with self._compute.autocast():
+            opinion = self._discriminator(maps).float()
+        return F.binary_cross_entropy_with_logits(opinion, torch.full_like(opinion, float(claimed == "source")))
+
+
+def self_information(logits: Tensor) -> Tensor:
+    """Weighted self-information -p log p / log K of (B, K, H, W) logits (ADVENT, section 3.2), same shape, in [0, 1).
+
+    Its sum over the classes is the normalised entropy, in [0, 1].
+    """
+    log_probability = torch.log_softmax(logits, dim=1)
+    return -log_probability.exp() * log_probability / math.log(logits.shape[1])
+
+
+def build_discriminator(classes: int, widths: Sequence[int]) -> nn.Sequential:
+    """(B, K, H, W) maps to (B, 1, h, w) logits, positive for the source; h = H / 2^(number of widths + 1), cut.
+
+    Convolutions 4 x 4 of stride 2 with leaky ReLU and without normalisation, as in ADVENT (after DCGAN, Radford et al.
+    2016).
+    """
+    layers: list[nn.Module] = []
+    for before, width in itertools.pairwise([classes, *widths]):
+        layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, stride=2, padding=1))

@@ -1,0 +1,221 @@
+"""A domain's own share of the segmenter: normalisation and first layers, beside a trunk that all domains share.
+
+What a scanner does to an image lies in a network's first layers more than in its last (Shirokikh et al., "First U-Net
+layers contain more domain specific information than the last ones", DART 2020); normalisation for each domain is that
+of Chang et al. (CVPR 2019, domain-specific batch normalisation). Since the trunk never changes after the source, a
+domain's network stays as it was to the bit, whatever is learnt after it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from monai.losses import DiceLoss
+from monai.networks.nets import BasicUNet
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
+
+from garda.augment import (
+    AppearanceSettings,
+    GeometrySettings,
+    RandomisationSettings,
+    change_appearance,
+    draw_motion,
+    move_image,
+    randomise_appearance,
+)
+from garda.compute import Compute
+from garda.config import Config
+from garda.generators.base import Anatomy, Generator
+from garda.slices import Batch
+from garda.task import Task
+from garda.training import Stateful, averaging, set_rate
+
+STEM = ("conv_0.", "down_1.")  # the layers before the second halving
+
+
+def own_names(segmenter: BasicUNet) -> list[str]:
+    """Names, in its state, of what a domain keeps of a segmenter: first layers, and all normalisation."""
+    norms = [name for name, module in segmenter.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    return [
+        name
+        for name in segmenter.state_dict()
+        if not name.endswith("num_batches_tracked") and (name.startswith(STEM) or name.rpartition(".")[0] in norms)
+    ]
+
+
+def read_own(segmenter: BasicUNet) -> dict[str, Tensor]:
+    """A copy of a domain's own share: weights as float16, running statistics as float32, on the CPU."""
+    state = segmenter.state_dict()
+    return {
+        name: state[name].detach().cpu().to(torch.float32 if "running" in name else torch.float16, copy=True)
+        for name in own_names(segmenter)
+    }
+
+
+def specialise(segmenter: BasicUNet, own: Mapping[str, Tensor]) -> BasicUNet:
+    """A copy of ``segmenter`` with a domain's own share in place of the common one."""
+    network = copy.deepcopy(segmenter)
+    network.load_state_dict({**network.state_dict(), **own})
+    return network
+
+
+def free_own(segmenter: BasicUNet) -> BasicUNet:
+    """Let a domain's own share learn and nothing else; in place."""
+    own = set(own_names(segmenter))
+    for name, parameter in segmenter.named_parameters():
+        parameter.requires_grad_(name in own)
+    return segmenter
+
+
+class TargetLessonSettings(Config):
+    """How a segmenter learns an unlabelled target.
+
+    Attributes:
+        steps: number of steps.
+        batch: replayed images a step, and as many real ones.
+        learning_rate: the highest, of AdamW; falls to 0 by a cosine.
+        average: steps over which the weights are averaged that answer for real images and that are kept.
+        anatomies: size of the pool from which replayed anatomies are taken.
+        replay: weight of the lesson from replayed images.
+        real: weight of the lesson from real images.
+        reading: share of the generator's own reading of a real image's anatomy in the answer for it, where the
+            generator has one.
+        geometry: augmentation of image and answer.
+        randomisation: of the images that the student sees.
+        appearance: plain augmentation, after it.
+    """
+
+    steps: PositiveInt = 150
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 2e-3
+    average: PositiveInt = 33
+    anatomies: PositiveInt = 512
+    replay: NonNegativeFloat = 1.0
+    real: NonNegativeFloat = 1.0
+    reading: float = Field(default=0.5, ge=0, le=1)
+    geometry: GeometrySettings = GeometrySettings()
+    randomisation: RandomisationSettings = RandomisationSettings(probability=0.5)
+    appearance: AppearanceSettings = AppearanceSettings()
+
+
+class Replay:
+    """A pool of anatomies with their labels, drawn once, and images of them in any domain's look."""
+
+    def __init__(self, generator: Generator, teacher: nn.Module, count: int, compute: Compute, batch: int = 64) -> None:
+        """Draw the pool from torch's global generator.
+
+        Args:
+            generator: draws anatomies.
+            teacher: answers for anatomies in the source's look where the generator knows no labels.
+            count: size of the pool.
+            compute: device and precision.
+            batch: anatomies drawn at once.
+        """
+        self.generator, self._compute = compute.prepare(generator).eval().requires_grad_(False), compute
+        self._parts: list[Anatomy] = []
+        labels: list[Tensor] = []
+        with torch.no_grad(), compute.autocast():
+            for start in range(0, count, batch):
+                part = generator.draw(min(batch, count - start))
+                known = generator.labels(part)
+                if known is None:
+                    source = torch.zeros(len(part.code), dtype=torch.long)
+                    known = torch.softmax(teacher(generator.sample(part, source)).float(), dim=1)
+                self._parts.append(part)
+                labels.append(known.float())
+        self._codes = torch.cat([part.code for part in self._parts])
+        self._labels = torch.cat(labels)
+
+    def batch(self, size: int, domain: int) -> tuple[Tensor, Tensor]:
+        """Random members of the pool in a domain's look: (size, C, H, W) in [0, 1], (size, K, H, W) probabilities."""
+        chosen = torch.randint(len(self._codes), (size,))
+        fresh = [torch.randn(size, *noise.shape[1:]).to(noise.device) for noise in self._parts[0].noise]
+        with torch.no_grad(), self._compute.autocast():
+            image = self.generator.sample(Anatomy(self._codes[chosen], tuple(fresh)), torch.full((size,), domain))
+        return image.float(), self._labels[chosen]
+
+
+class FromTarget:
+    """Learn an unlabelled target from both that can be had: replayed images with labels, and its real images.
+
+    Replayed anatomies in the target's look carry their labels. For real images the answer is the mean of two readings:
+    the student's own average on the unchanged image (Tarvainen and Valpola, NeurIPS 2017), and the generator's reading
+    of the anatomy. The student sees both kinds moved and randomised, in one batch.
+    """
+
+    def __init__(
+        self,
+        student: BasicUNet,
+        replay: Replay,
+        task: Task,
+        lesson: TargetLessonSettings,
+        compute: Compute,
+    ) -> None:
+        """Prepare the student, of which a domain's own share learns.
+
+        Args:
+            student: what learning begins with; left as it is.
+            replay: its generator has the target as its last domain.
+            task: what is segmented.
+            lesson: how to learn.
+            compute: device and precision.
+        """
+        self._student = free_own(compute.prepare(copy.deepcopy(student)).train())
+        self._average = AveragedModel(self._student, multi_avg_fn=averaging(lesson.average), use_buffers=True)
+        self._average.eval().requires_grad_(False)
+        self._average.update_parameters(self._student)  # the first update copies
+        self._replay = replay
+        own = [parameter for parameter in self._student.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4)
+        self._loss = DiceLoss(include_background=False)
+        self._task, self._lesson, self._compute = task, lesson, compute
+
+    @property
+    def segmenter(self) -> BasicUNet:
+        """The averaged student, in evaluation mode and without gradients."""
+        network: BasicUNet = copy.deepcopy(self._average.module)
+        return network.eval().requires_grad_(False)
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Student, its average and the optimizer; the pool follows from the stage's seed."""
+        return {"student": self._student, "average": self._average, "optimizer": self._optimizer}
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step on a batch of the target's images."""
+        lesson, real = self._lesson, self._compute.place(batch.image)
+        replayed, label = self._replay.batch(lesson.batch, len(self._replay.generator.domains) - 1)
+        image, answer = torch.cat([replayed, real]), torch.cat([label, self._answer(real)])
+        motion = draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
+        image, answer = move_image(image, motion), move_image(answer, motion)
+        image = change_appearance(randomise_appearance(image, lesson.randomisation), lesson.appearance)
+        set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
+        with self._compute.autocast():
+            logits = self._student(self._compute.place(image)).float()
+        losses = {
+            "replay": self._compare(logits[: len(replayed)], answer[: len(replayed)]),
+            "real": self._compare(logits[len(replayed) :], answer[len(replayed) :]),
+        }
+        self._optimizer.zero_grad()
+        (lesson.replay * losses["replay"] + lesson.real * losses["real"]).backward()
+        self._optimizer.step()
+        self._average.update_parameters(self._student)
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _answer(self, image: Tensor) -> Tensor:
+        """(B, K, H, W) probabilities for real images."""
+        with self._compute.autocast():
+            answer = torch.softmax(self._average(image).float(), dim=1)
+            reading = self._replay.generator.read(image)
+        if reading is None:
+            return answer
+        return torch.lerp(answer, reading.float(), self._lesson.reading)
+
+    def _compare(self, logits: Tensor, answer: Tensor) -> Tensor:
+        """Cross entropy and soft Dice against soft answers."""
+        return F.cross_entropy(logits, answer) + self._loss(torch.softmax(logits, dim=1), answer)

@@ -1,0 +1,467 @@
+"""Comparing methods: which runs are made, which are refused, and what the tables say of those that are finished."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from mlflow import MlflowClient
+from rich.console import Console
+
+from garda import cli
+from garda import compare as module
+from garda.compare import compare
+from garda.comparison.figures import draw_curves, draw_matrices
+from garda.comparison.request import Request, parse_methods, parse_seeds, plan_runs
+from garda.continual import estimate
+from garda.errors import ConfigError, GardaError, Interrupted, Problems, RunFolderError, TrainingError
+from garda.evaluate import Score, write_scores
+from garda.files import read_json, write_json
+from garda.methods import METHODS
+from garda.pseudonyms import Pseudonyms, load_key
+from garda.report import Reporter
+from garda.run import Run
+from garda.stopping import Stopping
+
+from .phantoms import SITES, write_tiny
+
+KEY = Pseudonyms(b"a key for tests")
+FLAT = [[0.9, 0.2, 0.4], [0.9, 0.2, 0.4], [0.9, 0.2, 0.4]]
+LEARNS = [[0.9, 0.2, 0.4], [0.8, 0.6, 0.4], [0.7, 0.6, 0.4]]
+BEST = [[0.9, 0.2, 0.4], [0.9, 0.8, 0.4], [0.9, 0.8, 0.41]]
+SPREAD = (-0.05, 0.05)  # two patients, around each mean
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def request_(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
+    """Of a folder without scans, so that whatever would be learnt or scored fails; nothing is drawn."""
+    for draw in ("draw_matrices", "draw_curves"):
+        monkeypatch.setattr(module, draw, lambda path, comparison: None)
+    return Request(pipeline, tmp_path / "no scans", tmp_path / "out", methods=["source_only"])
+
+
+@dataclass
+class Told:
+    """What a comparison has printed, and the files that it has written."""
+
+    request: Request
+    text: str
+
+    def cells(self, name: str) -> list[dict[str, str]]:
+        with (self.request.out / name).open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def find(self, name: str, **wanted: str) -> dict[str, str]:
+        (found,) = [row for row in self.cells(name) if wanted.items() <= row.items()]
+        return found
+
+
+def tell(request: Request) -> Told:
+    printed = StringIO()
+    compare(request, Reporter(Console(file=printed, width=200)), Stopping(), KEY)
+    return Told(request, printed.getvalue())
+
+
+def fill(
+    request: Request,
+    method: str,
+    dice: Sequence[Sequence[float]],
+    seed: int = 0,
+    spread: Sequence[float] = SPREAD,
+    unit: str = "mm",
+    **changes: object,
+) -> Path:
+    """Write what a finished run leaves: one class, a stage a line of ``dice`` and a domain a column."""
+    common, (run,) = plan_runs(replace(request, methods=[method], seeds=[seed], **changes), KEY)  # type: ignore[arg-type]
+    write_json(run.folder / "plan.json", run.plan.model_dump(mode="json"))
+    write_scores(
+        run.folder / "scores.csv",
+        [
+            Score(stage, site, f"{site}{patient}", "c", seed, "myocardium", mean + more, 10 * mean, unit)  # type: ignore[arg-type]
+            for stage, means in enumerate(dice)
+            for site, mean in zip(SITES, means, strict=True)
+            for patient, more in enumerate(spread)
+        ],
+    )
+    write_json(run.folder / "seconds.json", {"0-segmenter": 10.5, "1-segmenter": 2.0 * seed})
+    for stage, count in ((0, 1000), (2, 1600)):
+        folder = run.folder / "stages" / f"{stage}-{SITES[stage]}" / "knowledge"
+        folder.mkdir(parents=True)
+        (folder / "segmenter.safetensors").write_bytes(bytes(count))
+    write_json(request.out / "comparison.json", common.model_dump(mode="json"))
+    return run.folder
+
+
+def test_the_table_of_finished_runs_needs_no_scan(request_):
+    fill(request_, "source_only", FLAT)
+    fill(request_, "self_training", LEARNS, seed=0)
+    fill(request_, "self_training", LEARNS, seed=1)
+    fill(request_, "supervised", BEST)
+    told = tell(request_)
+    wanted = {
+        "row": "self_training",
+        "kind": "",
+        "seeds": "2",
+        "bssfp_1p5t n=2": "0.700 0.650–0.750",
+        "tse_1p5t n=2": "0.600 0.550–0.650",
+        "lge_3t n=2": "0.400 0.350–0.450",
+        "mean": told.find("table.csv", row="self_training")["mean"],
+        "HD95 (mm)": "5.7 5.7–5.7",
+        "forgetting": "0.100",
+        "backward": "-0.100",
+        "forward": "+0.000",
+        "plasticity": "+0.200",
+        "gap closed": "67%",  # of the gap of 0.6 at the first target; the second has none
+        "training": "12 s",
+        "kept a domain": "300 bytes",
+        "kept in all": "1.6 kB",
+    }
+    assert told.find("table.csv", row="self_training") == wanted
+    assert wanted["mean"].startswith("0.567 0.5")
+    assert [(row["row"], row["kind"], row["gap closed"]) for row in told.cells("table.csv")] == [
+        ("self_training", "", "67%"),
+        ("source_only", "", "0%"),
+        ("supervised", "bound", "100%"),
+    ]
+    assert "source_only seed 0: finished before" in told.text
+    for words in ("0.650–0.750", "plasticity", "300 bytes", "Dice less that of another row"):
+        assert words in told.text
+
+
+def test_every_number_is_a_line_with_its_interval(request_):
+    fill(request_, "source_only", FLAT)
+    told = tell(request_)
+    mean = told.find("comparison.csv", quantity="dice", domain="", **{"class": ""})
+    found = estimate([np.array([[mean + more for more in SPREAD]]) for mean in FLAT[-1]])
+    assert (float(mean["low"]), float(mean["high"])) == pytest.approx(found.interval)
+    assert float(mean["value"]) == pytest.approx(0.5) and mean["patients"] == "6"
+    grey = told.find("comparison.csv", quantity="hd95", domain=SITES[1], **{"class": "myocardium"})
+    assert (float(grey["value"]), grey["unit"], grey["patients"]) == (pytest.approx(2.0), "mm", "2")
+    absent = told.find("comparison.csv", quantity="dice", domain=SITES[1], **{"class": "left_ventricle"})
+    assert (absent["value"], absent["low"], absent["patients"]) == ("", "", "0")
+    assert told.find("comparison.csv", quantity="gap_closed", domain="")["value"] == ""
+    assert told.find("table.csv", row="source_only")["gap closed"] == "–"
+
+
+def test_a_run_under_way_is_no_row(request_):
+    fill(request_, "source_only", FLAT)
+    fill(request_, "entropy", LEARNS[:2])
+    told = tell(request_)
+    assert [row["row"] for row in told.cells("table.csv")] == ["source_only"]
+    assert told.cells("differences.csv") == []
+    assert "Dice less that of another row" not in told.text
+
+
+def test_what_is_gone_or_was_never_noted_is_unknown(request_):
+    folder = fill(request_, "source_only", FLAT)
+    (folder / "seconds.json").unlink()
+    (folder / "stages" / f"2-{SITES[2]}" / "knowledge" / "segmenter.safetensors").unlink()
+    (folder / "stages" / f"2-{SITES[2]}" / "knowledge").rmdir()
+    row = tell(request_).find("table.csv", row="source_only")
+    assert [row[name] for name in ("training", "kept a domain", "kept in all")] == ["–", "–", "–"]
+
+
+def test_pixels_and_millimetres_are_not_averaged(request_):
+    folder = fill(request_, "source_only", FLAT)
+    text = (folder / "scores.csv").read_text()
+    (folder / "scores.csv").write_text(
+        "".join(line.replace(",mm", ",px") if SITES[0] in line else line for line in text.splitlines(keepends=True))
+    )
+    told = tell(request_)
+    assert told.find("table.csv", row="source_only")["HD95 (mm/px)"] == "–"
+    assert told.find("comparison.csv", quantity="hd95", domain=SITES[0], **{"class": ""})["unit"] == "px"
+
+
+def test_lone_patients_have_no_interval(request_):
+    fill(request_, "source_only", FLAT, spread=[0.0])
+    row = tell(request_).find("table.csv", row="source_only")
+    assert (row["bssfp_1p5t n=1"], row["mean"]) == ("0.900", "0.500")
+
+
+def test_rows_are_compared_with_the_best_other_one_under_the_contract(request_):
+    for method, dice in (("source_only", FLAT), ("self_training", LEARNS), ("supervised", BEST)):
+        fill(request_, method, dice)
+    told = tell(request_)
+    against = {row["row"]: row["against"] for row in told.cells("differences.csv")}
+    assert against == {
+        "self_training": "source_only",
+        "source_only": "self_training",
+        "supervised": "self_training",
+    }
+    found = told.find("differences.csv", row="self_training", domain="", **{"class": ""})
+    assert [float(found[name]) for name in ("difference", "low", "high")] == pytest.approx([0.2 / 3] * 3)
+
+
+def test_only_seeds_that_both_have_are_compared(request_):
+    fill(request_, "source_only", FLAT, seed=0)
+    fill(request_, "self_training", LEARNS, seed=0)
+    fill(request_, "self_training", BEST, seed=1)
+    fill(request_, "entropy", BEST, seed=1)
+    told = tell(replace(request_, against="source_only"))
+    rows = told.cells("differences.csv")
+    assert {(row["row"], row["seeds"]) for row in rows} == {("self_training", "1"), ("entropy", "0")}
+    first = told.find("differences.csv", row="self_training", domain=SITES[1], **{"class": ""})
+    assert float(first["difference"]) == pytest.approx(0.4)
+    nothing = told.find("differences.csv", row="entropy", domain="", **{"class": ""})
+    assert (nothing["difference"], nothing["patients"]) == ("", "0")
+
+
+def test_the_best_other_row_is_one_with_a_seed_in_common(request_):
+    fill(request_, "source_only", FLAT, seed=0)
+    fill(request_, "self_training", LEARNS, seed=0)
+    fill(request_, "entropy", BEST, seed=1)
+    against = {row["row"]: row["against"] for row in tell(request_).cells("differences.csv")}
+    assert against == {"self_training": "source_only", "source_only": "self_training"}
+
+
+def test_the_note_stands_with_every_table(request_, tmp_path):
+    (tmp_path / "noted").mkdir()
+    noted = write_tiny(tmp_path / "noted")
+    with (noted.parent / "data" / "manifests" / "task.yaml").open("a") as file:
+        file.write("same_patient_in_splits: one [bold]volunteer[/bold] a site\n")
+    request = replace(request_, pipeline=noted)
+    fill(request, "source_only", FLAT)
+    fill(request, "entropy", LEARNS)
+    told = tell(request)
+    assert told.text.count("one [bold]volunteer[/bold] a site") == 4
+    for name in ("table.csv", "comparison.csv", "differences.csv"):
+        assert {row["note"] for row in told.cells(name)} == {"one [bold]volunteer[/bold] a site"}
+
+
+def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, tmp_path):
+    fill(request_, "source_only", FLAT)
+    fill(request_, "supervised", BEST)
+    fill(request_, "entropy", LEARNS)
+    common, (run,) = plan_runs(request_, KEY)
+    comparison = module.gather(request_, common, run.sequence.task)
+    sizes = []
+    for rows in (1, 3):
+        for draw in (draw_matrices, draw_curves):
+            draw(tmp_path / "picture.png", replace(comparison, rows=comparison.rows[:rows], note="a note"))
+            height, width, _ = imread(tmp_path / "picture.png").shape
+            sizes.append(height * width)
+    assert sizes[0] < sizes[2] and sizes[1] == sizes[3] > 100_000
+
+
+def test_a_variant_is_a_row_of_its_own(request_):
+    fill(request_, "source_only", FLAT)
+    fill(request_, "entropy", LEARNS, label="fast-1.5", changes={"entropy": {"steps": 2}})
+    told = tell(request_)
+    assert [row["row"] for row in told.cells("table.csv")] == ["entropy (fast-1.5)", "source_only"]
+    row = told.find("comparison.csv", row="entropy (fast-1.5)", quantity="forgetting")
+    assert (row["method"], row["label"]) == ("entropy", "fast-1.5")
+
+
+def refused(request: Request) -> str:
+    """The one line of a refusal; nothing has been written."""
+    before = sorted(request.out.rglob("*"))
+    with pytest.raises(GardaError) as caught:
+        tell(request)
+    assert sorted(request.out.rglob("*")) == before
+    return str(caught.value)
+
+
+def test_words_that_say_nothing_are_refused(request_):
+    methods = ", ".join(sorted(METHODS))
+    assert refused(replace(request_, methods=["source_only", "sorcery"])) == (
+        f"--methods: unknown method 'sorcery'; use one of {methods}"
+    )
+    assert refused(replace(request_, label="a b", changes={"entropy": {"steps": 2}})) == (
+        "--label: expected letters, digits and _.-, got 'a b'; rename the variant"
+    )
+    assert refused(replace(request_, changes={"entropy": {"steps": 2}})) == (
+        "--set: makes a variant that has no name; give one with --label"
+    )
+    assert refused(replace(request_, label="fast")) == (
+        "--label: names a variant that changes nothing; give the change with --set KEY=VALUE"
+    )
+    assert refused(replace(request_, against="entropy")) == ("--against: no row 'entropy'; use one of source_only")
+    wrong = replace(request_, label="fast", changes={"entropy": {"stepz": 2}})
+    assert refused(wrong).endswith("tiny.yaml: unknown key 'entropy.stepz'; did you mean 'steps'?")
+
+
+@pytest.mark.parametrize("text", ["", "a", "0,", "0,,1", "-1", "1.5", str(2**31), "0;1"])
+def test_seeds_are_whole_numbers(text):
+    with pytest.raises(ConfigError) as caught:
+        parse_seeds(text)
+    assert str(caught.value) == (
+        f"--seeds: expected whole numbers from 0, got {text!r}; write for example --seeds 0,1,2"
+    )
+
+
+def test_lists_of_the_command_line():
+    assert (parse_seeds(None), parse_seeds("0, 2,1")) == (None, [0, 2, 1])
+    assert (parse_methods(None), parse_methods("a, b")) == (None, ["a", "b"])
+
+
+def test_all_methods_and_the_pipelines_seed_unless_told_otherwise(request_):
+    _, planned = plan_runs(replace(request_, methods=None), KEY)
+    assert [run.name for run in planned] == [f"{method} seed 0" for method in METHODS]
+    _, planned = plan_runs(replace(request_, methods=["entropy", "joint", "entropy"], seeds=[3, 1, 3]), KEY)
+    assert [run.name for run in planned] == ["entropy seed 3", "joint seed 3", "entropy seed 1", "joint seed 1"]
+
+
+def test_another_folder_is_refused(request_):
+    request_.out.mkdir()
+    (request_.out / "letter.txt").touch()
+    assert (
+        refused(request_) == f"{request_.out}: holds something that is not a comparison of garda; "
+        "give a new --out folder"
+    )
+    assert refused(replace(request_, out=request_.out / "letter.txt")).startswith(f"{request_.out}/letter.txt: holds")
+
+
+def test_another_comparison_is_refused(request_, tmp_path):
+    folder = fill(request_, "source_only", FLAT)
+    other = tmp_path / "other.yaml"
+    other.write_text((request_.pipeline.parent / "tiny.yaml").read_text().replace("steps: 5", "steps: 6"))
+    file = request_.out / "comparison.json"
+    assert refused(replace(request_, config=other)) == (
+        f"{file}: the folder holds another comparison, settings.source differs; "
+        "undo the change, or give a new --out folder"
+    )
+    write_json(folder / "plan.json", read_json(folder / "plan.json") | {"name": "foreign"})
+    foreign = replace(request_, methods=["entropy"])
+    assert refused(foreign) == f"{folder}: is a run of another comparison, name differs; move it elsewhere"
+    write_json(folder / "plan.json", read_json(folder / "plan.json") | {"name": "tiny", "method": "gone"})
+    assert refused(foreign) == f"{folder}: is a run of another comparison, method differs; move it elsewhere"
+    write_json(file, {"name": "tiny"})
+    assert refused(request_) == f"{file}: is damaged; give a new --out folder, or restore the file"
+
+
+@pytest.mark.parametrize("methods", [["source_only", "garda"], ["garda", "source_only"]])
+def test_the_order_of_methods_is_no_matter(request_, methods):
+    """Although the plan of a method without a generator does not name the generator's settings."""
+    for method in methods:
+        fill(request_, method, FLAT)
+    assert len(tell(replace(request_, methods=list(reversed(methods)))).cells("table.csv")) == 2
+
+
+def test_another_generator_is_another_comparison(request_, tmp_path):
+    fill(request_, "source_only", FLAT)
+    other = tmp_path / "other.yaml"
+    text = (request_.pipeline.parent / "tiny.yaml").read_text()
+    other.write_text(text.replace("prior_width: 8", "prior_width: 16"))
+    assert "settings.generator differs" in refused(replace(request_, config=other))
+
+
+def test_configurations_may_differ_in_what_one_method_reads(request_, tmp_path):
+    fill(request_, "source_only", FLAT)
+    other = tmp_path / "other.yaml"
+    text = (request_.pipeline.parent / "tiny.yaml").read_text()
+    other.write_text(text.replace("joint: {steps: 4", "joint: {steps: 5"))
+    fill(request_, "joint", BEST, config=other)
+    files = (request_.pipeline.parent / "tiny.yaml", other)
+    digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    assert read_json(request_.out / "comparison.json")["configs"] == digests
+    again = replace(request_, methods=["joint"], seeds=[1])
+    assert "was run with other settings than joint seed 1" in refused(again)
+
+
+def test_all_seeds_of_a_row_have_one_plan(request_):
+    changed = {"changes": {"entropy": {"steps": 2}}, "label": "fast"}
+    folder = fill(request_, "entropy", LEARNS, seed=0, **changed)
+    again = replace(request_, methods=["entropy"], label="fast", changes={"entropy": {"steps": 3}})
+    assert refused(replace(again, seeds=[1])) == (
+        f"{folder}/plan.json: was run with other settings than entropy (fast) seed 1; give a --label, or a new --out"
+    )
+    assert refused(replace(again, seeds=[0])) == (
+        f"{folder}/plan.json: the folder holds another plan, settings.entropy.steps differs; "
+        "undo the change, or give a new --out folder"
+    )
+
+
+def test_a_bound_without_labels_is_refused_before_anything_is_learnt(request_, tmp_path):
+    (tmp_path / "bare").mkdir()
+    bare = write_tiny(tmp_path / "bare")
+    manifest = bare.parent / "data" / "manifests" / f"{SITES[1]}.csv"
+    with manifest.open(newline="") as file:
+        first, *rows = csv.reader(file)
+    label = first.index("label")
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([first, *([*row[:label], "", *row[label + 1 :]] for row in rows)])
+    request = replace(request_, pipeline=bare, methods=["source_only", "supervised"])
+    assert "supervised needs a label for every training case" in refused(request)
+
+
+def test_damaged_times_are_one_line(request_):
+    folder = fill(request_, "source_only", FLAT)
+    write_json(folder / "seconds.json", ["soon"])
+    with pytest.raises(RunFolderError) as caught:
+        tell(request_)
+    assert str(caught.value) == f"{folder}/seconds.json: is damaged; delete it, the time is then unknown"
+
+
+def test_a_failed_run_costs_no_other_its_row(request_, monkeypatch):
+    def learn(run: Run) -> None:
+        if run.sequence.method != "entropy":
+            raise TrainingError("1-site-segmenter", "the loss is no number", "lower the learning rate")
+        fill(request_, "entropy", LEARNS)
+
+    monkeypatch.setattr(module, "run_sequence", learn)
+    request = replace(request_, methods=["batchnorm", "self_training", "entropy"])
+    with pytest.raises(Problems) as caught:
+        tell(request)
+    assert caught.value.exit_code == 2
+    assert str(caught.value).splitlines() == [
+        f"{name} seed 0, 1-site-segmenter: the loss is no number; lower the learning rate"
+        for name in ("batchnorm", "self_training")
+    ]
+    assert [row["row"] for row in Told(request, "").cells("table.csv")] == ["entropy"]
+
+
+@pytest.mark.parametrize("error", [Interrupted("0-site", 75), RunFolderError("disk", "is full", "free some space")])
+def test_everything_else_stops_at_once(request_, monkeypatch, error):
+    calls = []
+
+    def learn(run: Run) -> None:
+        calls.append(run.sequence.method)
+        raise error
+
+    monkeypatch.setattr(module, "run_sequence", learn)
+    with pytest.raises(type(error)):
+        tell(replace(request_, methods=["source_only", "entropy"]))
+    assert calls == ["source_only"]
+
+
+def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    words = ["garda", "compare", str(pipeline), "--data", str(pipeline.parent / "data"), "--out", str(out)]
+
+    def garda(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        assert caught.value.code in (0, None)
+        return capsys.readouterr().out
+
+    printed = garda("--methods", "randomised")
+    assert "0-bssfp_1p5t-segmenter:" in printed
+    assert printed.splitlines()[-1] == f"every number, and pictures: {out}"
+    assert {"comparison.csv", "differences.csv", "table.csv", "matrices.png", "curves.png"} <= set(os.listdir(out))
+    variant = garda("--methods", "randomised", "--label", "same", "--set", "entropy.steps=9")
+    assert "0-bssfp_1p5t-segmenter:" not in variant and "randomised (same) seed 0:" in variant
+    again = Request(pipeline, tmp_path / "no scans", out, methods=["randomised"])
+    assert plan_runs(again, Pseudonyms(load_key()))[1][0].finished
+    client = MlflowClient(f"sqlite:///{out}/mlflow.db")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "tiny"]
+    runs = client.search_runs([experiment.experiment_id], "tags.`garda.stage` = ''")
+    assert {run.info.run_name: run.data.tags.get("garda.label") for run in runs} == {
+        "randomised seed 0": None,
+        "randomised (same) seed 0": "same",
+    }
+    assert not list(out.glob("runs/**/mlflow.db"))

@@ -1,0 +1,504 @@
+"""What sets each rival apart, and what could go wrong with it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from garda.compute import Compute, ComputeSettings
+from garda.errors import ConfigError, Interrupted
+from garda.generators import Anatomy, Generator
+from garda.knowledge import Knowledge
+from garda.lessons import FromTeacher, TeacherLessonSettings, entropy, mix
+from garda.methods import build_method, parse_settings
+from garda.methods.base import Method, Stages
+from garda.methods.batchnorm import read_statistics
+from garda.methods.histogram import find_landmarks, map_intensities
+from garda.methods.style_bank import Bank, exchange_amplitude, low_amplitude, mean_amplitude
+from garda.replay_lessons import AdversaryLessonSettings, FromAdversary, build_discriminator, self_information
+from garda.segmenter import SegmenterSettings, build_segmenter
+from garda.slices import Batch, Slices
+from garda.specialisation import Replay
+from garda.stopping import Stopping
+from garda.task import Task
+from garda.training import Stage
+from garda.volumes import Frame, Volume
+
+TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
+TINY = SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))
+COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
+LESSON = TeacherLessonSettings(batch=4)
+
+
+def volume(image: torch.Tensor, label: torch.Tensor | None = None, labelled: list[bool] | None = None) -> Volume:
+    known = None if labelled is None else torch.tensor(labelled)
+    return Volume("c", image, label, known, np.eye(4), None, Frame())
+
+
+def squares(seed: int, count: int = 8, *, inverted: bool = False) -> Volume:
+    """Bright squares on dark noise, or the other way round, and where they are."""
+    random = torch.Generator().manual_seed(seed)
+    image = torch.rand(count, 1, 16, 16, generator=random) * 0.3
+    label = torch.zeros(count, 16, 16, dtype=torch.long)
+    for index, (row, column) in enumerate(torch.randint(9, (count, 2), generator=random).tolist()):
+        image[index, 0, row : row + 7, column : column + 7] += 0.6
+        label[index, row : row + 7, column : column + 7] = 1
+    return volume(1 - image if inverted else image, label)
+
+
+def slices(*volumes: Volume, with_labels: bool = False) -> Slices:
+    return Slices(volumes, TASK, with_labels=with_labels)
+
+
+def method(name: str, **blocks: dict) -> Method:
+    values = {
+        "compute": {"accelerator": "cpu", "precision": "32"},
+        "segmenter": {"widths": [4, 4, 4, 4, 4, 4]},
+        "source": {"steps": 40, "batch": 8, "learning_rate": 1e-2, "geometry": None, "appearance": None},
+    }
+    return build_method(name, parse_settings(name, values | blocks, "x"), TASK)
+
+
+def stages(folder: Path) -> Stages:
+    return Stages(lambda part: Stage(part, folder / part, seed=1))
+
+
+def knowledge(seed: int = 0) -> Knowledge:
+    """What a method knows that has drawn a network and learnt nothing."""
+    torch.manual_seed(seed)
+    network = build_segmenter(TASK, TINY).eval().requires_grad_(False)
+    return Knowledge(network, copy.deepcopy(network), None, ("a",))
+
+
+def dice(network: nn.Module, scan: Volume) -> float:
+    with torch.inference_mode():
+        found = network(scan.image).argmax(dim=1)
+    assert scan.label is not None
+    return (2 * (found & scan.label).sum() / (found.sum() + scan.label.sum())).item()
+
+
+def test_volumes_come_whole_without_the_slices_that_were_left_out():
+    label = torch.ones(3, 16, 16, dtype=torch.long)
+    images = torch.rand(3, 3, 1, 16, 16)
+    known = ([True, False, True], [False] * 3, [True] * 3)
+    kept = slices(*(volume(image, label, k) for image, k in zip(images, known, strict=True)), with_labels=True)
+    first, last = kept.volumes()
+    assert torch.equal(first, images[0][[0, 2]].half().float())
+    assert torch.equal(last, images[2].half().float())
+
+
+def test_volumes_keep_their_own_size_where_patches_are_learnt():
+    task = TASK.model_copy(update={"fit": "patch", "channels": 3})
+    images = [torch.rand(2, 3, 20, 18), torch.rand(1, 3, 16, 40)]
+    kept = Slices(map(volume, images), task, with_labels=False)
+    for image, found in zip(images, kept.volumes(), strict=True):
+        assert torch.equal(found, image.half().float())
+
+
+def test_histogram_brings_another_gamma_back(tmp_path):
+    scan = volume(torch.rand(6, 1, 20, 20, generator=torch.Generator().manual_seed(0)) ** 1.5)
+    learner = method("histogram", source={"steps": 1, "batch": 2})
+    source = learner.learn_source("a", slices(scan_with_label(scan), with_labels=True), stages(tmp_path))
+    known = learner.adapt(source, "b", slices(scan), stages(tmp_path))
+    changed = replace(scan, image=scan.image**2.2)
+    for domain in ("b", "never met"):
+        back = learner.standardise(known, changed, domain).image
+        assert (back - scan.image).abs().mean() < 0.01 < (changed.image - scan.image).abs().mean()
+        assert back.dtype == torch.float32 and back.shape == scan.image.shape
+    assert learner.standardise(known, changed, "a") is changed
+    assert known.segmenter is source.segmenter
+
+
+def scan_with_label(scan: Volume) -> Volume:
+    return replace(scan, label=torch.zeros(len(scan.image), *scan.image.shape[-2:], dtype=torch.long))
+
+
+def test_landmarks_are_percentiles_of_each_channel():
+    image = torch.linspace(0, 1, 101).expand(1, 2, 1, 101) * torch.tensor([1.0, 0.5])[None, :, None, None]
+    wanted = np.array([1, *range(10, 100, 10), 99]) / 100
+    assert find_landmarks(image) == pytest.approx(np.stack([wanted, wanted / 2]), abs=1e-6)
+
+
+def test_intensities_between_and_beyond_landmarks_go_straight():
+    own, wanted = np.array([0.2, 0.4, 0.5]), np.array([0.1, 0.5, 0.6])
+    values = np.array([0.1, 0.2, 0.3, 0.45, 0.5, 0.6, 1.0])
+    assert map_intensities(values, own, wanted) == pytest.approx(np.array([0, 0.1, 0.3, 0.55, 0.6, 0.7, 1.0]))
+
+
+def test_equal_landmarks_go_to_the_mean_of_theirs():
+    own = np.array([0, 0, 0, 0.5])
+    mapped = map_intensities(np.array([0, 0.25, 0.5]), own, np.array([0, 0.1, 0.2, 0.9]))
+    assert mapped == pytest.approx(np.array([0.1, 0.5, 0.9]))
+    mapped = map_intensities(np.array([0.0, 0.3, 0.9]), np.full(3, 0.3), np.array([0.2, 0.4, 0.6]))
+    assert mapped == pytest.approx(np.array([0.1, 0.4, 1.0]))
+
+
+def test_batchnorm_statistics_are_those_of_the_targets_images(tmp_path):
+    before = knowledge()
+    target = squares(1)
+    learner = method("batchnorm", batchnorm={"batches": 4, "batch": 4})
+    after = learner.adapt(before, "b", slices(target), stages(tmp_path))
+    layer = before.segmenter.conv_0.conv_0
+    seen = layer.conv(target.image.half().float())
+    name = "conv_0.conv_0.adn.N.running_mean"
+    assert torch.allclose(after.statistics["b"][name], seen.mean(dim=(0, 2, 3)), atol=1e-6)
+    assert not torch.allclose(after.statistics["b"][name], before.segmenter.state_dict()[name], atol=1e-3)
+    for untouched in ("a", "never met"):
+        state = learner.network(after, untouched).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in before.segmenter.state_dict().items())
+    own = learner.network(after, "b")
+    assert {k: v.tolist() for k, v in read_statistics(own).items()} == {
+        k: v.tolist() for k, v in after.statistics["b"].items()
+    }
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), before.segmenter.parameters(), strict=True))
+
+
+def test_batchnorm_of_a_later_target_leaves_the_earlier_ones(tmp_path):
+    learner = method("batchnorm", batchnorm={"batches": 2, "batch": 4})
+    first = learner.adapt(knowledge(), "b", slices(squares(1)), stages(tmp_path))
+    second = learner.adapt(first, "c", slices(squares(2, inverted=True)), stages(tmp_path))
+    assert second.statistics["b"] is first.statistics["b"]
+    assert second.statistics.keys() == {"b", "c"}
+
+
+def test_statistics_note_their_seconds_and_stop_when_asked(tmp_path):
+    seconds, done, stopping = [], [], Stopping()
+
+    def progress(step: int, total: int) -> None:
+        done.append((step, total))
+
+    opened = Stages(lambda part: Stage(part, tmp_path, 1, stopping, progress=progress, ended=seconds.append))
+    learner = method("batchnorm", batchnorm={"batches": 3, "batch": 4})
+    learner.adapt(knowledge(), "b", slices(squares(1)), opened)
+    assert done == [(1, 3), (2, 3), (3, 3)] and len(seconds) == 1 and seconds[0] > 0
+    stopping.exit_code = 75
+    with pytest.raises(Interrupted):
+        learner.adapt(knowledge(), "b", slices(squares(1)), opened)
+
+
+def test_entropy_is_0_where_sure_and_log_k_where_even():
+    assert entropy(torch.zeros(2, 3, 4, 4)).item() == pytest.approx(math.log(3))
+    assert entropy(torch.tensor([100.0, -100.0]).view(1, 2, 1, 1)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_entropy_falls_on_the_target_and_only_normalisation_learns(tmp_path):
+    before, target = knowledge(), squares(1, inverted=True)
+    learner = method("entropy", entropy={"steps": 30, "batch": 8, "batches": 2, "learning_rate": 1e-2})
+    plain = copy.deepcopy(before.segmenter).train()
+    after = learner.adapt(before, "b", slices(target), stages(tmp_path))
+    with torch.no_grad():
+        assert entropy(after.segmenter(target.image)) < entropy(plain(target.image)) - 0.01
+    learnt = {n for n, v in before.segmenter.named_parameters() if not torch.equal(v, after.segmenter.get_parameter(n))}
+    assert learnt and all(".adn.N." in name for name in learnt)
+
+
+def test_entropy_predicts_with_statistics_of_the_scales_it_has_learnt(tmp_path):
+    target = squares(1)
+    learner = method("entropy", entropy={"steps": 3, "batch": 8, "batches": 1})
+    network = learner.adapt(knowledge(), "b", slices(target), stages(tmp_path)).segmenter
+    image = target.image.half().float()
+    with torch.no_grad():
+        running = network.conv_0.conv_1.adn.N.running_mean
+        seen = network.conv_0.conv_1.conv(network.conv_0.conv_0(image)).mean(dim=(0, 2, 3))
+    # the first layer's running variance has the divisor n - 1, the batch's own has n
+    assert torch.allclose(running, seen, atol=1e-3)
+
+
+def test_fully_restored_self_training_returns_the_source(tmp_path):
+    before = knowledge()
+    learner = method("self_training", self_training={"steps": 3, "batch": 4, "restoration": 1.0})
+    after = learner.adapt(before, "b", slices(squares(1)), stages(tmp_path))
+    assert all(torch.equal(after.segmenter.get_parameter(n), v) for n, v in before.teacher.named_parameters())
+    changed = method("self_training", self_training={"steps": 3, "batch": 4}).adapt(
+        before, "b", slices(squares(1)), stages(tmp_path / "changed")
+    )
+    assert any(not torch.equal(changed.segmenter.get_parameter(n), v) for n, v in before.teacher.named_parameters())
+
+
+def test_the_teacher_is_the_average_of_weights_and_statistics():
+    start = knowledge().segmenter
+    lesson = LESSON.model_copy(update={"momentum": 0.75, "restoration": 0.0})
+    student = copy.deepcopy(start)
+    learner = FromTeacher(student, start, TASK, lesson, COMPUTE)
+    learner.step(Batch(squares(1, 4).image, None), 0)
+    for part in ("conv_0.conv_0.conv.weight", "conv_0.conv_0.adn.N.running_mean"):
+        old, new, average = (network.state_dict()[part] for network in (start, student, learner.teacher))
+        assert not torch.equal(old, new)
+        assert torch.allclose(average, 0.75 * old + 0.25 * new)
+    assert not learner.teacher.training and student.training
+
+
+def test_without_orientation_the_teacher_answers_alike_to_mirror_images():
+    lesson = LESSON.model_copy(update={"views": 4})
+    turning = TASK.model_copy(update={"any_orientation": True})
+    start = knowledge().segmenter
+    learner = FromTeacher(copy.deepcopy(start), start, turning, lesson, COMPUTE)
+    image = squares(1, 4).image
+    answer = learner._answer(image)
+    assert torch.allclose(answer.sum(dim=1), torch.ones(4, 16, 16))
+    for axes in ((-1,), (-2,), (-2, -1)):
+        assert torch.allclose(learner._answer(image.flip(axes)).flip(axes), answer, atol=1e-5)
+
+
+def test_with_orientation_further_views_change_the_appearance():
+    start = knowledge().segmenter
+    image = squares(1, 4).image
+    one, two = (
+        FromTeacher(copy.deepcopy(start), start, TASK, LESSON.model_copy(update={"views": views}), COMPUTE)._answer(
+            image
+        )
+        for views in (1, 2)
+    )
+    with torch.no_grad():
+        assert torch.equal(one, torch.softmax(start(image), dim=1))
+    assert not torch.allclose(one, two, atol=1e-4)
+
+
+def test_a_mixed_batch_has_equal_shares_and_the_remainder_goes_round():
+    met = {name: slices(volume(torch.full((5, 1, 16, 16), i / 4))) for i, name in enumerate("abc")}
+
+    def shares(step: int, size: int) -> list[int]:
+        image = mix(met, step, size, seed=0).image
+        assert len(image) == size
+        return [int((image[:, 0, 0, 0] == i / 4).sum()) for i in range(3)]
+
+    assert [shares(step, 6) for step in range(2)] == [[2, 2, 2]] * 2
+    assert [shares(step, 7) for step in range(3)] == [[3, 2, 2], [2, 3, 2], [2, 2, 3]]
+    assert [shares(step, 2) for step in range(3)] == [[1, 1, 0], [0, 1, 1], [1, 0, 1]]
+    assert mix(met, 0, 6, seed=0).label is None
+
+
+def test_mixed_labels_stay_with_their_images():
+    met = {name: slices(squares(seed), with_labels=True) for seed, name in enumerate("ab")}
+    batch = mix(met, 3, 5, seed=0)
+    assert batch.label is not None
+    assert torch.equal(batch.image[:, 0] > 0.45, batch.label == 1)
+
+
+def test_supervised_learns_an_inverted_target_and_keeps_the_source(tmp_path):
+    learner = method("supervised", supervised={"steps": 60})
+    source, target = squares(0, 16), squares(1, 16, inverted=True)
+    before = learner.learn_source("a", slices(source, with_labels=True), stages(tmp_path / "0"))
+    met = {"a": slices(source, with_labels=True), "b": slices(target, with_labels=True)}
+    after = learner.adapt_jointly(before, met, stages(tmp_path / "1"))
+    assert after.domains == ("a", "b")
+    assert dice(before.segmenter, source) > 0.8
+    assert dice(after.segmenter, target) > dice(before.segmenter, target) + 0.3
+    assert dice(after.segmenter, source) > 0.8
+
+
+def test_joint_reads_labels_of_the_source_and_images_of_every_target(tmp_path):
+    learner = method("joint", joint={"steps": 2, "batch": 4})
+    before = knowledge()
+    met = {"a": slices(squares(0), with_labels=True), "b": slices(squares(1)), "c": slices(squares(2))}
+    losses: list[dict[str, float]] = []
+    opened = Stages(lambda part: Stage(part, tmp_path, seed=1, log=lambda step, values: losses.append(dict(values))))
+    after = learner.adapt_jointly(before, met, opened)
+    assert after.domains == ("a", "b", "c")
+    assert [*losses[0]] == ["segmentation", "consistency"]
+    with pytest.raises(TypeError, match="a bound adapts jointly"):
+        learner.adapt(before, "b", met["b"], opened)
+
+
+class SquaresGenerator(Generator):
+    """Draws what :func:`squares` does, with the labels; one weight scales the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.domains = ("a",)
+
+    def add_domain(self, name: str) -> None:
+        self.domains = (*self.domains, name)
+
+    def draw(self, count: int) -> Anatomy:
+        return Anatomy(squares(int(torch.randint(1000, ())), count).image)
+
+    def sample(self, anatomy: Anatomy, domains: torch.Tensor) -> torch.Tensor:
+        assert not domains.any(), "only the source has been learnt"
+        return anatomy.code * self.scale
+
+    def labels(self, anatomy: Anatomy) -> torch.Tensor:
+        organ = (anatomy.code > 0.45).float()
+        return torch.cat([1 - organ, organ], dim=1)
+
+
+def replaying(seed: int = 0) -> Knowledge:
+    """What a method knows that has drawn a network and has a generator of the source."""
+    return replace(knowledge(seed), generator=SquaresGenerator())
+
+
+def squares_replay(count: int = 8) -> Replay:
+    return Replay(SquaresGenerator(), knowledge().teacher, count, COMPUTE)
+
+
+def test_an_images_own_amplitude_changes_nothing():
+    for size in ((16, 20), (17, 21)):
+        image = torch.rand(3, 2, *size)
+        for beta in (0.01, 0.2, 0.49):
+            assert torch.allclose(exchange_amplitude(image, low_amplitude(image, beta)), image, atol=1e-5)
+
+
+def test_exchange_keeps_phases_and_high_frequencies_and_takes_low_amplitudes():
+    image, other = torch.rand(2, 1, 20, 20), torch.rand(2, 1, 20, 20) ** 3
+    wanted = low_amplitude(other, 0.1)
+    assert wanted.shape == (2, 1, 5, 3)
+    exchanged = exchange_amplitude(image, wanted)
+    assert torch.allclose(low_amplitude(exchanged, 0.1), wanted, rtol=1e-4, atol=1e-4)
+    before, after = torch.fft.fft2(image), torch.fft.fft2(exchanged)
+    assert torch.allclose(before / before.abs(), after / after.abs(), atol=1e-3)
+    low = torch.zeros(20, 20, dtype=torch.bool)
+    low[torch.arange(-2, 3)[:, None], torch.arange(-2, 3)] = True
+    assert torch.allclose(before[..., ~low], after[..., ~low], atol=1e-4)
+    assert not torch.isclose(before[..., low].abs(), after[..., low].abs(), rtol=1e-3).all()
+
+
+def test_a_black_image_takes_amplitudes_without_nan():
+    wanted = low_amplitude(torch.full((1, 1, 16, 16), 0.5), 0.1)[0]
+    assert torch.allclose(exchange_amplitude(torch.zeros(1, 1, 16, 16), wanted), torch.tensor(0.5), atol=1e-6)
+
+
+def test_the_look_is_the_mean_of_log_amplitudes():
+    one = torch.rand(1, 2, 16, 16)
+    assert torch.allclose(mean_amplitude([one, one], 0.2), low_amplitude(one, 0.2)[0], rtol=1e-4)
+    flat = [torch.full((1, 1, 16, 16), value) for value in (0.25, 1.0)]
+    assert mean_amplitude(flat, 0.01).item() == pytest.approx(math.sqrt(65 * 257) - 1, rel=1e-5)
+
+
+def test_a_bank_shows_each_domain_in_its_look_and_the_source_unchanged():
+    look = low_amplitude(torch.full((1, 1, 16, 16), 0.7), 0.01)[0]
+    bank = Bank(squares_replay(), {"c": look})
+    for name in "abc":
+        bank.add_domain(name)
+    anatomy = bank.draw(6)
+    image = bank.sample(anatomy, torch.tensor([0, 1, 2, 2, 0, 2]))
+    assert torch.equal(image[[0, 1, 4]], anatomy.code[[0, 1, 4]])
+    shifted = anatomy.code + 0.7 - anatomy.code.mean(dim=(1, 2, 3), keepdim=True)
+    assert torch.allclose(image[[2, 3, 5]], shifted.clamp(0, 1)[[2, 3, 5]], atol=1e-5)
+    assert image.min() >= 0 and image.max() <= 1
+
+
+def test_style_bank_keeps_one_look_a_target_and_the_generator_as_it_is(tmp_path):
+    learner = method("style_bank", style_bank={"beta": 0.13, "batches": 2, "anatomies": 8, "replay": {"steps": 3}})
+    before, bright = replaying(), replace(squares(1), image=squares(1).image + 0.1)
+    first = learner.adapt(before, "b", slices(bright), stages(tmp_path / "b"))
+    second = learner.adapt(first, "c", slices(squares(2, inverted=True)), stages(tmp_path / "c"))
+    assert second.statistics["b"] is first.statistics["b"] and second.statistics.keys() == {"b", "c"}
+    look = first.statistics["b"]["amplitude"]
+    assert look.shape == (1, 5, 3) and look.dtype == torch.float32
+    wanted = mean_amplitude([bright.image.half().float()], 0.13)
+    assert torch.allclose(look, wanted, rtol=1e-4)
+    assert second.generator is before.generator and second.generator.domains == ("a",)
+    assert second.generator.scale.item() == 1 and second.generator.scale.grad is None
+    assert not torch.equal(first.segmenter.conv_0.conv_0.conv.weight, before.segmenter.conv_0.conv_0.conv.weight)
+
+
+def test_style_bank_refuses_a_look_that_is_too_large():
+    wide = TASK.model_copy(update={"size": (512, 512), "channels": 3})
+    settings = method("style_bank", style_bank={"beta": 0.2}).shared
+    build_method("style_bank", settings, TASK).check()
+    with pytest.raises(ConfigError) as caught:
+        build_method("style_bank", settings, wide).check()
+    assert str(caught.value) == "style_bank.beta: a look would take 253380 bytes, more than 65536; lower it"
+
+
+def test_self_information_sums_to_normalised_entropy():
+    assert torch.allclose(self_information(torch.zeros(1, 4, 2, 2)), torch.tensor(0.25))
+    logits = torch.randn(2, 3, 4, 4)
+    total = self_information(logits).sum(dim=1).mean().item()
+    assert total == pytest.approx(entropy(logits).item() / math.log(3), rel=1e-5)
+    sure = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).requires_grad_()
+    maps = self_information(sure)
+    maps.sum().backward()
+    assert torch.equal(maps, torch.zeros_like(maps)) and torch.isfinite(sure.grad).all()
+
+
+def adversary(**changes: float) -> FromAdversary:
+    lesson = AdversaryLessonSettings(batch=4, widths=(4, 8), anatomies=8).model_copy(update=changes)
+    return FromAdversary(copy.deepcopy(knowledge().segmenter), squares_replay(), 2, lesson, COMPUTE)
+
+
+def test_the_discriminator_learns_to_tell_and_the_segmenter_to_deceive():
+    assert build_discriminator(2, (4, 8))(torch.rand(3, 2, 16, 24)).shape == (3, 1, 2, 3)
+    maps, others = torch.full((4, 2, 16, 16), 0.1), torch.full((4, 2, 16, 16), 0.4)
+    learner = adversary(discriminator_rate=1e-2)
+    told = [learner._teach_discriminator(maps, others).item() for _ in range(30)]
+    assert told[0] == pytest.approx(math.log(2), abs=0.2) and told[-1] < 0.1
+    with torch.no_grad():
+        assert learner._judge(maps, "source") < 0.2 < 1 < learner._judge(others, "source")
+    before = [weight.clone() for weight in learner._discriminator.parameters()]
+    replayed = learner.segmenter(squares(1, 4).image)
+    learner._teach_segmenter(replayed.square().mean(), self_information(replayed))
+    assert all(torch.equal(a, b) for a, b in zip(before, learner._discriminator.parameters(), strict=True))
+    assert all(weight.requires_grad for weight in learner._discriminator.parameters())
+
+
+def test_the_adversarial_weight_decides_how_far_the_target_counts():
+    target = Batch(squares(3, 4, inverted=True).image, None)
+
+    def learnt(weight: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        learner = adversary(adversarial=weight)
+        losses = learner.step(target, 0)
+        assert [*losses] == ["segmentation", "adversarial", "discriminator"]
+        assert not any(loss.requires_grad for loss in losses.values())
+        return learner.segmenter.conv_0.conv_0.conv.weight.detach()
+
+    assert torch.equal(learnt(0.0), learnt(0.0))
+    assert not torch.equal(learnt(0.0), learnt(10.0))
+
+
+def test_adversarial_learns_replayed_labels_and_forgets_its_discriminator(tmp_path):
+    learner = method(
+        "adversarial", adversarial={"steps": 40, "batch": 8, "learning_rate": 1e-2, "widths": [4], "anatomies": 32}
+    )
+    before = replaying()
+    after = learner.adapt(before, "b", slices(squares(1)), stages(tmp_path))
+    assert dice(after.segmenter, squares(5)) > 0.8
+    assert after.generator is before.generator and after.statistics == {}
+    after.save(tmp_path / "kept")
+    kept = {path.name for path in (tmp_path / "kept").iterdir()}
+    parts = ("segmenter", "teacher", "generator", "statistics")
+    assert kept == {"knowledge.json", *(f"{part}.safetensors" for part in parts)}
+    assert after.segmenter.state_dict().keys() == before.segmenter.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["adversarial", "style_bank"])
+def test_replay_needs_a_generator(name, tmp_path):
+    with pytest.raises(TypeError, match="replay needs a generator"):
+        method(name).adapt(knowledge(), "b", slices(squares(1)), stages(tmp_path))
+
+
+def test_adversarial_refuses_more_halvings_than_the_sides_have():
+    with pytest.raises(ConfigError) as caught:
+        method("adversarial", adversarial={"widths": [4, 4, 4, 4]}).check()
+    assert str(caught.value) == "adversarial.widths: 5 convolutions are too many for 16 x 16; give fewer"
+
+
+@pytest.mark.parametrize("name", ["adversarial", "style_bank"])
+def test_replay_of_the_published_family_is_kept_and_goes_on(name, tmp_path):
+    style = {
+        "generator": {"latent": 8, "widths": [[8], [4], [4]]},
+        "images": {"steps": 2, "batch": 4, "widths": [4, 4], "average_images": 16},
+    }
+    few = {"steps": 2, "batch": 4}
+    blocks = {"adversarial": few | {"widths": [4], "anatomies": 8}, "style_bank": {"anatomies": 8, "replay": few}}
+    learner = method(name, generator={"family": "style", "style": style}, source={"steps": 2, "batch": 4}, **blocks)
+    source = learner.learn_source("a", slices(squares(0), with_labels=True), stages(tmp_path / "0"))
+    first = learner.adapt(source, "b", slices(squares(1)), stages(tmp_path / "1"))
+    first.save(tmp_path / "kept")
+    loaded = learner.load(tmp_path / "kept")
+    assert loaded.generator is not None and loaded.generator.domains == ("a",)
+    second, again = (
+        learner.adapt(known, "c", slices(squares(2)), stages(tmp_path / part))
+        for known, part in ((first, "2"), (loaded, "again"))
+    )
+    pairs = zip(second.segmenter.state_dict().values(), again.segmenter.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
