@@ -25,7 +25,7 @@ demo: $(READY)
 	@test -d $(DATA)/manifests || $(BIN)/garda phantom --out $(DATA)
 	@mkdir -p $(DEMO)
 	$(TRACKED) $(BIN)/garda run pipelines/phantom.yaml --method source_only --data $(DATA) --out $(DEMO)/source_only
-	$(TRACKED) $(BIN)/garda run pipelines/phantom.yaml --data $(DATA) --out $(DEMO)/garda_paper
+	$(TRACKED) $(BIN)/garda run pipelines/phantom.yaml --data $(DATA) --out $(DEMO)/garda
 	@echo "compare both in MLflow: $(BIN)/garda ui --out $(DEMO)"
 
 test: $(READY)

@@ -83,8 +83,6 @@ class TargetLessonSettings(Config):
         anatomies: size of the pool from which replayed anatomies are taken.
         replay: weight of the lesson from replayed images.
         real: weight of the lesson from real images.
-        reading: share of the generator's own reading of a real image's anatomy in the answer for it, where the
-            generator has one.
         geometry: augmentation of image and answer.
         randomisation: of the images that the student sees.
         appearance: plain augmentation, after it.
@@ -92,12 +90,11 @@ class TargetLessonSettings(Config):
 
     steps: PositiveInt = 150
     batch: int = Field(default=16, ge=2)
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 1e-3
     average: PositiveInt = 33
     anatomies: PositiveInt = 512
     replay: NonNegativeFloat = 1.0
     real: NonNegativeFloat = 1.0
-    reading: float = Field(default=0.5, ge=0, le=1)
     geometry: GeometrySettings = GeometrySettings()
     randomisation: RandomisationSettings = RandomisationSettings(probability=0.5)
     appearance: AppearanceSettings = AppearanceSettings()
@@ -143,9 +140,12 @@ class Replay:
 class FromTarget:
     """Learn an unlabelled target from both that can be had: replayed images with labels, and its real images.
 
-    Replayed anatomies in the target's look carry their labels. For real images the answer is the mean of two readings:
-    the student's own average on the unchanged image (Tarvainen and Valpola, NeurIPS 2017), and the generator's reading
-    of the anatomy. The student sees both kinds moved and randomised, in one batch.
+    Replayed anatomies in the target's look carry their labels. For real images the student's own average answers, on
+    the unchanged image (Tarvainen and Valpola, NeurIPS 2017). The student sees both kinds moved and randomised.
+
+    Normalisation keeps the running statistics of the source's training: how much of an image is object or background
+    differs between sites as well as the scanner does, and statistics of the target's images take the one for the other
+    (docs/ablation.md). Its scales and shifts learn.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class FromTarget:
             lesson: how to learn.
             compute: device and precision.
         """
-        self._student = free_own(compute.prepare(copy.deepcopy(student)).train())
+        self._student = free_own(compute.prepare(copy.deepcopy(student)).eval())
         self._average = AveragedModel(self._student, multi_avg_fn=averaging(lesson.average), use_buffers=True)
         self._average.eval().requires_grad_(False)
         self._average.update_parameters(self._student)  # the first update copies
@@ -210,11 +210,7 @@ class FromTarget:
     def _answer(self, image: Tensor) -> Tensor:
         """(B, K, H, W) probabilities for real images."""
         with self._compute.autocast():
-            answer = torch.softmax(self._average(image).float(), dim=1)
-            reading = self._replay.generator.read(image)
-        if reading is None:
-            return answer
-        return torch.lerp(answer, reading.float(), self._lesson.reading)
+            return torch.softmax(self._average(image).float(), dim=1)
 
     def _compare(self, logits: Tensor, answer: Tensor) -> Tensor:
         """Cross entropy and soft Dice against soft answers."""

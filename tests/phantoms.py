@@ -45,8 +45,6 @@ generator:
 garda:
   source: {steps: 3, batch: 4}
   target: {steps: 3, batch: 4, anatomies: 8}
-  statistics: {batches: 2, batch: 4}
-  trial: 4
 garda_paper:
   generator: {latent: 8, widths: [[8], [8], [4], [4]]}
   images: {steps: 4, batch: 4, widths: [4, 8, 8, 8], average_images: 16}

@@ -47,8 +47,8 @@ def test_every_pipeline_goes_with_every_config_and_method(file, config, method):
 
 
 def test_the_published_recipe_fits_its_size():
-    sequence = read_sequence(ROOT / "pipelines" / "phantom.yaml", config=ROOT / "configs" / "paper.yaml")
-    assert sequence.method == "garda_paper"
+    paper = ROOT / "configs" / "paper.yaml"
+    sequence = read_sequence(ROOT / "pipelines" / "phantom.yaml", config=paper, method="garda_paper")
     settings = sequence.settings
     settings["garda_paper"]["features"]["encoder"] = "segmenter"
     task = sequence.task.model_copy(update={"size": (256, 256)})

@@ -57,7 +57,3 @@ class Generator(nn.Module, ABC):
     def labels(self, anatomy: Anatomy) -> Tensor | None:
         """The anatomies' label maps, (B, K, H, W) probabilities; None where a generator knows none."""
         return None
-
-    def read(self, image: Tensor) -> Tensor | None:
-        """The label maps of the anatomies that it reads in images (B, C, H, W); None where it reads none."""
-        return None

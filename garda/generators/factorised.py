@@ -122,10 +122,6 @@ class FactorisedGenerator(Generator):
         """The anatomies' own label maps, (B, K, H, W) probabilities."""
         return torch.softmax(self.trunk(anatomy.code)[1], dim=1)
 
-    def read(self, image: Tensor) -> Tensor:
-        """Probabilities (B, K, H, W) from the anatomy code of (B, C, H, W), whatever the look."""
-        return torch.softmax(self.trunk(self.anatomy(image))[1], dim=1)
-
 
 class AnatomyEncoder(nn.Module):
     """(B, C, H, W) to the anatomy code, each of whose channels has mean 0 and variance 1 over the training images."""

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
-import torch
-from monai.losses import DiceLoss
 from monai.networks.nets import BasicUNet
-from pydantic import PositiveInt
 
 from garda.config import Config
 from garda.errors import ConfigError
 from garda.knowledge import Knowledge, statistics_limit
-from garda.lessons import StatisticsSettings, continue_lesson, estimate_statistics
+from garda.lessons import continue_lesson
 from garda.methods.base import Replaying, Stages
 from garda.segmenter import FromLabels, LabelLessonSettings, build_segmenter
 from garda.slices import Slices
-from garda.specialisation import FromTarget, Replay, TargetLessonSettings, free_own, read_own, specialise
+from garda.specialisation import FromTarget, TargetLessonSettings, free_own, read_own, specialise
 from garda.training import fit
 
 
@@ -27,14 +23,10 @@ class GardaSettings(Config):
     Attributes:
         source: how the source's own share learns from its labels.
         target: how a target's own share learns.
-        statistics: how normalisation is measured on a target's real images at the end.
-        trial: replayed images by which the start of a target's share is chosen.
     """
 
     source: LabelLessonSettings = LabelLessonSettings(steps=200, learning_rate=1e-3)
     target: TargetLessonSettings = TargetLessonSettings()
-    statistics: StatisticsSettings = StatisticsSettings(batches=30)
-    trial: PositiveInt = 64
 
 
 class Garda(Replaying[GardaSettings]):
@@ -74,7 +66,7 @@ class Garda(Replaying[GardaSettings]):
         return replace(knowledge, statistics={domain: read_own(learnt.segmenter)})
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
-        """The target's look, then its own share of the segmenter."""
+        """The target's look, then its own share of the segmenter, which begins as the common one."""
         previous, teacher = knowledge.generator, knowledge.teacher
         if previous is None:
             raise TypeError("garda adapts a generator")
@@ -86,13 +78,11 @@ class Garda(Replaying[GardaSettings]):
             lesson.steps,
             stage,
         )
-        network = learnt.segmenter
-        estimate_statistics(network, slices, self.settings.statistics, stages("statistics"), self.compute)
         return replace(
             knowledge,
             generator=generator,
             domains=(*knowledge.domains, domain),
-            statistics={**knowledge.statistics, domain: read_own(network)},
+            statistics={**knowledge.statistics, domain: read_own(learnt.segmenter)},
         )
 
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
@@ -102,16 +92,4 @@ class Garda(Replaying[GardaSettings]):
     def _open_target_lesson(self, knowledge: Knowledge) -> FromTarget:
         lesson = self.settings.target
         replay = self.draw_pool(knowledge, lesson.anatomies)
-        return FromTarget(self._choose_start(knowledge, replay), replay, self.task, lesson, self.compute)
-
-    def _choose_start(self, knowledge: Knowledge, replay: Replay) -> BasicUNet:
-        """The share of the domains met, or the common one, that reads replay in the new look best."""
-        candidates = [self.network(knowledge, name) for name in ("", *knowledge.domains)]
-        image, label = replay.batch(self.settings.trial, len(replay.generator.domains) - 1)
-        loss = DiceLoss(include_background=False)
-        losses = []
-        with torch.no_grad(), self.compute.autocast():
-            for candidate in candidates:
-                network = self.compute.prepare(candidate).eval()
-                losses.append(float(loss(torch.softmax(network(self.compute.place(image)).float(), dim=1), label)))
-        return copy.deepcopy(candidates[losses.index(min(losses))])
+        return FromTarget(knowledge.segmenter, replay, self.task, lesson, self.compute)
