@@ -37,6 +37,7 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder that is written."
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="In place of the pipeline's configuration.")]
 MethodName = Annotated[str | None, typer.Option("--method", help="In place of the pipeline's method.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the pipeline's seed.")]
+Judging = Annotated[bool, typer.Option("--judge-choice", help="Score every candidate checkpoint, for research.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
 
 
@@ -50,6 +51,9 @@ def run(
     method: MethodName = None,
     seed: Seed = None,
     change: Changes = None,
+    judging: Annotated[
+        bool, typer.Option("--judge-choice", help="Score every candidate checkpoint, for research.")
+    ] = False,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.continual import forgetting, matrix, summary
@@ -63,7 +67,8 @@ def run(
     sequence = read_sequence(pipeline, config=config, method=method, seed=seed, changes=_changes(change or []))
     with Reporter() as reporter:
         tracker = open_tracker(out, tell=reporter.line)
-        scores = run_sequence(Run(sequence, data, out, tracker, reporter, context.obj, Pseudonyms(load_key())))
+        pseudonyms = Pseudonyms(load_key())
+        scores = run_sequence(Run(sequence, data, out, tracker, reporter, context.obj, pseudonyms, judging=judging))
         if not scores:
             return
         dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")

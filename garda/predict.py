@@ -15,6 +15,8 @@ from garda.segmenter import segment
 from garda.task import Task
 from garda.volumes import check_case, prediction_name, read_volume, write_label_map
 
+OTHER = "other"  # a domain that no sequence names
+
 
 def predict(
     run: Path,
@@ -32,15 +34,15 @@ def predict(
         out: where the label maps go.
         reporter: tells the user.
         stage: the stage whose segmenter is used; None for the last one learnt.
-        domain: the domain that the images come from; None for the stage's own. It decides something for methods that
-            keep parameters for each domain.
+        domain: the domain that the images come from; None for the stage's own, ``other`` for one that is not in the
+            run's sequence. It decides something for methods that keep parameters for each domain.
 
     Returns:
         the files written, in the order of ``images``.
 
     Raises:
         RunFolderError: the run has learnt no such stage.
-        ConfigError: the stage has met no such domain.
+        ConfigError: the run's sequence has no such domain.
         GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
             written.
     """
@@ -51,9 +53,9 @@ def predict(
     settings = parse_settings(plan.method, merge(plan.settings, changes), run / "plan.json")
     method = build_method(plan.method, settings, task)
     knowledge = method.load(_find_stage(run, plan, stage))
-    if domain is not None and domain not in knowledge.domains:
-        met = ", ".join(knowledge.domains)
-        raise ConfigError("--domain", f"{domain!r} has not been met by the stage", f"use one of {met}")
+    known = [planned.name for planned in plan.domains]
+    if domain not in (None, OTHER, *known):
+        raise ConfigError("--domain", f"the run knows no {domain!r}", f"use one of {', '.join([*known, OTHER])}")
     domain = domain or knowledge.domains[-1]
     network = method.compute.prepare(method.network(knowledge, domain)).eval()
     cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]

@@ -14,16 +14,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.networks.nets import BasicUNet
 
 from garda import __version__, files
 from garda.cases import SPLITS
 from garda.checks import check, labelled_cases, needed_cases, without_label
-from garda.continual import Metric, matrix, summary, write_matrix
+from garda.choice import Candidate
+from garda.continual import Metric, matrix, patient_scores, summary, write_matrix
 from garda.errors import Interrupted, RunFolderError
 from garda.evaluate import Score, evaluate, read_scores, write_scores
 from garda.figures import draw_matrix
+from garda.judging import judge, judged_stages, keep_candidates, load_candidates
 from garda.knowledge import Knowledge
 from garda.methods import Bound, Method, build_method, parse_settings
 from garda.plan import Plan, check_folder, claim, make_plan
@@ -53,6 +56,7 @@ class Run:
         stopping: asked between and within stages.
         pseudonyms: stand for patients and cases in ``scores.csv``.
         shelf: a folder where runs of one comparison share what they learn from the source; None for none.
+        judging: keep the candidates of each target's stage and write what their hidden Dice was.
     """
 
     sequence: DomainSequence
@@ -63,6 +67,7 @@ class Run:
     stopping: Stopping
     pseudonyms: Pseudonyms
     shelf: Path | None = None
+    judging: bool = False
 
     @property
     def scores_file(self) -> Path:
@@ -141,6 +146,8 @@ def _follow(run: Run, method: Method) -> list[Score]:
             changed = [other for other in unscored if other.name not in same]
             rows = score(run, method, domain, knowledge, changed) if changed else []
             scores = sorted([*others, *copied, *rows], key=lambda row: row.stage)
+        if run.judging:
+            _judge(run, method, domain, knowledge)
         publish(run, domain, scores)
         before = knowledge
     return scores
@@ -154,6 +161,23 @@ def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Dom
     return [other for other in scored if count[other.name] != len(labelled_cases(other)) * foreground]
 
 
+def _forget(candidates: Sequence[Candidate]) -> None:
+    """Candidates are gone once a method has chosen, unless someone judges the choice."""
+
+
+def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None) -> None:
+    folder, table = run.kept(domain).parent, run.out / "candidates.csv"
+    if domain.index in judged_stages(table) or not (folder / "candidates.json").exists() or not labelled_cases(domain):
+        return
+    known = knowledge or method.load(run.kept(domain))
+
+    def dice(candidate: Candidate) -> float:
+        tried = replace(known, statistics={**known.statistics, domain.name: candidate.own})
+        return float(np.mean([*patient_scores(score(run, method, domain, tried, [domain]), "dice").values()]))
+
+    judge(table, domain.index, domain.name, load_candidates(folder), dice)
+
+
 def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:
     """Whether a stage has left a domain's network as it was to the bit, so that its scores are those of before."""
     old, new = (method.network(knowledge, domain.name).state_dict() for knowledge in (before, after))
@@ -163,7 +187,8 @@ def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: D
 def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) -> Knowledge:
     """The learner's part of one stage: read a domain's training scans, learn, keep the knowledge."""
     folder = _make_private(_training_folder(run, domain))
-    stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method))
+    offer = partial(keep_candidates, run.kept(domain).parent) if run.judging else _forget
+    stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
     if before is None:
         knowledge = method.learn_source(domain.name, read_slices(run, method, domain, folder), stages)
     elif isinstance(method, Bound):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from garda.choice import Candidate
 from garda.errors import CheckpointError
 from garda.files import read_json, write_json
 from garda.training import Stage
@@ -78,10 +79,12 @@ class Stages:
     Attributes:
         open: ``"segmenter"`` -> the piece of that name, seeded and with its own folder.
         shelf: where runs share what they learn from the source.
+        offer: receives the candidates among which a method has chosen, with their label-free scores.
     """
 
     open: Callable[[str], Stage]
     shelf: Shelf = field(default_factory=Shelf)
+    offer: Callable[[Sequence[Candidate]], None] = lambda candidates: None
 
     def __call__(self, part: str) -> Stage:
         """The piece of that name."""

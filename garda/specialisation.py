@@ -72,6 +72,12 @@ def free_own(segmenter: BasicUNet) -> BasicUNet:
     return segmenter
 
 
+class StudentRandomisation(RandomisationSettings):
+    """How far the student's images are randomised; see :class:`garda.augment.RandomisationSettings`."""
+
+    probability: float = Field(default=0.5, ge=0, le=1)
+
+
 class TargetLessonSettings(Config):
     """How a segmenter learns an unlabelled target.
 
@@ -79,6 +85,7 @@ class TargetLessonSettings(Config):
         steps: number of steps.
         batch: replayed images a step, and as many real ones.
         learning_rate: the highest, of AdamW; falls to 0 by a cosine.
+        candidates: how many times the averaged share is put aside, at equal distances, the last step included.
         average: steps over which the weights are averaged that answer for real images and that are kept.
         anatomies: size of the pool from which replayed anatomies are taken.
         replay: weight of the lesson from replayed images.
@@ -91,12 +98,13 @@ class TargetLessonSettings(Config):
     steps: PositiveInt = 150
     batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 1e-3
+    candidates: PositiveInt = 4
     average: PositiveInt = 33
     anatomies: PositiveInt = 512
     replay: NonNegativeFloat = 1.0
     real: NonNegativeFloat = 1.0
     geometry: GeometrySettings = GeometrySettings()
-    randomisation: RandomisationSettings = RandomisationSettings(probability=0.5)
+    randomisation: StudentRandomisation = StudentRandomisation()
     appearance: AppearanceSettings = AppearanceSettings()
 
 
@@ -137,6 +145,25 @@ class Replay:
         return image.float(), self._labels[chosen]
 
 
+class Shares:
+    """Shares of a segmenter that were put aside while it learnt, by step; part of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, dict[str, Tensor]] = {}
+
+    def put(self, step: int, own: dict[str, Tensor]) -> None:
+        """Put one aside."""
+        self.by_step[step] = own
+
+    def state_dict(self) -> dict[int, dict[str, Tensor]]:
+        """All of them."""
+        return self.by_step
+
+    def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.by_step = dict(state_dict)
+
+
 class FromTarget:
     """Learn an unlabelled target from both that can be had: replayed images with labels, and its real images.
 
@@ -169,26 +196,21 @@ class FromTarget:
         self._average = AveragedModel(self._student, multi_avg_fn=averaging(lesson.average), use_buffers=True)
         self._average.eval().requires_grad_(False)
         self._average.update_parameters(self._student)  # the first update copies
-        self._replay = replay
         own = [parameter for parameter in self._student.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4)
         self._loss = DiceLoss(include_background=False)
         self._task, self._lesson, self._compute = task, lesson, compute
-
-    @property
-    def segmenter(self) -> BasicUNet:
-        """The averaged student, in evaluation mode and without gradients."""
-        network: BasicUNet = copy.deepcopy(self._average.module)
-        return network.eval().requires_grad_(False)
+        self.replay, self.shares = replay, Shares()
 
     def state(self) -> Mapping[str, Stateful]:
-        """Student, its average and the optimizer; the pool follows from the stage's seed."""
-        return {"student": self._student, "average": self._average, "optimizer": self._optimizer}
+        """Student, its average, the optimizer and what was put aside; the pool follows from the stage's seed."""
+        networks = {"student": self._student, "average": self._average}
+        return {**networks, "optimizer": self._optimizer, "shares": self.shares}
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a batch of the target's images."""
         lesson, real = self._lesson, self._compute.place(batch.image)
-        replayed, label = self._replay.batch(lesson.batch, len(self._replay.generator.domains) - 1)
+        replayed, label = self.replay.batch(lesson.batch, len(self.replay.generator.domains) - 1)
         image, answer = torch.cat([replayed, real]), torch.cat([label, self._answer(real)])
         motion = draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
         image, answer = move_image(image, motion), move_image(answer, motion)
@@ -204,6 +226,8 @@ class FromTarget:
         (lesson.replay * losses["replay"] + lesson.real * losses["real"]).backward()
         self._optimizer.step()
         self._average.update_parameters(self._student)
+        if (step + 1) * lesson.candidates // lesson.steps > step * lesson.candidates // lesson.steps:
+            self.shares.put(step + 1, read_own(self._average.module))
         return {name: loss.detach() for name, loss in losses.items()}
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ generator:
     look: {steps: 3, batch: 4, survey: 2}
 garda:
   source: {steps: 3, batch: 4}
-  target: {steps: 3, batch: 4, anatomies: 8}
+  target: {steps: 3, batch: 4, anatomies: 8, candidates: 3}
+  trial: 4
 garda_paper:
   generator: {latent: 8, widths: [[8], [8], [4], [4]]}
   images: {steps: 4, batch: 4, widths: [4, 8, 8, 8], average_images: 16}
@@ -67,10 +69,12 @@ def run_tiny(
     out: Path,
     tracker: Tracker | None = None,
     stopping: Stopping | None = None,
+    judging: bool = False,
     **changes: Any,
 ) -> list[Score]:
     """Run a pipeline of :func:`write_tiny` without a word."""
-    return run_sequence(tiny_run(read_sequence(pipeline, **changes), pipeline, out, tracker, stopping))
+    run = tiny_run(read_sequence(pipeline, **changes), pipeline, out, tracker, stopping)
+    return run_sequence(replace(run, judging=judging))
 
 
 def tiny_run(

@@ -119,6 +119,27 @@ def test_domains_are_named_in_order(name):
     assert [known.domains for known in known_by(name)] == [("a",), ("a", "b"), ("a", "b", "c")]
 
 
+@pytest.mark.parametrize("name", ["garda", "batchnorm", "randomised", "source_only"])
+def test_a_domain_that_was_met_is_read_by_the_same_network_ever_after(name):
+    learner = method(name)
+    _, second, third = known_by(name)
+    for domain in "ab":
+        before, after = (learner.network(known, domain).state_dict() for known in (second, third))
+        assert_equal(before, after)
+
+
+def test_garda_reads_every_domain_with_its_own_share_and_an_unknown_one_with_the_trunk():
+    learner, known = method("garda"), known_by("garda")[-1]
+    shares = {domain: learner.network(known, domain).state_dict() for domain in "abcd"}
+    assert_equal(shares["d"], known.segmenter.state_dict())
+    assert_equal(known.teacher.state_dict(), known.segmenter.state_dict())
+    own = set(known.statistics["a"])
+    for domain in "abc":
+        changed = {name for name, value in shares[domain].items() if not torch.equal(value, shares["d"][name])}
+        assert changed and changed <= own
+    assert all(not name.startswith(("down_2.convs.conv_0.conv.", "final_conv")) for name in own)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
     learner = method(name)

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -20,6 +21,7 @@ from garda.predict import predict
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.run import run_sequence
+from garda.segmenter import segment
 from garda.sequence import read_sequence
 from garda.stopping import Stopping
 from garda.tracking import InMemory, open_tracker
@@ -345,6 +347,33 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
     assert earlier.exists()
     label = read_volume(case, sequence.task, pipeline.parent / "data", with_label=True).label
     assert label.numel() == np.asarray(here.dataobj).size
+
+
+def test_a_site_is_named_for_prediction(finished, pipeline, tmp_path):
+    image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
+    with Reporter() as reporter:
+        for name in (SITES[0], "other"):
+            (written,) = predict(finished[0], [image], tmp_path / name, reporter, domain=name)
+            assert written.exists()
+        with pytest.raises(ConfigError) as caught:
+            predict(finished[0], [image], tmp_path / "typo", reporter, domain="bssfp")
+    assert str(caught.value) == f"--domain: the run knows no 'bssfp'; use one of {', '.join(SITES)}, other"
+
+
+def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp_path, monkeypatch):
+    read: list[int] = []
+
+    def count(*given: Any) -> Any:
+        read.append(1)
+        return segment(*given)
+
+    monkeypatch.setattr("garda.run.segment", count)
+    scores = run_tiny(pipeline, tmp_path / "run", method="garda")
+    assert len(read) == 3 + 1 + 1  # every site once, then each target after its own stage
+    rows = {(row.stage, row.domain, row.name): row for row in scores}
+    for (stage, domain, name), row in rows.items():
+        if stage > SITES.index(domain):
+            assert row == replace(rows[stage - 1, domain, name], stage=stage)
 
 
 def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):

@@ -45,6 +45,15 @@ class ReconstructionSettings(Config):
     features: NonNegativeFloat = 0.1
 
 
+class LookRandomisation(RandomisationSettings):
+    """Looks that an appearance code can tell: mostly curves; see :class:`garda.augment.RandomisationSettings`."""
+
+    probability: float = Field(default=0.9, ge=0, le=1)
+    blur: NonNegativeFloat = 0.7
+    coarser: float = Field(default=1.3, ge=1)
+    noise: NonNegativeFloat = 0.02
+
+
 class PairLessonSettings(Config):
     """How images and labels of the source are taken apart and put together again.
 
@@ -62,7 +71,7 @@ class PairLessonSettings(Config):
     batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 2e-3
     geometry: GeometrySettings = GeometrySettings()
-    randomisation: RandomisationSettings = RandomisationSettings(probability=0.9, blur=0.7, coarser=1.3, noise=0.02)
+    randomisation: LookRandomisation = LookRandomisation()
     code_noise: NonNegativeFloat = 0.1
     reconstruction: ReconstructionSettings = ReconstructionSettings()
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from monai.networks.nets import BasicUNet
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
 
+from garda.choice import Candidate, choose, score_candidate
 from garda.config import Config
 from garda.errors import ConfigError
 from garda.knowledge import Knowledge, statistics_limit
 from garda.lessons import continue_lesson
 from garda.methods.base import Replaying, Stages
+from garda.seeds import derive_seed
 from garda.segmenter import FromLabels, LabelLessonSettings, build_segmenter
 from garda.slices import Slices
 from garda.specialisation import FromTarget, TargetLessonSettings, free_own, read_own, specialise
 from garda.training import fit
+
+
+class SourceShareSettings(LabelLessonSettings):
+    """How the source's own share learns; see :class:`garda.segmenter.LabelLessonSettings`."""
+
+    steps: PositiveInt = 200
+    learning_rate: PositiveFloat = 1e-3
 
 
 class GardaSettings(Config):
@@ -23,10 +36,12 @@ class GardaSettings(Config):
     Attributes:
         source: how the source's own share learns from its labels.
         target: how a target's own share learns.
+        trial: real images, and replayed ones, by which the checkpoint of a target's stage is chosen.
     """
 
-    source: LabelLessonSettings = LabelLessonSettings(steps=200, learning_rate=1e-3)
+    source: SourceShareSettings = SourceShareSettings()
     target: TargetLessonSettings = TargetLessonSettings()
+    trial: int = Field(default=64, ge=2)
 
 
 class Garda(Replaying[GardaSettings]):
@@ -82,12 +97,26 @@ class Garda(Replaying[GardaSettings]):
             knowledge,
             generator=generator,
             domains=(*knowledge.domains, domain),
-            statistics={**knowledge.statistics, domain: read_own(learnt.segmenter)},
+            statistics={**knowledge.statistics, domain: self._choose(knowledge, learnt, slices, stages)},
         )
 
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The trunk with the domain's own share; with the common one where the domain has not been met."""
         return specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
+
+    def _choose(self, knowledge: Knowledge, learnt: FromTarget, slices: Slices, stages: Stages) -> Mapping[str, Tensor]:
+        """The share, of those put aside, that label-free scores put first."""
+        torch.manual_seed(derive_seed(stages("share").seed, "choice"))
+        count = self.settings.trial
+        real = slices.batch(0, count, derive_seed(stages("share").seed, "choice")).image
+        replayed, label = learnt.replay.batch(count, len(learnt.replay.generator.domains) - 1)
+        candidates = []
+        for step, own in sorted(learnt.shares.by_step.items()):
+            network = self.compute.prepare(specialise(knowledge.segmenter, own)).eval()
+            scores = score_candidate(network, real, replayed, label, self.compute)
+            candidates.append(Candidate(step, own, scores))
+        stages.offer(candidates)
+        return candidates[choose(candidates)].own
 
     def _open_target_lesson(self, knowledge: Knowledge) -> FromTarget:
         lesson = self.settings.target
