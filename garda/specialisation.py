@@ -85,7 +85,8 @@ class TargetLessonSettings(Config):
         steps: number of steps.
         batch: replayed images a step, and as many real ones.
         learning_rate: the highest, of AdamW; falls to 0 by a cosine.
-        candidates: how many times the averaged share is put aside, at equal distances, the last step included.
+        candidates: how many times the averaged share is put aside, at equal distances, the last step included;
+            among several, label-free scores choose.
         average: steps over which the weights are averaged that answer for real images and that are kept.
         anatomies: size of the pool from which replayed anatomies are taken.
         replay: weight of the lesson from replayed images.
@@ -98,7 +99,7 @@ class TargetLessonSettings(Config):
     steps: PositiveInt = 150
     batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 1e-3
-    candidates: PositiveInt = 4
+    candidates: PositiveInt = 1
     average: PositiveInt = 33
     anatomies: PositiveInt = 512
     replay: NonNegativeFloat = 1.0
