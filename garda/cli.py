@@ -37,7 +37,7 @@ OutFolder = Annotated[Path, typer.Option("--out", help="Folder that is written."
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="In place of the pipeline's configuration.")]
 MethodName = Annotated[str | None, typer.Option("--method", help="In place of the pipeline's method.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the pipeline's seed.")]
-Judging = Annotated[bool, typer.Option("--judge-choice", help="Score every candidate checkpoint, for research.")]
+Judging = Annotated[bool, typer.Option("--judge-choice", help="For research: score each candidate checkpoint.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
 
 
@@ -129,10 +129,11 @@ def check(
 
     sequence = read_sequence(pipeline, config=config, method=method, changes=_changes(change or []))
     settings = parse_settings(sequence.method, sequence.settings, sequence.config)
-    build_method(sequence.method, settings, sequence.task).check()
+    learner = build_method(sequence.method, settings, sequence.task)
+    learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
     with Reporter() as reporter:
-        check_cases(sequence, data, cases, reporter)
+        check_cases(sequence, data, cases, reporter, learner.reads_target_labels)
         reporter.line(f"{len(cases)} cases of {len(sequence.domains)} domains: no problem found")
 
 

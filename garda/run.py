@@ -104,7 +104,7 @@ def run_sequence(run: Run) -> list[Score]:
     method = build_method(sequence.method, settings, sequence.task)
     if run.to_learn():
         method.check()
-    labels = _labels_read(method)
+    labels = method.reads_target_labels
     check(sequence, run.data, needed_cases(sequence, _to_read(run, method), labels), run.reporter, labels)
     with claim(run.out, plan):
         run.tracker.start(describe(sequence, plan))
@@ -202,14 +202,10 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) ->
 
 def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
     """A domain's training slices, a target's without labels unless the method is a bound that reads them."""
-    with_label = domain.index == 0 or _labels_read(method)
+    with_label = domain.index == 0 or method.reads_target_labels
     cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
     volumes = (read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
     return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
-
-
-def _labels_read(method: Method) -> bool:
-    return isinstance(method, Bound) and method.reads_target_labels
 
 
 def _to_read(run: Run, method: Method) -> list[Domain]:

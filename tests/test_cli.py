@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +63,24 @@ def test_every_problem_is_one_line_on_standard_error(tmp_path, capsys):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert all(line.count("; ") == 1 and line.startswith(str(tmp_path)) for line in errors)
+
+
+def test_check_wants_what_the_method_reads(pipeline, tmp_path, capsys):
+    shutil.copytree(pipeline.parent, tmp_path / "tiny")
+    manifest = tmp_path / "tiny" / "data" / "manifests" / f"{SITES[1]}.csv"
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["case", "patient", "split", "image", "label"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row | ({"label": ""} if row["split"] == "train" else {}) for row in rows)
+    words = ("check", tmp_path / "tiny" / "pipeline.yaml", "--data", tmp_path / "tiny" / "data")
+    assert garda(*words) == 0
+    capsys.readouterr()
+    assert garda(*words, "--method", "supervised") == 2
+    assert capsys.readouterr().err == (
+        f"{manifest}:2: supervised needs a label for every training case; fill column label\n"
+    )
 
 
 def test_manifest_of_a_folder(pipeline, tmp_path, capsys):

@@ -22,7 +22,7 @@ from garda.comparison.rows import (
 )
 from garda.errors import ConfigError, RunFolderError, raise_all
 from garda.files import read_json, reason
-from garda.methods import METHODS, Bound, build_method, parse_settings
+from garda.methods import METHODS, build_method, parse_settings
 from garda.plan import TORN, Plan, check_folder, make_plan, read_plan
 from garda.pseudonyms import Pseudonyms
 from garda.sequence import DomainSequence, find_gaps, read_sequence
@@ -107,7 +107,7 @@ def parse_methods(text: str | None) -> list[str] | None:
 
 
 def parse_seeds(text: str | None) -> list[int] | None:
-    """``"0,1,2"`` as a list; None stays None.
+    """``"0,1,2"`` as a list, each seed once; None stays None.
 
     Raises:
         ConfigError: something else than whole numbers from 0 to 2^31 - 1, parted by commas.
@@ -117,7 +117,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
     seeds = [int(part) for part in text.split(",") if re.fullmatch(r"\s*[0-9]{1,10}\s*", part)]
     if len(seeds) != text.count(",") + 1 or max(seeds) >= 2**31:
         raise ConfigError("--seeds", f"expected whole numbers from 0, got {text!r}", "write for example --seeds 0,1,2")
-    return seeds
+    return list(dict.fromkeys(seeds))
 
 
 def _check_words(request: Request) -> None:
@@ -187,7 +187,7 @@ def _check_run(run: Planned, common: Common) -> None:
         settings = parse_settings(run.plan.method, run.sequence.settings, run.sequence.config)
         method = build_method(run.plan.method, settings, run.sequence.task)
         method.check()
-        raise_all(find_gaps(run.sequence, isinstance(method, Bound) and method.reads_target_labels))
+        raise_all(find_gaps(run.sequence, method.reads_target_labels))
 
 
 def _check_reference(request: Request, planned: Sequence[Planned], common: Common) -> None:

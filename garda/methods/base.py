@@ -55,9 +55,11 @@ class Method(ABC, Generic[S]):
 
     Attributes:
         Settings: the model of the method's own block in a configuration file.
+        reads_target_labels: False; True for a bound that also sees the targets' labels.
     """
 
     Settings: ClassVar[type[Config]]
+    reads_target_labels: ClassVar[bool] = False
 
     def __init__(self, task: Task, shared: SharedSettings, settings: S, compute: Compute) -> None:
         self.task, self.shared, self.settings, self.compute = task, shared, settings, compute
@@ -167,13 +169,7 @@ class Replaying(Method[S]):
 
 
 class Bound(Method[S]):
-    """A method outside the contract, for comparison only: it sees the images of all domains met so far at once.
-
-    Attributes:
-        reads_target_labels: whether it also sees the targets' labels.
-    """
-
-    reads_target_labels: ClassVar[bool] = False
+    """A method outside the contract, for comparison only: it sees the images of all domains met so far at once."""
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Not for a bound, which needs the earlier domains too."""
