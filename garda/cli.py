@@ -51,9 +51,7 @@ def run(
     method: MethodName = None,
     seed: Seed = None,
     change: Changes = None,
-    judging: Annotated[
-        bool, typer.Option("--judge-choice", help="Score every candidate checkpoint, for research.")
-    ] = False,
+    judging: Judging = False,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.continual import forgetting, matrix, summary

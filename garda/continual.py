@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from garda.files import replacing
+from garda.intervals import bootstrap_interval, mean_of_known
 
 if TYPE_CHECKING:
     from garda.evaluate import Score
@@ -39,27 +40,12 @@ class PatientKey(NamedTuple):
     seed: int
 
 
-class Interval(NamedTuple):
-    """A confidence interval, in the unit of the values."""
-
-    low: float
-    high: float
-
-
 class Forgetting(NamedTuple):
     """What was lost since it was known best, Dice >= 0: mean over the earlier domains, and the worst of them."""
 
     mean: float
     worst: float
     worst_domain: str | None
-
-
-class Estimate(NamedTuple):
-    """A mean with its interval and the number of patients behind it; NaN without any, no interval of one patient."""
-
-    mean: float
-    interval: Interval | None
-    patients: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +128,7 @@ def matrix(scores: Sequence[Score], domains: Sequence[str], metric: Metric, name
 
 def average_over_seen(matrix: Matrix) -> float:
     """Mean of R[T, 0..T], in the matrix's unit."""
-    return _mean(_last(matrix))
+    return mean_of_known(_last(matrix))
 
 
 def forgetting(matrix: Matrix) -> Forgetting:
@@ -156,7 +142,7 @@ def forgetting(matrix: Matrix) -> Forgetting:
     if np.isnan(lost).all():
         return Forgetting(math.nan, math.nan, None)
     worst = int(np.nanargmax(lost))
-    return Forgetting(_mean(lost), float(lost[worst]), matrix.domains[worst])
+    return Forgetting(mean_of_known(lost), float(lost[worst]), matrix.domains[worst])
 
 
 def backward_transfer(matrix: Matrix) -> float:
@@ -164,7 +150,7 @@ def backward_transfer(matrix: Matrix) -> float:
 
     Lopez-Paz and Ranzato, "Gradient episodic memory for continual learning", NeurIPS 2017 (BWT).
     """
-    return _mean(_last(matrix)[:-1] - np.diagonal(_dice(matrix))[: len(_last(matrix)) - 1])
+    return mean_of_known(_last(matrix)[:-1] - np.diagonal(_dice(matrix))[: len(_last(matrix)) - 1])
 
 
 def forward_transfer(matrix: Matrix) -> float:
@@ -173,13 +159,13 @@ def forward_transfer(matrix: Matrix) -> float:
     After FWT of Lopez-Paz and Ranzato 2017, with the source model in the place of an untrained one.
     """
     values = _dice(matrix)
-    return _mean(np.array([values[j - 1, j] - values[0, j] for j in range(2, len(_last(matrix)))]))
+    return mean_of_known(np.array([values[j - 1, j] - values[0, j] for j in range(2, len(_last(matrix)))]))
 
 
 def plasticity(matrix: Matrix) -> float:
     """Mean over 1 <= j <= T of R[j, j] - R[j-1, j]: what meeting a domain gains on it."""
     values = _dice(matrix)
-    return _mean(np.array([values[j, j] - values[j - 1, j] for j in range(1, len(_last(matrix)))]))
+    return mean_of_known(np.array([values[j, j] - values[j - 1, j] for j in range(1, len(_last(matrix)))]))
 
 
 def gap_closed(adapted: float, source_only: float, supervised: float) -> float:
@@ -203,20 +189,6 @@ def summary(matrix: Matrix) -> dict[str, float]:
         "plasticity": plasticity(matrix),
     }
     return {name: number for name, number in numbers.items() if not math.isnan(number)}
-
-
-def bootstrap_interval(
-    values: Sequence[float], draws: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval | None:
-    """Percentile bootstrap of the mean over patients (Efron and Tibshirani 1993, ch. 13); None under two patients.
-
-    Args:
-        values: (n,) one finite number a patient.
-        draws: resamples of n patients, with replacement.
-        seed: of the resampling.
-        level: share of the resampled means that the interval holds, in (0, 1).
-    """
-    return estimate([np.asarray(values, dtype=np.float64)[None]], draws, seed, level).interval
 
 
 def score_arrays(values: Mapping[PatientKey, float], domains: Sequence[str]) -> list[NDArray[np.float64]]:
@@ -245,48 +217,6 @@ def score_arrays(values: Mapping[PatientKey, float], domains: Sequence[str]) -> 
 def paired_difference(a: Mapping[PatientKey, float], b: Mapping[PatientKey, float]) -> dict[PatientKey, float]:
     """a - b of every patient and seed that both have: what :func:`score_arrays` and :func:`estimate` go on with."""
     return {key: value - b[key] for key, value in a.items() if key in b}
-
-
-def estimate(domains: Sequence[NDArray[np.float64]], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
-    """Mean over domains of the mean over patients, each patient's value the mean over its seeds.
-
-    The interval is a percentile bootstrap on two levels (Davison and Hinkley 1997, section 3.8): seeds are drawn with
-    replacement, one draw for all domains since a seed's run has been through all of them, then each domain's patients.
-    A domain with one patient counts with its value as it is, since nothing tells how patients differ there.
-
-    Args:
-        domains: (seeds, patients) values of each domain, rows of the same seeds; NaN where there is none, but at
-            least one number in every column.
-        draws: resamples.
-        seed: of the resampling.
-        level: share of the resampled means that the interval holds, in (0, 1).
-
-    Returns:
-        the mean over ``domains``, the number of patients in all of them, and no interval where none has two.
-    """
-    mean = _mean(np.array([_mean(_mean_along(values, 0)) for values in domains]))
-    patients = sum(values.shape[1] for values in domains)
-    if all(values.shape[1] < 2 for values in domains):
-        return Estimate(mean, None, patients)
-    means = _resampled_means(domains, draws, np.random.default_rng(seed))
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(mean, Interval(float(low), float(high)), patients)
-
-
-def _resampled_means(
-    domains: Sequence[NDArray[np.float64]], draws: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
-    """(draws,) means over domains of resampled seeds and patients."""
-    patients = [generator.integers(values.shape[1], size=(draws, values.shape[1])) for values in domains]
-    seeds = generator.integers(len(domains[0]), size=(draws, len(domains[0])))
-    means = []
-    for values, drawn in zip(domains, patients, strict=True):
-        if values.shape[1] == 1:
-            means.append(np.full(draws, _mean(values)))
-            continue
-        of_patients = _mean_along(values[seeds], 1)
-        means.append(_mean_along(np.take_along_axis(of_patients, drawn, 1), 1))
-    return _mean_along(np.array(means), 0)
 
 
 def write_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
@@ -318,17 +248,3 @@ def _dice(matrix: Matrix) -> NDArray[np.float64]:
 def _last(matrix: Matrix) -> NDArray[np.float64]:
     """(T + 1,) scores of the domains seen, after the last stage; (0,) before the first."""
     return matrix.values[-1, : len(matrix.values)] if len(matrix.values) else np.empty(0)
-
-
-def _mean(values: NDArray[np.float64]) -> float:
-    """Mean of what is not NaN, NaN where nothing is left."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-    """Means along one of several axes of what is not NaN, NaN where nothing is left."""
-    known = ~np.isnan(values)
-    count = known.sum(axis)
-    total = np.where(known, values, 0.0).sum(axis)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)

@@ -22,10 +22,10 @@ from garda import compare as module
 from garda.compare import compare
 from garda.comparison.figures import draw_curves, draw_matrices
 from garda.comparison.request import Request, parse_methods, parse_seeds, plan_runs
-from garda.continual import estimate
 from garda.errors import ConfigError, GardaError, Interrupted, Problems, RunFolderError, TrainingError
 from garda.evaluate import Score, write_scores
 from garda.files import read_json, write_json
+from garda.intervals import estimate
 from garda.methods import METHODS
 from garda.pseudonyms import Pseudonyms, load_key
 from garda.report import Reporter

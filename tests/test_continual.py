@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 
 from garda.continual import (
-    Estimate,
     Forgetting,
     Matrix,
     PatientKey,
     average_over_seen,
     backward_transfer,
-    bootstrap_interval,
-    estimate,
     forgetting,
     forward_transfer,
     gap_closed,
@@ -27,6 +24,7 @@ from garda.continual import (
     write_matrix,
 )
 from garda.evaluate import Score
+from garda.intervals import Estimate, bootstrap_interval, estimate
 
 NAN = math.nan
 SITES = ("a", "b", "c")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from garda.comparison.rows import Row
 from garda.continual import (
-    Interval,
     Metric,
     PatientKey,
-    estimate,
     gap_closed,
     matrix,
     paired_difference,
@@ -23,6 +19,7 @@ from garda.continual import (
     summary,
 )
 from garda.evaluate import Score
+from garda.intervals import Interval, estimate, mean_of_known
 
 METRICS: tuple[Metric, ...] = ("dice", "hd95")
 LOWER, UPPER = "source_only", "supervised"  # the rows between which the gap lies
@@ -136,7 +133,7 @@ def _continual_measures(comparison: Comparison, row: Row) -> Measures:
     """Forgetting, transfer and plasticity: the mean over the seeds of what each seed's matrix says."""
     numbers = [summary(matrix(run.scores, comparison.domains, "dice")) for run in row.runs.values()]
     names = dict.fromkeys(name for of_seed in numbers for name in of_seed if name != "average_over_seen")
-    return {Key(name): Measure(_mean(of_seed.get(name, math.nan) for of_seed in numbers)) for name in names}
+    return {Key(name): Measure(mean_of_known(of_seed.get(name, math.nan) for of_seed in numbers)) for name in names}
 
 
 def _cost_measures(row: Row) -> Measures:
@@ -145,9 +142,9 @@ def _cost_measures(row: Row) -> Measures:
     targets = max(score.stage for score in row.scores)
     added = [(run.bytes_last - run.bytes_first) / targets if targets else math.nan for run in runs]
     return {
-        Key("training_seconds"): Measure(_mean(run.seconds for run in runs), unit="s"),
-        Key("bytes_per_domain"): Measure(_mean(added), unit="bytes"),
-        Key("bytes"): Measure(_mean(run.bytes_last for run in runs), unit="bytes"),
+        Key("training_seconds"): Measure(mean_of_known(run.seconds for run in runs), unit="s"),
+        Key("bytes_per_domain"): Measure(mean_of_known(added), unit="bytes"),
+        Key("bytes"): Measure(mean_of_known(run.bytes_last for run in runs), unit="bytes"),
     }
 
 
@@ -159,7 +156,7 @@ def _gap_measures(targets: Sequence[str], own: Measures, rows: Mapping[str, Meas
             key = Key("dice", target)
             share = gap_closed(own[key].value, rows[LOWER][key].value, rows[UPPER][key].value)
             found[Key("gap_closed", target)] = Measure(share)
-    return {Key("gap_closed"): Measure(_mean(measure.value for measure in found.values())), **found}
+    return {Key("gap_closed"): Measure(mean_of_known(measure.value for measure in found.values())), **found}
 
 
 def differences(
@@ -199,9 +196,3 @@ def _difference(comparison: Comparison, row: Row, other: Row) -> Difference:
         for domain, domains in _parts(comparison.domains):
             measures[Key("dice", domain, name)] = _measure(pairs, domains)
     return Difference(row.name, other.name, len(row.runs.keys() & other.runs.keys()), measures)
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Mean of what is not NaN, NaN where nothing is left."""
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan

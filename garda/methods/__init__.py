@@ -76,7 +76,9 @@ def deciding_settings(method: str, settings: SharedSettings) -> dict[str, Any]:
 
     Other methods' blocks are left out, and so is where a weights file lies; its digest decides.
     """
-    shared = {*SharedSettings.model_fields} - (set() if issubclass(METHODS[method], Replaying) else {"generator"})
+    known = METHODS[method]
+    replays = issubclass(known, Replaying) and known.shares_generator
+    shared = {*SharedSettings.model_fields} - (set() if replays else {"generator"})
     return settings.model_dump(mode="json", include={*shared, method})
 
 

@@ -136,7 +136,13 @@ class Method(ABC, Generic[S]):
 
 
 class Replaying(Method[S]):
-    """A method with the generator that the shared settings choose."""
+    """A method with a generator, the one that the shared settings choose unless it has a recipe of its own.
+
+    Attributes:
+        shares_generator: whether the shared settings' generator is its own.
+    """
+
+    shares_generator: ClassVar[bool] = True
 
     @property
     def recipe(self) -> Recipe:

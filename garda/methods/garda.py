@@ -105,10 +105,12 @@ class Garda(Replaying[GardaSettings]):
         return specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
 
     def _choose(self, knowledge: Knowledge, learnt: FromTarget, slices: Slices, stages: Stages) -> Mapping[str, Tensor]:
-        """The share, of those put aside, that label-free scores put first."""
-        torch.manual_seed(derive_seed(stages("share").seed, "choice"))
-        count = self.settings.trial
-        real = slices.batch(0, count, derive_seed(stages("share").seed, "choice")).image
+        """The share, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
+        if len(learnt.shares.by_step) == 1:
+            return next(iter(learnt.shares.by_step.values()))
+        seed, count = derive_seed(stages("share").seed, "choice"), self.settings.trial
+        torch.manual_seed(seed)
+        real = slices.batch(0, count, seed).image
         replayed, label = learnt.replay.batch(count, len(learnt.replay.generator.domains) - 1)
         candidates = []
         for step, own in sorted(learnt.shares.by_step.items()):

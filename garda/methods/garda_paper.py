@@ -7,8 +7,8 @@ import copy
 from garda.generators.families import StyleRecipe, StyleRecipeSettings
 from garda.generators.style import StyleGenerator
 from garda.knowledge import Knowledge
-from garda.methods.base import Method, Stages
-from garda.segmenter import FromReplay, ReplayLessonSettings, build_segmenter
+from garda.methods.base import Replaying, Stages
+from garda.segmenter import FromReplay, ReplayLessonSettings
 from garda.slices import Slices
 from garda.training import fit
 
@@ -23,29 +23,16 @@ class GardaPaperSettings(StyleRecipeSettings):
     replay: ReplayLessonSettings = ReplayLessonSettings()
 
 
-class GardaPaper(Method[GardaPaperSettings]):
+class GardaPaper(Replaying[GardaPaperSettings]):
     """Learn looks with a generator; teach the segmenter on replayed images alone."""
 
     Settings = GardaPaperSettings
+    shares_generator = False
 
     @property
     def recipe(self) -> StyleRecipe:
         """How the generator learns."""
         return StyleRecipe(self.task, self.settings, self.compute)
-
-    def check(self) -> None:
-        """Refuse widths that do not fit the task's size, and a feature encoder whose weights cannot be had."""
-        self.recipe.check(build_segmenter(self.task, self.shared.segmenter))
-
-    def build_generator(self) -> StyleGenerator:
-        """An untrained style generator."""
-        return self.recipe.build()
-
-    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
-        """Segmenter from labels, generator from images."""
-        segmenter, teacher = self.learn_segmenter(slices, stages)
-        generator = self.recipe.learn_source(domain, slices, stages, teacher)
-        return Knowledge(segmenter, teacher, generator, (domain,))
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Generator from the target's look, then segmenter from replayed images of all domains seen."""

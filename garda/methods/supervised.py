@@ -32,9 +32,9 @@ class Supervised(Bound[SupervisedSettings]):
     reads_target_labels = True
 
     def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stages: Stages) -> Knowledge:
-        """The segmenter as it is, taught by everyone's labels."""
+        """The segmenter as it is, taught by everyone's labels, in their own looks: without randomisation."""
         stage = stages("segmenter")
-        lesson = self.source_lesson.model_copy(update={"steps": self.settings.steps})
+        lesson = self.source_lesson.model_copy(update={"steps": self.settings.steps, "randomisation": None})
         segmenter = fit(
             lambda: continue_lesson(knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute),
             lambda step: mix(slices, step, lesson.batch, stage.seed),

@@ -1,0 +1,96 @@
+"""Means over patients, seeds and domains, with percentile bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Interval(NamedTuple):
+    """A confidence interval, in the unit of the values."""
+
+    low: float
+    high: float
+
+
+class Estimate(NamedTuple):
+    """A mean with its interval and the number of patients behind it; NaN without any, no interval of one patient."""
+
+    mean: float
+    interval: Interval | None
+    patients: int
+
+
+def bootstrap_interval(
+    values: Sequence[float], draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval | None:
+    """Percentile bootstrap of the mean over patients (Efron and Tibshirani 1993, ch. 13); None under two patients.
+
+    Args:
+        values: (n,) one finite number a patient.
+        draws: resamples of n patients, with replacement.
+        seed: of the resampling.
+        level: share of the resampled means that the interval holds, in (0, 1).
+    """
+    return estimate([np.asarray(values, dtype=np.float64)[None]], draws, seed, level).interval
+
+
+def estimate(domains: Sequence[NDArray[np.float64]], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Mean over domains of the mean over patients, each patient's value the mean over its seeds.
+
+    The interval is a percentile bootstrap on two levels (Davison and Hinkley 1997, section 3.8): seeds are drawn with
+    replacement, one draw for all domains since a seed's run has been through all of them, then each domain's patients.
+    A domain with one patient counts with its value as it is, since nothing tells how patients differ there.
+
+    Args:
+        domains: (seeds, patients) values of each domain, rows of the same seeds; NaN where there is none, but at
+            least one number in every column.
+        draws: resamples.
+        seed: of the resampling.
+        level: share of the resampled means that the interval holds, in (0, 1).
+
+    Returns:
+        the mean over ``domains``, the number of patients in all of them, and no interval where none has two.
+    """
+    mean = mean_of_known(np.array([mean_of_known(_mean_along(values, 0)) for values in domains]))
+    patients = sum(values.shape[1] for values in domains)
+    if all(values.shape[1] < 2 for values in domains):
+        return Estimate(mean, None, patients)
+    means = _resampled_means(domains, draws, np.random.default_rng(seed))
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, Interval(float(low), float(high)), patients)
+
+
+def _resampled_means(
+    domains: Sequence[NDArray[np.float64]], draws: int, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """(draws,) means over domains of resampled seeds and patients."""
+    patients = [generator.integers(values.shape[1], size=(draws, values.shape[1])) for values in domains]
+    seeds = generator.integers(len(domains[0]), size=(draws, len(domains[0])))
+    means = []
+    for values, drawn in zip(domains, patients, strict=True):
+        if values.shape[1] == 1:
+            means.append(np.full(draws, mean_of_known(values)))
+            continue
+        of_patients = _mean_along(values[seeds], 1)
+        means.append(_mean_along(np.take_along_axis(of_patients, drawn, 1), 1))
+    return _mean_along(np.array(means), 0)
+
+
+def mean_of_known(values: NDArray[np.float64] | Iterable[float]) -> float:
+    """Mean of what is not NaN, NaN where nothing is left."""
+    numbers = values if isinstance(values, np.ndarray) else np.array([*values], dtype=np.float64)
+    known = numbers[~np.isnan(numbers)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Means along one of several axes of what is not NaN, NaN where nothing is left."""
+    known = ~np.isnan(values)
+    count = known.sum(axis)
+    total = np.where(known, values, 0.0).sum(axis)
+    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
