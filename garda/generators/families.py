@@ -186,7 +186,8 @@ class FactorisedRecipe(Recipe[FactorisedRecipeSettings, FactorisedGenerator]):
                 stage,
             ).prior
 
-        decides = {"prior": lesson.model_dump(mode="json"), "encoder": fingerprint(generator.anatomy)}
+        decides = self.settings.model_dump(mode="json", include={"generator", "prior"})
+        decides["encoder"] = fingerprint(generator.anatomy)
         return self.compute.prepare(stages.shelf.take("prior", decides, stages("prior"), build, learn))
 
     def _survey(self, generator: FactorisedGenerator, slices: Slices, stage: Stage) -> None:
