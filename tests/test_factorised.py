@@ -89,15 +89,6 @@ def test_what_the_source_taught_is_shared_between_runs(tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
-def test_another_prior_of_equal_anatomy_is_not_taken_from_the_shelf(tmp_path):
-    shelf = Shelf(tmp_path / "shelf", {"seed": 1})
-    for width in (16, 8):
-        learner = recipe(generator=NETWORK.model_copy(update={"prior_width": width}))
-        folder = tmp_path / str(width)
-        learnt = learner.learn_source("a", Discs(inverted=False), stages(folder, shelf), teacher())
-        assert learnt.prior.first.weight.shape[0] == width
-
-
 def test_discs_come_back_with_their_labels_and_a_target_in_its_own_look(tmp_path):
     lessons = {
         "pairs": RECIPE.pairs.model_copy(update={"steps": 250, "batch": 16, "learning_rate": 5e-3}),
