@@ -19,6 +19,8 @@ from garda.config import Config
 class GeometrySettings(Config):
     """How far a slice is moved. Each slice is moved with ``probability``.
 
+    Sites do not centre what they scan alike, so a segmenter must not learn where things lie.
+
     Attributes:
         probability: share of slices that are moved.
         degrees: largest rotation to either side.
@@ -29,6 +31,12 @@ class GeometrySettings(Config):
     probability: float = Field(default=0.8, ge=0, le=1)
     degrees: NonNegativeFloat = 15.0
     scale: NonNegativeFloat = 0.15
+    shift: NonNegativeFloat = 0.25
+
+
+class ImitatedGeometrySettings(GeometrySettings):
+    """Of slices that a generator imitates, who has no use for places where nothing ever lies."""
+
     shift: NonNegativeFloat = 0.08
 
 
@@ -112,6 +120,8 @@ class RandomisationSettings(Config):
         blur: largest standard deviation of the Gaussian blur, pixels.
         coarser: largest factor by which the resolution is lowered.
         noise: largest standard deviation of Gaussian noise.
+        contrast: share of the contrast between the source's classes that is left on average. Where bias field, blur,
+            lost resolution and noise leave less, they are weakened until it is (:mod:`garda.contrast`); 0 for never.
     """
 
     probability: float = Field(default=0.8, ge=0, le=1)
@@ -123,6 +133,7 @@ class RandomisationSettings(Config):
     blur: NonNegativeFloat = 1.0
     coarser: float = Field(default=2.0, ge=1)
     noise: NonNegativeFloat = 0.06
+    contrast: float = Field(default=0.6, ge=0, le=1)
 
 
 def randomise_appearance(image: Tensor, settings: RandomisationSettings) -> Tensor:

@@ -215,7 +215,9 @@ def _read_series(file: ScanFile) -> Stored:
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is raised below, as one line
     series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(file.path))
-    if len(series) != 1:
+    if not series:
+        raise file.error("is a folder without a DICOM series", "give an image file, or a folder with one series")
+    if len(series) > 1:
         raise file.error(f"holds {len(series)} DICOM series", "give every series a folder of its own")
     names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file.path), series[0])
     reader = sitk.ImageSeriesReader()

@@ -70,7 +70,11 @@ def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: 
         owned = _by_owner({scan.key for scan in images}, labels)
         return [replace(scan, labels=_only_label(scan, owned[scan.key])) for scan in wanted]
     files = _group(labels)
-    return [replace(scan, labels=_masks(scan, files, label_suffixes, layout)) for scan in wanted]
+    labelled = [replace(scan, labels=_masks(scan, files, label_suffixes, layout)) for scan in wanted]
+    if not any(scan.labels for scan in labelled):
+        what = f"no label's name is an image's with {' or '.join(map(repr, label_suffixes))} added"
+        raise DataError(folder, what, "correct --label-suffix, or leave it out for a domain without labels")
+    return labelled
 
 
 def _pairs(folder: Path) -> tuple[list[Scan], Found]:

@@ -41,11 +41,12 @@ def predict(
         the files written, in the order of ``images``.
 
     Raises:
-        RunFolderError: the run has learnt no such stage.
+        RunFolderError: the run has no such stage, or has not learnt it yet.
         ConfigError: the run's sequence has no such domain.
         GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
             written.
     """
+    _check_exist(images)
     targets = _name_outputs(images, out)
     plan = read_plan(run)
     task = parse(Task, plan.task, run / "plan.json")
@@ -70,6 +71,10 @@ def predict(
     return targets
 
 
+def _check_exist(images: Sequence[Path]) -> None:
+    raise_all([DataError(image, "does not exist", "check the path") for image in images if not image.exists()])
+
+
 def _name_outputs(images: Sequence[Path], out: Path) -> list[Path]:
     targets = [out / prediction_name(image) for image in images]
     for index, target in enumerate(targets):
@@ -87,7 +92,9 @@ def _find_stage(run: Path, plan: Plan, stage: int | None) -> Path:
     learnt = [folder for folder in folders if folder.exists()]
     if stage is None and learnt:
         return learnt[-1]
-    if stage is not None and 0 <= stage < len(folders) and folders[stage].exists():
+    if stage is not None and not 0 <= stage < len(folders):
+        raise RunFolderError(run, f"has no stage {stage}", f"its stages are 0 to {len(folders) - 1}")
+    if stage is not None and folders[stage].exists():
         return folders[stage]
     wanted = "a stage" if stage is None else f"stage {stage}"
     raise RunFolderError(run, f"{wanted} has not been learnt yet", f"{len(learnt)} of {len(folders)} have; go on first")

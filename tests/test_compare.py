@@ -290,6 +290,11 @@ def test_words_that_say_nothing_are_refused(request_):
         "--label: names a variant that changes nothing; give the change with --set KEY=VALUE"
     )
     assert refused(replace(request_, against="entropy")) == ("--against: no row 'entropy'; use one of source_only")
+    nothing = replace(request_, label="fast", changes={"entropy": {"steps": 2}})
+    assert refused(nothing) == (
+        "--set: changes nothing that source_only reads, or sets what is set already; "
+        "change another key, or leave the method out of --methods"
+    )
     wrong = replace(request_, label="fast", changes={"entropy": {"stepz": 2}})
     assert refused(wrong).endswith("tiny.yaml: unknown key 'entropy.stepz'; did you mean 'steps'?")
 
@@ -396,6 +401,8 @@ def test_a_bound_without_labels_is_refused_before_anything_is_learnt(request_, t
         csv.writer(file).writerows([first, *([*row[:label], "", *row[label + 1 :]] for row in rows)])
     request = replace(request_, pipeline=bare, methods=["source_only", "supervised"])
     assert "supervised needs a label for every training case" in refused(request)
+    _, planned = plan_runs(replace(request, methods=None), KEY)
+    assert {run.plan.method for run in planned} == {*METHODS} - {"supervised"}
 
 
 def test_damaged_times_are_one_line(request_):
@@ -449,19 +456,19 @@ def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeyp
         assert caught.value.code in (0, None)
         return capsys.readouterr().out
 
-    printed = garda("--methods", "randomised")
+    printed = garda("--methods", "source_only")
     assert "0-bssfp_1p5t-segmenter:" in printed
     assert printed.splitlines()[-1] == f"every number, and pictures: {out}"
     assert {"comparison.csv", "differences.csv", "table.csv", "matrices.png", "curves.png"} <= set(os.listdir(out))
-    variant = garda("--methods", "randomised", "--label", "same", "--set", "entropy.steps=9")
-    assert "0-bssfp_1p5t-segmenter:" not in variant and "randomised (same) seed 0:" in variant
-    again = Request(pipeline, tmp_path / "no scans", out, methods=["randomised"])
+    variant = garda("--methods", "batchnorm", "--label", "more", "--set", "batchnorm.batches=4")
+    assert "0-bssfp_1p5t-segmenter:" not in variant and "batchnorm (more) seed 0:" in variant
+    again = Request(pipeline, tmp_path / "no scans", out, methods=["source_only"])
     assert plan_runs(again, Pseudonyms(load_key()))[1][0].finished
     client = MlflowClient(f"sqlite:///{out}/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name == "tiny"]
     runs = client.search_runs([experiment.experiment_id], "tags.`garda.stage` = ''")
     assert {run.info.run_name: run.data.tags.get("garda.label") for run in runs} == {
-        "randomised seed 0": None,
-        "randomised (same) seed 0": "same",
+        "source_only seed 0": None,
+        "batchnorm (more) seed 0": "more",
     }
     assert not list(out.glob("runs/**/mlflow.db"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from garda.augment import GeometrySettings
+from garda.augment import ImitatedGeometrySettings
 from garda.compute import Compute, ComputeSettings
 from garda.errors import CheckpointError, ConfigError
 from garda.generators import GENERATORS, GeneratorSettings, Recipe, adversarial, build_recipe
@@ -279,7 +279,7 @@ def test_what_a_look_costs_the_discriminator(monkeypatch, step):
     assert it.descended["discriminator_optimizer"].item() == pytest.approx(judged + penalty)
 
 
-@pytest.mark.parametrize("motion", [GeometrySettings(probability=1.0), None])
+@pytest.mark.parametrize("motion", [ImitatedGeometrySettings(probability=1.0), None])
 def test_motion_augments_what_the_discriminator_sees(monkeypatch, motion):
     monkeypatch.setattr(adversarial, "Discriminator", Judge)
     anatomy, real = style_generator("a").draw(4), torch.rand(4, 1, 16, 16)

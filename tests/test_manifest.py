@@ -166,6 +166,12 @@ def test_a_pattern_names_the_patient(tmp_path: Path):
             "{}/images/a.png: its label '_y' is missing; add the file, or remove its other labels",
         ),
         (
+            ["images/a.png", "masks/a_x.png"],
+            {"label_suffixes": ["_y"]},
+            "{}: no label's name is an image's with '_y' added; "
+            "correct --label-suffix, or leave it out for a domain without labels",
+        ),
+        (
             ["images/a.png", "masks/a_x.png", "masks/a_x.tif"],
             {"label_suffixes": ["_x"]},
             "{}/images/a.png: 2 files could be its label '_x'; keep one of them below the folder",

@@ -10,12 +10,14 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
+from garda.contrast import weaken
 from garda.errors import CheckpointError, ConfigError, Interrupted
 from garda.generators.features import FeatureSettings
 from garda.knowledge import STATISTICS_LIMIT, Knowledge
 from garda.methods import METHODS, build_method, deciding_settings, parse_settings
 from garda.methods.base import Bound, Method, Stages
 from garda.methods.garda_paper import GardaPaper
+from garda.segmenter import FromLabels
 from garda.shelf import Shelf
 from garda.slices import Batch, Slices
 from garda.stopping import Stopping
@@ -278,6 +280,33 @@ def test_randomised_starts_randomised_and_source_only_plain_whatever_the_others_
     for name, randomised in (("source_only", False), ("garda_paper", True)):
         settings = parse_settings(name, {"source": {"randomisation": {}}}, "x")
         assert (build_method(name, settings, TASK).source_lesson.randomisation is not None) == randomised
+
+
+class FaintSlices(FakeSlices):
+    """A square that hardly stands out of noise."""
+
+    def __init__(self) -> None:
+        super().__init__(0, with_labels=True)
+        self.label = torch.zeros(8, 16, 16, dtype=torch.long)
+        self.label[:, 4:12, 4:12] = 1
+        self.image = (0.5 + 0.06 * self.label[:, None] + 0.05 * (self.image - 0.5)).clamp(0, 1)
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        chosen = (torch.arange(size) + step) % 8
+        return Batch(self.image[chosen], self.label[chosen])
+
+
+def test_a_source_with_faint_classes_is_randomised_less(tmp_path, monkeypatch):
+    learner, noted, used = method("randomised"), [], []
+    whole = learner.source_lesson.randomisation
+    monkeypatch.setattr("garda.methods.base.FromLabels", lambda *given: used.append(given[2]) or FromLabels(*given))
+    for slices in (FakeSlices(0, with_labels=True), FaintSlices()):
+        folder = tmp_path / type(slices).__name__
+        opened = Stages(lambda part, folder=folder: Stage(part, folder, 0, log=lambda _, found: noted.append(found)))
+        learner.learn_source("a", slices, opened)
+    strengths = [found["randomisation_strength"] for found in noted if "randomisation_strength" in found]
+    assert len(strengths) == 2 and strengths[1] < strengths[0] <= 1
+    assert [lesson.randomisation for lesson in used] == [weaken(whole, strength) for strength in strengths]
 
 
 def test_runs_share_what_they_learn_from_the_source(tmp_path):

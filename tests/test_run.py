@@ -389,8 +389,10 @@ def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
             predict(finished[0], [image, broken], tmp_path, reporter)
         with pytest.raises(DataError, match="as another image; predict them apart"):
             predict(finished[0], [image, image], tmp_path, reporter)
-        with pytest.raises(RunFolderError, match="stage 7 has not been learnt yet; 3 of 3 have"):
+        with pytest.raises(RunFolderError, match="has no stage 7; its stages are 0 to 2"):
             predict(finished[0], [image], tmp_path, reporter, stage=7)
+        with pytest.raises(DataError, match=r"^nowhere\.png: does not exist; check the path$"):
+            predict(finished[0], [image, Path("nowhere.png")], tmp_path, reporter)
         with pytest.raises(RunFolderError, match="is not a run folder"):
             predict(tmp_path, [image], tmp_path / "out", reporter)
     assert list(tmp_path.iterdir()) == []

@@ -191,6 +191,9 @@ def test_a_dicom_folder_holds_one_whole_series(tmp_path: Path):
     write_series(tmp_path / "series", uid="1.2.826.0.1.3680043.2.1125.2")
     with pytest.raises(DataError, match="image series holds 2 DICOM series; give every series a folder of its own"):
         read(tmp_path, "series")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="image empty is a folder without a DICOM series; give an image file, or"):
+        read(tmp_path, "empty")
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd"])

@@ -80,6 +80,8 @@ class Planned:
 def plan_runs(request: Request, pseudonyms: Pseudonyms) -> tuple[Common, list[Planned]]:
     """Every run that is asked for, seed by seed, and what they have in common; nothing is written.
 
+    Where no methods are named, a bound whose target labels are not there is left out.
+
     Raises:
         GardaError: a name, a setting, a folder or a manifest does not fit.
     """
@@ -87,7 +89,7 @@ def plan_runs(request: Request, pseudonyms: Pseudonyms) -> tuple[Common, list[Pl
     changes = dict(request.changes)
     sequence = read_sequence(request.pipeline, config=request.config)
     variant = read_sequence(request.pipeline, config=request.config, changes=changes)
-    methods = list(METHODS) if request.methods is None else request.methods
+    methods = _possible(variant) if request.methods is None else request.methods
     seeds = [sequence.seed] if request.seeds is None else request.seeds
     common = _join(request.out, _common(replace(sequence, method=methods[0]), pseudonyms))
     planned = [
@@ -97,6 +99,7 @@ def plan_runs(request: Request, pseudonyms: Pseudonyms) -> tuple[Common, list[Pl
     ]
     for run in planned:
         _check_run(run, common)
+        _check_change(run, replace(sequence, method=run.plan.method, seed=run.plan.seed), pseudonyms)
     _check_reference(request, planned, common)
     return common, planned
 
@@ -166,6 +169,11 @@ def _join_known(file: Path, common: Common) -> Common:
     return common.model_copy(update={"configs": tuple(sorted({*known.configs, *common.configs}))})
 
 
+def _possible(sequence: DomainSequence) -> list[str]:
+    """Every method but those that need target labels which the manifests do not have."""
+    return [name for name in METHODS if not (METHODS[name].reads_target_labels and find_gaps(sequence, True))]
+
+
 def _plan(sequence: DomainSequence, pseudonyms: Pseudonyms) -> Plan:
     return make_plan(sequence, parse_settings(sequence.method, sequence.settings, sequence.config), pseudonyms)
 
@@ -188,6 +196,13 @@ def _check_run(run: Planned, common: Common) -> None:
         method = build_method(run.plan.method, settings, run.sequence.task)
         method.check()
         raise_all(find_gaps(run.sequence, method.reads_target_labels))
+
+
+def _check_change(run: Planned, plain: DomainSequence, pseudonyms: Pseudonyms) -> None:
+    """A variant that changes only what its method does not read would be a second row of the same numbers."""
+    if run.label and run.plan.settings == _plan(plain, pseudonyms).settings:
+        what = f"changes nothing that {run.plan.method} reads, or sets what is set already"
+        raise ConfigError("--set", what, "change another key, or leave the method out of --methods")
 
 
 def _check_reference(request: Request, planned: Sequence[Planned], common: Common) -> None:

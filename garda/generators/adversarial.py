@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from garda.augment import GeometrySettings, draw_motion, move_image
+from garda.augment import ImitatedGeometrySettings, draw_motion, move_image
 from garda.compute import Compute
 from garda.config import Config
 from garda.generators.features import adain
@@ -53,7 +53,7 @@ class ImageLessonSettings(AdversarialSettings):
 
     steps: PositiveInt = 1500
     widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 128, 128), min_length=1)
-    motion: GeometrySettings | None = GeometrySettings()
+    motion: ImitatedGeometrySettings | None = ImitatedGeometrySettings()
 
 
 class StyleLessonSettings(AdversarialSettings):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from garda.augment import (
-    GeometrySettings,
+    ImitatedGeometrySettings,
     RandomisationSettings,
     draw_motion,
     move_image,
@@ -70,7 +70,7 @@ class PairLessonSettings(Config):
     steps: PositiveInt = 1000
     batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 2e-3
-    geometry: GeometrySettings = GeometrySettings()
+    geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
     randomisation: LookRandomisation = LookRandomisation()
     code_noise: NonNegativeFloat = 0.1
     reconstruction: ReconstructionSettings = ReconstructionSettings()
@@ -91,7 +91,7 @@ class PriorLessonSettings(Config):
     batch: int = Field(default=32, ge=2)
     learning_rate: PositiveFloat = 2e-3
     average: PositiveInt = 100
-    geometry: GeometrySettings = GeometrySettings()
+    geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
 
 
 class LookLessonSettings(Config):
@@ -110,7 +110,7 @@ class LookLessonSettings(Config):
     batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 2e-3
     survey: PositiveInt = 8
-    geometry: GeometrySettings = GeometrySettings()
+    geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
     reconstruction: ReconstructionSettings = ReconstructionSettings()
 
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 from monai.networks.nets import BasicUNet
 from pydantic import Field
 
+from garda.augment import RandomisationSettings
 from garda.compute import Compute, ComputeSettings
 from garda.config import Config
+from garda.contrast import bearable_strength, weaken
 from garda.generators import Generator, GeneratorSettings, Recipe, build_recipe
 from garda.knowledge import Knowledge, load_knowledge
+from garda.seeds import derive_seed
 from garda.segmenter import FromLabels, LabelLessonSettings, SegmenterSettings, build_segmenter
 from garda.shelf import Stages
-from garda.slices import Slices
+from garda.slices import Batch, Slices
 from garda.specialisation import Replay
 from garda.task import Task
-from garda.training import fit
+from garda.training import Stage, fit
 from garda.volumes import Volume
+
+SURVEY = 8  # batches by which the source's contrast is measured
 
 __all__ = ["Bound", "Knowledge", "Method", "Replaying", "SharedSettings", "Stages"]
 
@@ -117,22 +122,42 @@ class Method(ABC, Generic[S]):
     def learn_segmenter(self, slices: Slices, stages: Stages) -> tuple[BasicUNet, BasicUNet]:
         """The source segmenter and a copy of it that stays as the teacher, both in evaluation mode."""
         lesson = self.source_lesson
+
+        def learn(stage: Stage) -> BasicUNet:
+            suited = self.suit_lesson(lesson, slices, stage)
+            return fit(
+                lambda: FromLabels(self.task, self.shared.segmenter, suited, self.compute),
+                lambda step: slices.batch(step, lesson.batch, stage.seed),
+                lesson.steps,
+                stage,
+            ).segmenter
+
         segmenter = stages.shelf.take(
             "segmenter",
             {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": lesson.model_dump(mode="json")},
             stages("segmenter"),
             lambda: build_segmenter(self.task, self.shared.segmenter),
-            lambda stage: (
-                fit(
-                    lambda: FromLabels(self.task, self.shared.segmenter, lesson, self.compute),
-                    lambda step: slices.batch(step, lesson.batch, stage.seed),
-                    lesson.steps,
-                    stage,
-                ).segmenter
-            ),
+            learn,
         )
         self.compute.prepare(segmenter)
         return segmenter, copy.deepcopy(segmenter)
+
+    def suit_lesson(self, lesson: LabelLessonSettings, slices: Slices, stage: Stage) -> LabelLessonSettings:
+        """A lesson with no more randomisation than its labelled slices bear, see :meth:`suit`."""
+        if lesson.randomisation is None:
+            return lesson
+        seed = derive_seed(stage.seed, "contrast")
+        batches = [slices.batch(step, lesson.batch, seed) for step in range(SURVEY)]
+        return lesson.model_copy(update={"randomisation": self.suit(lesson.randomisation, batches, stage)})
+
+    def suit(
+        self, randomisation: RandomisationSettings, batches: Sequence[Batch], stage: Stage
+    ) -> RandomisationSettings:
+        """No more randomisation than labelled batches bear (:mod:`garda.contrast`); the stage logs its strength."""
+        seed = derive_seed(stage.seed, "strength")
+        strength = bearable_strength(randomisation, batches, len(self.task.classes), seed)
+        stage.log(0, {"randomisation_strength": strength})
+        return weaken(randomisation, strength)
 
 
 class Replaying(Method[S]):

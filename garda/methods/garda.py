@@ -15,12 +15,12 @@ from garda.config import Config
 from garda.errors import ConfigError
 from garda.knowledge import Knowledge, statistics_limit
 from garda.lessons import continue_lesson
-from garda.methods.base import Replaying, Stages
+from garda.methods.base import SURVEY, Replaying, Stages
 from garda.seeds import derive_seed
 from garda.segmenter import FromLabels, LabelLessonSettings, build_segmenter
-from garda.slices import Slices
+from garda.slices import Batch, Slices
 from garda.specialisation import FromTarget, TargetLessonSettings, free_own, read_own, specialise
-from garda.training import fit
+from garda.training import Stage, fit
 
 
 class SourceShareSettings(LabelLessonSettings):
@@ -70,7 +70,8 @@ class Garda(Replaying[GardaSettings]):
     def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Trunk and generator, then the source's own share from its labels."""
         knowledge = super().learn_source(domain, slices, stages)
-        stage, lesson = stages("share"), self.settings.source
+        stage = stages("share")
+        lesson = self.suit_lesson(self.settings.source, slices, stage)
 
         def build() -> FromLabels:
             learner = continue_lesson(knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute)
@@ -88,7 +89,7 @@ class Garda(Replaying[GardaSettings]):
         generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
         stage, lesson = stages("share"), self.settings.target
         learnt = fit(
-            lambda: self._open_target_lesson(replace(knowledge, generator=generator)),
+            lambda: self._open_target_lesson(replace(knowledge, generator=generator), stage),
             lambda step: slices.batch(step, lesson.batch, stage.seed),
             lesson.steps,
             stage,
@@ -120,7 +121,10 @@ class Garda(Replaying[GardaSettings]):
         stages.offer(candidates)
         return candidates[choose(candidates)].own
 
-    def _open_target_lesson(self, knowledge: Knowledge) -> FromTarget:
+    def _open_target_lesson(self, knowledge: Knowledge, stage: Stage) -> FromTarget:
         lesson = self.settings.target
         replay = self.draw_pool(knowledge, lesson.anatomies)
-        return FromTarget(knowledge.segmenter, replay, self.task, lesson, self.compute)
+        replayed = [replay.batch(lesson.batch, len(knowledge.domains)) for _ in range(SURVEY)]
+        batches = [Batch(image.cpu(), label.argmax(dim=1).cpu()) for image, label in replayed]
+        suited = lesson.model_copy(update={"randomisation": self.suit(lesson.randomisation, batches, stage)})
+        return FromTarget(knowledge.segmenter, replay, self.task, suited, self.compute)

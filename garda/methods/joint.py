@@ -68,8 +68,9 @@ class Joint(Bound[JointSettings]):
     def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stages: Stages) -> Knowledge:
         """Source and all targets met, each target with an equal share of the unlabelled slices."""
         stage, lesson, start = stages("segmenter"), self.settings, knowledge.teacher
-        labelled = self.source_lesson.model_copy(update={"steps": lesson.steps})
         (_, source), *others = slices.items()
+        labelled = self.source_lesson.model_copy(update={"steps": lesson.steps})
+        labelled = self.suit_lesson(labelled, source, stage)
 
         def build() -> Together:
             labels = continue_lesson(start, self.task, self.shared.segmenter, labelled, self.compute)
