@@ -6,11 +6,13 @@ import errno
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from garda.errors import ConfigError, DataError, GardaError, Interrupted
+from garda import cli_handover
+from garda.cli_options import Changes, DataFolder, parse_changes
+from garda.errors import DataError, GardaError, Interrupted
 from garda.stopping import Stopping
 
 
@@ -31,14 +33,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(cli_handover.app)
+
 PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A YAML of pipelines/.")]
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manifests' paths are relative to.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder that is written.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="In place of the pipeline's configuration.")]
 MethodName = Annotated[str | None, typer.Option("--method", help="In place of the pipeline's method.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="In place of the pipeline's seed.")]
 Judging = Annotated[bool, typer.Option("--judge-choice", help="For research: score each candidate checkpoint.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
 
 
 @app.command()
@@ -52,21 +54,25 @@ def run(
     seed: Seed = None,
     change: Changes = None,
     judging: Judging = False,
+    sign: cli_handover.SigningKey = None,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.continual import forgetting, matrix, summary
     from garda.figures import matrix_table
+    from garda.handover.package import find_stage, package_digest
+    from garda.handover.signing import read_private
     from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
     from garda.run import Run, run_sequence
     from garda.sequence import read_sequence
     from garda.tracking import open_tracker
 
-    sequence = read_sequence(pipeline, config=config, method=method, seed=seed, changes=_changes(change or []))
+    sequence = read_sequence(pipeline, config=config, method=method, seed=seed, changes=parse_changes(change or []))
+    key = None if sign is None else read_private(sign)
     with Reporter() as reporter:
-        tracker = open_tracker(out, tell=reporter.line)
-        pseudonyms = Pseudonyms(load_key())
-        scores = run_sequence(Run(sequence, data, out, tracker, reporter, context.obj, pseudonyms, judging=judging))
+        own = (open_tracker(out, tell=reporter.line), reporter, context.obj, Pseudonyms(load_key()))
+        scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key))
+        reporter.line(f"package {package_digest(find_stage(out))}: {find_stage(out)}")
         if not scores:
             return
         dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
@@ -105,7 +111,7 @@ def compare(
     from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
 
-    changes = _changes(change or [])
+    changes = parse_changes(change or [])
     request = Request(pipeline, data, out, parse_methods(methods), parse_seeds(seeds), label, changes, config, against)
     with Reporter() as reporter:
         compare_methods(request, reporter, context.obj, Pseudonyms(load_key()))
@@ -125,7 +131,7 @@ def check(
     from garda.report import Reporter
     from garda.sequence import read_sequence
 
-    sequence = read_sequence(pipeline, config=config, method=method, changes=_changes(change or []))
+    sequence = read_sequence(pipeline, config=config, method=method, changes=parse_changes(change or []))
     settings = parse_settings(sequence.method, sequence.settings, sequence.config)
     learner = build_method(sequence.method, settings, sequence.task)
     learner.check()
@@ -219,27 +225,6 @@ def ui(
     from garda.tracking import open_ui
 
     open_ui(out, port, print)
-
-
-def _changes(texts: list[str]) -> dict[str, Any]:
-    """``["a.b=3"]`` as ``{"a": {"b": 3}}``."""
-    import yaml
-
-    from garda.config import YamlLoader, merge
-
-    changes: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError("--set", f"expected KEY=VALUE, got {text!r}", "write for example --set source.steps=100")
-        try:
-            nested: Any = yaml.load(value, YamlLoader)
-        except (yaml.YAMLError, ValueError):
-            raise ConfigError("--set", f"{value!r} is not a YAML value", "quote it") from None
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        changes = merge(changes, nested)
-    return changes
 
 
 def main() -> None:

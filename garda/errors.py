@@ -6,6 +6,8 @@
     ├── RunFolderError    a run folder holds something else, or cannot be written
     ├── CheckpointError   a checkpoint or a weights file cannot be read
     ├── TrainingError     a loss stopped being a number
+    ├── PackageError      a package is damaged, or is not what its ledger says
+    ├── Refused           a target's stage did not pass the gate; exit code 3
     └── Problems          several of these in one go
     Interrupted           Ctrl-C (exit code 130) or SIGTERM (exit code 75), after a checkpoint
 
@@ -49,6 +51,16 @@ class CheckpointError(GardaError):
 
 class TrainingError(GardaError):
     """A loss stopped being a number."""
+
+
+class PackageError(GardaError):
+    """A package is damaged, was changed, or is not what its ledger says."""
+
+
+class Refused(GardaError):
+    """A target's stage did not pass the gate; the package stays what it was."""
+
+    exit_code = 3
 
 
 class Interrupted(BaseException):

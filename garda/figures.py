@@ -1,21 +1,26 @@
-"""The stage x domain matrix as a table for the terminal and as a picture."""
+"""Scores as tables for the terminal, and the stage x domain matrix as a picture."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from garda.continual import Metric, patient_scores
 from garda.files import replacing
+from garda.intervals import bootstrap_interval
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from garda.continual import Matrix
+    from garda.evaluate import Score
 
 NOTHING = "–"
+METRICS: tuple[Metric, ...] = ("dice", "hd95")
 
 
 def matrix_table(matrix: Matrix, notes: str | None = None) -> Table:
@@ -43,6 +48,33 @@ def matrix_table(matrix: Matrix, notes: str | None = None) -> Table:
         seen = [Text(cell, style="" if column <= stage else "dim") for column, cell in enumerate(cells)]
         table.add_row(Text(f"{stage} {domain}"), *seen)
     return table
+
+
+def scores_table(scores: Sequence[Score]) -> Table:
+    """A row for each domain and class: number of patients, Dice and HD95, means over patients with their intervals."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title="means over patients and their 95 % intervals", pad_edge=False)
+    for heading in ("domain", "class"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("n", "Dice", "HD95"):
+        table.add_column(heading, justify="right")
+    for domain, name, unit in dict.fromkeys((score.domain, score.name, score.unit) for score in scores):
+        own = [score for score in scores if score.domain == domain]
+        dice, distance = (_estimate([*patient_scores(own, metric, name).values()], metric) for metric in METRICS)
+        patients = str(len({score.patient for score in own}))
+        table.add_row(*map(Text, (domain, name, patients, dice, f"{distance} {unit}")))
+    return table
+
+
+def _estimate(values: Sequence[float], metric: Metric) -> str:
+    if not values:
+        return NOTHING
+    form = "{:.3f}" if metric == "dice" else "{:.1f}"
+    interval = bootstrap_interval(values)
+    between = f" ({form.format(interval[0])}{NOTHING}{form.format(interval[1])})" if interval else ", no interval"
+    return form.format(math.fsum(values) / len(values)) + between
 
 
 def draw_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:

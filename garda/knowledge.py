@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
@@ -47,8 +48,12 @@ class Knowledge:
             if size > limit:
                 raise ValueError(f"statistics of {domain} take {size} bytes, more than {limit}")
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
         """Write everything into ``folder``, which appears whole or not at all.
+
+        Args:
+            folder: takes the place of what it may hold already.
+            beside: further JSON files that appear with it, contents by name.
 
         Raises:
             RunFolderError: no space left, or the folder cannot be written.
@@ -64,8 +69,9 @@ class Knowledge:
             flat = {f"{domain}/{name}": t for domain, named in self.statistics.items() for name, t in named.items()}
             save_weights(draft / "statistics.safetensors", flat)
             draws = None if self.generator is None else self.generator.domains
-            facts = _Facts(domains=self.domains, draws=draws)
-            write_json(draft / "knowledge.json", facts.model_dump(mode="json"))
+            facts = Facts(domains=self.domains, draws=draws)
+            for name, contents in {"knowledge.json": facts.model_dump(mode="json"), **(beside or {})}.items():
+                write_json(draft / name, contents)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(draft, folder)
         except OSError as error:
@@ -93,12 +99,7 @@ def load_knowledge(
     Raises:
         CheckpointError: a file is missing, truncated or belongs to other settings.
     """
-    if not (folder / "knowledge.json").is_file():
-        raise CheckpointError(folder, "holds no knowledge of a finished stage", "give the folder of a finished run")
-    try:
-        facts = _Facts.model_validate(read_json(folder / "knowledge.json"))
-    except (ValueError, RunFolderError):
-        raise CheckpointError(folder / "knowledge.json", "is damaged", "copy the whole folder again") from None
+    facts = read_facts(folder)
     generator = build_generator() if facts.draws is not None and build_generator is not None else None
     if generator is not None:
         for domain in facts.draws or ():
@@ -117,8 +118,24 @@ def load_knowledge(
     )
 
 
-class _Facts(Config):
-    """The contents of ``knowledge.json``."""
+class Facts(Config):
+    """The contents of ``knowledge.json``.
+
+    Attributes:
+        domains: the domains met.
+        draws: those that the generator draws; None without one.
+    """
 
     domains: tuple[str, ...]
-    draws: tuple[str, ...] | None  # the generator's domains; None without one
+    draws: tuple[str, ...] | None
+
+
+def read_facts(folder: Path) -> Facts:
+    """What ``knowledge.json`` says; errors as in :func:`load_knowledge`."""
+    file = folder / "knowledge.json"
+    if not file.is_file():
+        raise CheckpointError(folder, "holds no knowledge of a finished stage", "give the folder of a finished run")
+    try:
+        return Facts.model_validate(read_json(file))
+    except (ValueError, RunFolderError):
+        raise CheckpointError(file, "is damaged", "copy the whole folder again") from None

@@ -27,32 +27,47 @@ class PlannedDomain(Config):
     manifest: str
 
 
-class Plan(Config):
-    """Everything that decides a run's result, as plain values: the contents of ``plan.json``; no path, no patient.
+class Setup(Config):
+    """What decides every stage of a sequence, at whichever site, as plain values; no path, no patient.
 
     Attributes:
-        garda: version that made the run.
+        garda: version that learnt the source.
         name: the sequence's name.
         method: the method's name.
         seed: seed of everything random.
-        pseudonyms: a check value of the key behind the pseudonyms in ``scores.csv``, so that no run mixes two.
         task: see :class:`garda.sequence.Task`.
         settings: see :func:`garda.methods.deciding_settings`.
-        domains: source and targets, in order.
     """
 
     garda: str
     name: str
     method: str
     seed: int
-    pseudonyms: str
     task: dict[str, Any]
     settings: dict[str, Any]
+
+
+class Plan(Setup):
+    """Everything that decides a run's result: the contents of ``plan.json``.
+
+    Attributes:
+        pseudonyms: a check value of the key behind the pseudonyms in ``scores.csv``, so that no run mixes two.
+        domains: source and targets, in order; the manifest of one that another site has learnt is empty.
+        package: digest of the package that the run goes on from; empty where it begins with the source.
+    """
+
+    pseudonyms: str
     domains: tuple[PlannedDomain, ...]
+    package: str = ""
+
+    @property
+    def setup(self) -> Setup:
+        """What also decides the stages of other sites."""
+        return Setup.model_validate(self.model_dump(include={*Setup.model_fields}))
 
 
-def make_plan(sequence: DomainSequence, settings: SharedSettings, pseudonyms: Pseudonyms) -> Plan:
-    """The plan of a sequence."""
+def make_plan(sequence: DomainSequence, settings: SharedSettings, pseudonyms: Pseudonyms, package: str = "") -> Plan:
+    """The plan of a sequence; ``package`` as in :class:`Plan`."""
     plan = {
         "garda": __version__,
         "name": sequence.name,
@@ -61,7 +76,8 @@ def make_plan(sequence: DomainSequence, settings: SharedSettings, pseudonyms: Ps
         "pseudonyms": pseudonyms.pseudonym("check", "key"),
         "task": sequence.task.model_dump(mode="json"),
         "settings": deciding_settings(sequence.method, settings),
-        "domains": [{"name": domain.name, "manifest": sequence.digests[domain.name]} for domain in sequence.domains],
+        "domains": [{"name": d.name, "manifest": sequence.digests.get(d.name, "")} for d in sequence.domains],
+        "package": package,
     }
     return Plan.model_validate_json(json.dumps(plan))
 

@@ -31,8 +31,11 @@ class Pseudonyms:
             kind: what is named, not empty; a patient and a case of one name get unrelated pseudonyms.
             identifier: the name that is to stay secret.
         """
-        message = f"{kind}\0{identifier}".encode()
-        return f"{kind[0].upper()}-{hmac.digest(self._key, message, 'sha256').hex()[:DIGITS]}"
+        return f"{kind[0].upper()}-{self.digest(kind, identifier)[:DIGITS]}"
+
+    def digest(self, kind: str, contents: str) -> str:
+        """64 hex digits under the key, by which its holder alone can show what the contents were."""
+        return hmac.digest(self._key, f"{kind}\0{contents}".encode(), "sha256").hex()
 
 
 def load_key(folder: Path | None = None) -> bytes:

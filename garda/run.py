@@ -1,91 +1,34 @@
 """The order of things: learn the source, adapt to one target after another, score every domain after every stage.
 
-This is the only file that knows the order. The learner sees one domain's training scans and never a test path or a
-target's label; the evaluator reads labelled test scans and learns nothing.
+This is the only file that knows the order; what learner and evaluator do in a stage is in :mod:`garda.roles`.
 """
 
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from monai.networks.nets import BasicUNet
 
-from garda import __version__, files
 from garda.cases import SPLITS
-from garda.checks import check, labelled_cases, needed_cases, without_label
+from garda.checks import check, labelled_cases, needed_cases
 from garda.choice import Candidate
 from garda.continual import Metric, matrix, patient_scores, summary, write_matrix
 from garda.errors import Interrupted, RunFolderError
-from garda.evaluate import Score, evaluate, read_scores, write_scores
+from garda.evaluate import Score, read_scores, write_scores
 from garda.figures import draw_matrix
-from garda.judging import judge, judged_stages, keep_candidates, load_candidates
+from garda.judging import judge, judged_stages, load_candidates
 from garda.knowledge import Knowledge
 from garda.methods import Bound, Method, build_method, parse_settings
 from garda.plan import Plan, check_folder, claim, make_plan
-from garda.pseudonyms import Pseudonyms
-from garda.report import Reporter
-from garda.seeds import derive_seed
-from garda.segmenter import segment
+from garda.roles import Run, forget_training, learn, reads_equally, score, seal_stage, stage_name
 from garda.sequence import Domain, DomainSequence
-from garda.shelf import Shelf, Stages
-from garda.slices import Slices
-from garda.stopping import Stopping
-from garda.tracking import RunDescription, Tracker
-from garda.training import Stage
-from garda.volumes import read_volume
+from garda.tracking import RunDescription
 
-
-@dataclass(frozen=True)
-class Run:
-    """One sequence in one run folder.
-
-    Attributes:
-        sequence: what is learnt, in which order.
-        data: the folder that manifest paths are relative to.
-        out: the run folder.
-        tracker: receives metrics and artifacts.
-        reporter: tells the user.
-        stopping: asked between and within stages.
-        pseudonyms: stand for patients and cases in ``scores.csv``.
-        shelf: a folder where runs of one comparison share what they learn from the source; None for none.
-        judging: keep the candidates of each target's stage and write what their hidden Dice was.
-    """
-
-    sequence: DomainSequence
-    data: Path
-    out: Path
-    tracker: Tracker
-    reporter: Reporter
-    stopping: Stopping
-    pseudonyms: Pseudonyms
-    shelf: Path | None = None
-    judging: bool = False
-
-    @property
-    def scores_file(self) -> Path:
-        """Every score of the run, a row each."""
-        return self.out / "scores.csv"
-
-    @property
-    def seconds_file(self) -> Path:
-        """How long each piece of training took, by its name."""
-        return self.out / "seconds.json"
-
-    def kept(self, domain: Domain) -> Path:
-        """Where a stage's knowledge is kept; the folder exists once the stage has been learnt."""
-        return self.out / "stages" / stage_name(domain) / "knowledge"
-
-    def to_learn(self) -> list[Domain]:
-        """The domains whose stage has not been learnt yet."""
-        return [domain for domain in self.sequence.domains if not self.kept(domain).exists()]
+__all__ = ["Run", "run_sequence"]
 
 
 def run_sequence(run: Run) -> list[Score]:
@@ -109,7 +52,7 @@ def run_sequence(run: Run) -> list[Score]:
     with claim(run.out, plan):
         run.tracker.start(describe(sequence, plan))
         try:
-            scores = _follow(run, method)
+            scores = _follow(run, plan, method)
         except BaseException as error:
             run.tracker.finish("stopped" if isinstance(error, Interrupted) else "failed")
             raise
@@ -117,8 +60,9 @@ def run_sequence(run: Run) -> list[Score]:
     return scores
 
 
-def _follow(run: Run, method: Method) -> list[Score]:
+def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
     before: Knowledge | None = None  # of the stage before; None where it has not been needed yet
+    previous: Path | None = None  # its package
     scores = read_scores(run.scores_file) if run.scores_file.exists() else []
     if any(row.stage >= len(run.sequence.domains) for row in scores):
         raise RunFolderError(run.scores_file, "holds stages of another run", "delete it, it is computed again")
@@ -126,31 +70,40 @@ def _follow(run: Run, method: Method) -> list[Score]:
         run.stopping.check(stage_name(domain))
         knowledge: Knowledge | None = None
         if not run.kept(domain).exists():
-            if before is None and domain.index > 0:
-                before = method.load(run.kept(run.sequence.domains[domain.index - 1]))
+            before = before or (method.load(previous) if previous else None)
             knowledge = learn(run, method, domain, before)
-        _delete(_training_folder(run, domain))
+        forget_training(run, domain)
         unscored = find_unscored(run, domain, scores)
         if unscored:
+            before = before or (method.load(previous) if previous else None)
             knowledge = knowledge or method.load(run.kept(domain))
-            if before is None and domain.index > 0:
-                before = method.load(run.kept(run.sequence.domains[domain.index - 1]))
-            names = {other.name for other in unscored}
-            others = [row for row in scores if row.stage != domain.index or row.domain not in names]
-            same = [other.name for other in unscored if before and reads_equally(method, before, knowledge, other)]
-            copied = [
-                replace(row, stage=domain.index)
-                for row in scores
-                if row.stage == domain.index - 1 and row.domain in same
-            ]
-            changed = [other for other in unscored if other.name not in same]
-            rows = score(run, method, domain, knowledge, changed) if changed else []
-            scores = sorted([*others, *copied, *rows], key=lambda row: row.stage)
+            scores = _add_scores(run, method, domain, (before, knowledge), unscored, scores)
         if run.judging:
             _judge(run, method, domain, knowledge)
         publish(run, domain, scores)
-        before = knowledge
+        seal_stage(run, plan.setup, domain, previous, [row for row in scores if row.stage == domain.index])
+        before, previous = knowledge, run.kept(domain)
     return scores
+
+
+def _add_scores(
+    run: Run,
+    method: Method,
+    domain: Domain,
+    known: tuple[Knowledge | None, Knowledge],
+    unscored: Sequence[Domain],
+    scores: Sequence[Score],
+) -> list[Score]:
+    """The scores with those of the unscored domains after a stage; what reads as before is not segmented again."""
+    before, after = known
+    names = {other.name for other in unscored}
+    others = [row for row in scores if row.stage != domain.index or row.domain not in names]
+    same = [other.name for other in unscored if before and reads_equally(method, before, after, other)]
+    earlier = [row for row in scores if row.stage == domain.index - 1 and row.domain in same]
+    changed = [other for other in unscored if other.name not in same]
+    rows = score(run, method, domain, after, changed) if changed else []
+    copied = [replace(row, stage=domain.index) for row in earlier]
+    return sorted([*others, *copied, *rows], key=lambda row: row.stage)
 
 
 def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Domain]:
@@ -159,10 +112,6 @@ def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Dom
     foreground = len(run.sequence.task.classes) - 1
     scored = [other for other in run.sequence.domains if labelled_cases(other)]
     return [other for other in scored if count[other.name] != len(labelled_cases(other)) * foreground]
-
-
-def _forget(candidates: Sequence[Candidate]) -> None:
-    """Candidates are gone once a method has chosen, unless someone judges the choice."""
 
 
 def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None) -> None:
@@ -178,80 +127,10 @@ def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None
     judge(table, domain.index, domain.name, load_candidates(folder), dice)
 
 
-def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:
-    """Whether a stage has left a domain's network as it was to the bit, so that its scores are those of before."""
-    old, new = (method.network(knowledge, domain.name).state_dict() for knowledge in (before, after))
-    return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
-
-
-def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) -> Knowledge:
-    """The learner's part of one stage: read a domain's training scans, learn, keep the knowledge."""
-    folder = _make_private(_training_folder(run, domain))
-    offer = partial(keep_candidates, run.kept(domain).parent) if run.judging else _forget
-    stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
-    if before is None:
-        knowledge = method.learn_source(domain.name, read_slices(run, method, domain, folder), stages)
-    elif isinstance(method, Bound):
-        met = run.sequence.domains[: domain.index + 1]
-        knowledge = method.adapt_jointly(before, {d.name: read_slices(run, method, d, folder) for d in met}, stages)
-    else:
-        knowledge = method.adapt(before, domain.name, read_slices(run, method, domain, folder), stages)
-    knowledge.save(run.kept(domain))
-    return knowledge
-
-
-def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
-    """A domain's training slices, a target's without labels unless the method is a bound that reads them."""
-    with_label = domain.index == 0 or method.reads_target_labels
-    cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
-    volumes = (read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
-    return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
-
-
 def _to_read(run: Run, method: Method) -> list[Domain]:
     """The domains whose training scans the stages to come read."""
     to_learn = run.to_learn()
     return list(run.sequence.domains) if to_learn and isinstance(method, Bound) else to_learn
-
-
-def _shelf(run: Run, method: Method) -> Shelf:
-    sequence = run.sequence
-    context = {
-        "garda": __version__,
-        "task": sequence.task.model_dump(mode="json"),
-        "source": [sequence.source.name, sequence.digests[sequence.source.name]],
-        "seed": sequence.seed,
-        "compute": method.shared.compute.model_dump(mode="json"),
-    }
-    return Shelf(run.shelf, context)
-
-
-def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
-    """The evaluator's part of one stage: every labelled test scan of the given domains."""
-    sequence = run.sequence
-    total = sum(len(labelled_cases(other)) for other in domains)
-    rows: list[Score] = []
-    progress = run.reporter.bar(f"{stage_name(domain)}-scores")
-
-    @lru_cache(maxsize=1)
-    def network(name: str) -> BasicUNet:
-        return method.compute.prepare(method.network(knowledge, name)).eval()
-
-    for row in evaluate(
-        domains,
-        lambda volume, name: segment(
-            network(name), method.standardise(knowledge, volume, name), sequence.task, method.compute
-        ),
-        lambda case: read_volume(case, sequence.task, run.data, with_label=True),
-        stage=domain.index,
-        seed=sequence.seed,
-        classes=sequence.task.classes,
-        pseudonym=run.pseudonyms.pseudonym,
-    ):
-        rows.append(row)
-        if row.name == sequence.task.classes[-1]:
-            progress(len(rows) // (len(sequence.task.classes) - 1), total)
-    return rows
 
 
 def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
@@ -271,11 +150,6 @@ def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
         run.tracker.artifact(run.out / name)
 
 
-def stage_name(domain: Domain) -> str:
-    """Such as ``1-SiteB``."""
-    return f"{domain.index}-{domain.name}"
-
-
 def stage_metrics(scores: Sequence[Score], sequence: DomainSequence) -> dict[str, float]:
     """What is known after the last stage in ``scores``, by metric name.
 
@@ -292,10 +166,11 @@ def stage_metrics(scores: Sequence[Score], sequence: DomainSequence) -> dict[str
 
 
 def describe(sequence: DomainSequence, plan: Plan) -> RunDescription:
-    """The run as the tracker shows it."""
+    """The run as the tracker shows it; a domain that another site has learnt stands among the stages alone."""
     manifests = [
         (domain.name, sequence.digests[domain.name], {split: len(domain.split(split)) for split in SPLITS})
         for domain in sequence.domains
+        if domain.cases
     ]
     return RunDescription(
         name=sequence.name,
@@ -305,47 +180,3 @@ def describe(sequence: DomainSequence, plan: Plan) -> RunDescription:
         manifests=manifests,
         stages=[stage_name(domain) for domain in sequence.domains],
     )
-
-
-def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> Stage:
-    """One piece of training of a domain's stage; equal seeds and names give equal stages, whatever the method."""
-    name = f"{stage_name(domain)}-{part}"
-    return Stage(
-        name=name,
-        folder=_training_folder(run, domain) / part,
-        seed=derive_seed(run.sequence.seed, name),
-        stopping=run.stopping,
-        log=partial(run.tracker.losses, name),
-        progress=run.reporter.bar(name),
-        checkpoint_seconds=checkpoint_seconds,
-        ended=partial(_note_seconds, run.seconds_file, name),
-    )
-
-
-def _note_seconds(file: Path, name: str, seconds: float) -> None:
-    """Add a piece of training to the file."""
-    noted = files.read_json(file) if file.exists() else {}
-    files.write_json(file, noted | {name: round(seconds, 3)})
-
-
-def _training_folder(run: Run, domain: Domain) -> Path:
-    """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
-    return run.kept(domain).parent / "training"
-
-
-def _make_private(folder: Path) -> Path:
-    """A folder that only its owner can enter."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise files.describe(error, folder) from error
-    return folder
-
-
-def _delete(folder: Path) -> None:
-    """Remove a folder; one that cannot be removed is told, since it may hold a discriminator."""
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise files.describe(error, folder) from error

@@ -20,7 +20,10 @@ DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # i
 
 @dataclass(frozen=True)
 class Domain:
-    """One site's cases. ``index`` 0 is the source; the index is the position in the sequence."""
+    """One site's cases. ``index`` 0 is the source; the index is the position in the sequence.
+
+    Of a domain that another site has learnt, the name alone is known here, and no case.
+    """
 
     name: str
     index: int
@@ -151,11 +154,11 @@ def find_gaps(sequence: DomainSequence, target_labels: bool = False) -> list[Gar
     """What a sequence lacks before any file is opened: splits without cases, a source without labels.
 
     Args:
-        sequence: the domains.
+        sequence: the domains; one without any case was learnt at another site, and lacks nothing.
         target_labels: whether targets need labels too, for a bound that reads them.
     """
     gaps: list[GardaError] = []
-    for domain in sequence.domains:
+    for domain in filter(lambda domain: domain.cases, sequence.domains):
         train = domain.split("train")
         if not train:
             gaps.append(DataError(domain.name, "the train split is empty", "give at least one case the split train"))

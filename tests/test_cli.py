@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from garda import cli
+from garda.cli_options import parse_changes
 from garda.errors import ConfigError
 
 from .phantoms import SITES, write_tiny
@@ -111,14 +112,14 @@ def test_predict_writes_label_maps(pipeline, tmp_path, capsys):
 
 
 def test_changes_from_the_command_line():
-    assert cli._changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
-    assert cli._changes(["rate=1e-3"]) == {"rate": 1e-3}
+    assert parse_changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
+    assert parse_changes(["rate=1e-3"]) == {"rate": 1e-3}
     for text in ("a", "=3", "a..b=3"):
         with pytest.raises(ConfigError, match="expected KEY=VALUE"):
-            cli._changes([text])
+            parse_changes([text])
     for text in ("a={", "a=2020-99-99"):
         with pytest.raises(ConfigError, match="is not a YAML value"):
-            cli._changes([text])
+            parse_changes([text])
 
 
 def test_a_misspelt_setting_names_its_neighbour(pipeline, tmp_path, capsys):
@@ -131,3 +132,27 @@ def test_a_misspelt_setting_names_its_neighbour(pipeline, tmp_path, capsys):
 def test_a_ui_without_a_run(tmp_path, capsys):
     assert garda("ui", "--out", tmp_path) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
+    data, manifests = pipeline.parent / "data", pipeline.parent / "data" / "manifests"
+    run = tmp_path / "run"
+    assert garda("run", pipeline, "--data", data, "--out", run, "--method", "garda") == 0
+    stage = run / "stages" / f"0-{SITES[0]}" / "package"
+    assert garda("keygen", tmp_path / "a.key") == 0
+    assert garda("export", stage, "--to", "zip", "--out", tmp_path / "a.zip") == 0
+    words = ("adapt", tmp_path / "a.zip", manifests / f"{SITES[1]}.csv", "--data", data, "--out", tmp_path / "b.zip")
+    assert garda(*words, "--sign", tmp_path / "a.key") == 0
+    capsys.readouterr()
+    assert garda("verify", tmp_path / "b.zip") == 0
+    verified = capsys.readouterr().out.splitlines()
+    assert verified[0].startswith(f"stage 0 {SITES[0]}: 2 scans of 2 patients, 20")
+    assert verified[1].startswith(f"stage 1 {SITES[1]}: 2 scans of 2 patients, 20") and ", signed " in verified[1]
+    assert len(verified[-1]) == len("package ") + 64
+    assert garda("verify", tmp_path / "b.zip", "--trust", tmp_path / "a.key.pub") == 2
+    assert "ledger line 1: nobody has signed it" in capsys.readouterr().err
+    assert garda("evaluate", tmp_path / "b.zip", manifests / f"{SITES[2]}.csv", "--data", data) == 0
+    printed = capsys.readouterr().out
+    assert "myocardium" in printed and "no interval" in printed
+    assert garda("adapt", tmp_path / "none.zip", *words[2:]) == 2
+    assert capsys.readouterr().err == f"{tmp_path}/none.zip: does not exist; check the path\n"

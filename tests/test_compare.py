@@ -99,7 +99,7 @@ def fill(
     )
     write_json(run.folder / "seconds.json", {"0-segmenter": 10.5, "1-segmenter": 2.0 * seed})
     for stage, count in ((0, 1000), (2, 1600)):
-        folder = run.folder / "stages" / f"{stage}-{SITES[stage]}" / "knowledge"
+        folder = run.folder / "stages" / f"{stage}-{SITES[stage]}" / "package"
         folder.mkdir(parents=True)
         (folder / "segmenter.safetensors").write_bytes(bytes(count))
     write_json(request.out / "comparison.json", common.model_dump(mode="json"))
@@ -169,8 +169,8 @@ def test_a_run_under_way_is_no_row(request_):
 def test_what_is_gone_or_was_never_noted_is_unknown(request_):
     folder = fill(request_, "source_only", FLAT)
     (folder / "seconds.json").unlink()
-    (folder / "stages" / f"2-{SITES[2]}" / "knowledge" / "segmenter.safetensors").unlink()
-    (folder / "stages" / f"2-{SITES[2]}" / "knowledge").rmdir()
+    (folder / "stages" / f"2-{SITES[2]}" / "package" / "segmenter.safetensors").unlink()
+    (folder / "stages" / f"2-{SITES[2]}" / "package").rmdir()
     row = tell(request_).find("table.csv", row="source_only")
     assert [row[name] for name in ("training", "kept a domain", "kept in all")] == ["–", "–", "–"]
 

@@ -15,8 +15,18 @@ import pytest
 import torch
 
 from garda.checks import needed_cases
-from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, Problems, RunFolderError
+from garda.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GardaError,
+    Interrupted,
+    PackageError,
+    Problems,
+    RunFolderError,
+)
 from garda.evaluate import read_scores
+from garda.handover.package import KNOWN, SIGNATURES
 from garda.methods import METHODS, Bound
 from garda.predict import predict
 from garda.pseudonyms import Pseudonyms
@@ -71,11 +81,9 @@ def test_every_domain_is_scored_after_every_stage(finished):
 def test_nothing_but_knowledge_stays_of_a_stage(finished):
     out, _ = finished
     for stage in STAGES:
-        assert [path.name for path in (out / "stages" / stage).iterdir()] == ["knowledge"]
+        assert [path.name for path in (out / "stages" / stage).iterdir()] == ["package"]
     names = {path.name for path in (out / "stages").rglob("*") if path.is_file()}
-    assert names == {f"{part}.safetensors" for part in ("segmenter", "teacher", "generator", "statistics")} | {
-        "knowledge.json"
-    }
+    assert names == {*KNOWN} - {SIGNATURES}
 
 
 def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp_path, capsys):
@@ -102,10 +110,10 @@ def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp
 
 def test_the_same_command_changes_nothing(finished, pipeline):
     out, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("knowledge/*")}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("package/*")}
     scores = (out / "scores.csv").read_text()
     run_tiny(pipeline, out)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("knowledge/*")} == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("package/*")} == before
     assert (out / "scores.csv").read_text() == scores
 
 
@@ -169,7 +177,7 @@ def test_a_damaged_plan_is_one_line(finished, pipeline, tmp_path, content):
 @pytest.mark.parametrize("content", ["null", "[]", "{}", "{"])
 def test_damaged_knowledge_is_one_line(finished, pipeline, tmp_path, content):
     shutil.copytree(finished[0], tmp_path / "run")
-    file = tmp_path / "run" / "stages" / STAGES[2] / "knowledge" / "knowledge.json"
+    file = tmp_path / "run" / "stages" / STAGES[2] / "package" / "knowledge.json"
     file.write_text(content)
     with Reporter() as reporter, pytest.raises(CheckpointError) as caught:
         predict(tmp_path / "run", [], tmp_path / "out", reporter)
@@ -359,7 +367,7 @@ def test_a_site_is_named_for_prediction(finished, pipeline, tmp_path):
             assert written.exists()
         with pytest.raises(ConfigError) as caught:
             predict(finished[0], [image], tmp_path / "typo", reporter, domain="bssfp")
-    assert str(caught.value) == f"--domain: the run knows no 'bssfp'; use one of {', '.join(SITES)}, other"
+    assert str(caught.value) == f"--domain: 'bssfp' has not been met; use one of {', '.join(SITES)}, other"
 
 
 def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp_path, monkeypatch):
@@ -369,7 +377,7 @@ def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp
         read.append(1)
         return segment(*given)
 
-    monkeypatch.setattr("garda.run.segment", count)
+    monkeypatch.setattr("garda.roles.segment", count)
     scores = run_tiny(pipeline, tmp_path / "run", method="garda")
     assert len(read) == 3 + 1 + 1  # every site once, then each target after its own stage
     rows = {(row.stage, row.domain, row.name): row for row in scores}
@@ -393,7 +401,7 @@ def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
             predict(finished[0], [image], tmp_path, reporter, stage=7)
         with pytest.raises(DataError, match=r"^nowhere\.png: does not exist; check the path$"):
             predict(finished[0], [image, Path("nowhere.png")], tmp_path, reporter)
-        with pytest.raises(RunFolderError, match="is not a run folder"):
+        with pytest.raises(PackageError, match=r"is no package, ledger\.jsonl is missing; give a package, or a run"):
             predict(tmp_path, [image], tmp_path / "out", reporter)
     assert list(tmp_path.iterdir()) == []
 

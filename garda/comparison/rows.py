@@ -11,6 +11,7 @@ from garda.config import Config
 from garda.errors import RunFolderError
 from garda.evaluate import Score, read_scores
 from garda.files import read_json
+from garda.handover.package import KNOWLEDGE, stage_folder
 from garda.methods import METHODS, Bound, SharedSettings
 from garda.plan import Plan, PlannedDomain, read_plan
 
@@ -160,11 +161,11 @@ def read_run(folder: Path, plan: Plan) -> FinishedRun | None:
         RunFolderError: a file is damaged.
     """
     scores = read_scores(folder / "scores.csv") if (folder / "scores.csv").exists() else []
-    stages = [f"{index}-{domain.name}" for index, domain in enumerate(plan.domains)]
-    if max((score.stage for score in scores), default=-1) < len(stages) - 1:
+    last = len(plan.domains) - 1
+    if max((score.stage for score in scores), default=-1) < last:
         return None
-    first, last = (_size(folder / "stages" / stage / "knowledge") for stage in (stages[0], stages[-1]))
-    return FinishedRun(scores, _read_seconds(folder / "seconds.json"), first, last)
+    sizes = [_size(stage_folder(folder, index, plan.domains[index].name)) for index in (0, last)]
+    return FinishedRun(scores, _read_seconds(folder / "seconds.json"), *sizes)
 
 
 def _read_seconds(file: Path) -> float:
@@ -177,7 +178,7 @@ def _read_seconds(file: Path) -> float:
 
 
 def _size(folder: Path) -> float:
-    """Bytes of a folder's files."""
+    """Bytes of a package's knowledge; its card and its record are left out."""
     if not folder.exists():
         return math.nan
-    return float(sum(path.stat().st_size for path in folder.iterdir()))
+    return float(sum((folder / name).stat().st_size for name in KNOWLEDGE if (folder / name).exists()))

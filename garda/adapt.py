@@ -1,0 +1,261 @@
+"""One hop: a package comes, this site's unlabelled scans are learnt, a package goes on. Nothing else travels.
+
+What is learnt is what :mod:`garda.run` would have learnt at this place of the sequence, to the bit: the same seed, the
+same stages, the same knowledge before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import TypeAdapter, ValidationError
+
+from garda.cases import read_manifest
+from garda.checks import check, labelled_cases, needed_cases
+from garda.errors import ConfigError, DataError, Interrupted, PackageError, RunFolderError, raise_all
+from garda.evaluate import Score
+from garda.files import describe as describe_error
+from garda.handover.learnt import Learnt, load_package
+from garda.handover.ledger import read_lines
+from garda.handover.package import SETUP, is_package, opened, pack
+from garda.handover.results import summarise
+from garda.handover.verify import Verified, verify
+from garda.methods import Bound, parse_settings
+from garda.plan import check_folder, claim, make_plan
+from garda.pseudonyms import Pseudonyms
+from garda.report import Reporter
+from garda.roles import (
+    Run,
+    TestScans,
+    forget_training,
+    learn,
+    reads_equally,
+    score,
+    score_scans,
+    seal_stage,
+    stage_name,
+)
+from garda.run import describe
+from garda.sequence import Domain, DomainName, DomainSequence
+from garda.stopping import Stopping
+from garda.task import Task
+from garda.tracking import Tracker
+from garda.volumes import check_case
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What one site does with a package.
+
+    Attributes:
+        package: what came: a folder, a zip file, or a run folder for its last stage.
+        manifest: CSV of this site's scans; its name is the domain's, unless ``name`` says otherwise.
+        data: the folder that its paths are relative to.
+        out: what goes on: a folder, or a zip file where the name ends so.
+        tracker: receives metrics.
+        reporter: tells the user.
+        stopping: asked within the stage.
+        pseudonyms: key this site's digests.
+        name: the domain's name.
+        changes: settings of this machine; none that decides a result.
+        trusted: public keys; every line of the ledger must be signed by one of them. Empty for not asking.
+        key: signs this site's line.
+    """
+
+    package: Path
+    manifest: Path
+    data: Path
+    out: Path
+    tracker: Tracker
+    reporter: Reporter
+    stopping: Stopping
+    pseudonyms: Pseudonyms
+    name: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    trusted: Collection[str] = ()
+    key: Ed25519PrivateKey | None = None
+
+    @property
+    def domain(self) -> str:
+        """The domain's name."""
+        return self.name or self.manifest.stem
+
+    @property
+    def work(self) -> Path:
+        """A run folder for the time of learning, beside ``out``; goes when the package is there."""
+        return work_folder(self.out)
+
+
+def work_folder(out: Path) -> Path:
+    """Where a hop to ``out`` works."""
+    return out.absolute().with_name(f".{out.name}.work")
+
+
+def adapt(hop: Hop) -> Path:
+    """Learn this site and write the package that goes on; the same call again goes on where the last one ended.
+
+    Returns:
+        ``hop.out``.
+
+    Raises:
+        GardaError: the package, the manifest or a scan does not fit; nothing is learnt before all have been read.
+        Interrupted: a stop was asked for; a checkpoint has been written.
+    """
+    with opened(hop.package) as folder:
+        verified = verify(folder, hop.trusted)
+        if _is_done(hop, folder):
+            return hop.out
+        learnt = load_package(folder, hop.changes)
+        if isinstance(learnt.method, Bound):
+            what = f"is of {learnt.setup.method!r}, which needs the images of earlier sites"
+            raise PackageError(folder / SETUP, what, "take a package of a method under the contract")
+        run = _prepare(hop, verified, learnt)
+        domain = run.sequence.domains[-1]
+        settings = parse_settings(learnt.setup.method, learnt.settings, folder / SETUP)
+        plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest)
+        check_folder(run.out, plan)
+        learnt.method.check()
+        to_learn = [] if run.kept(domain).exists() else [domain]
+        check(run.sequence, hop.data, needed_cases(run.sequence, to_learn), hop.reporter)
+        with claim(run.out, plan):
+            hop.tracker.start(describe(run.sequence, plan))
+            try:
+                _learn(run, verified, learnt, folder)
+            except BaseException as error:
+                hop.tracker.finish("stopped" if isinstance(error, Interrupted) else "failed")
+                raise
+            hop.tracker.finish("finished")
+            _deliver(run.kept(domain), hop.out)
+    shutil.rmtree(run.out)
+    return hop.out
+
+
+def evaluate(
+    package: Path, manifests: Sequence[Path], data: Path, reporter: Reporter, pseudonyms: Pseudonyms
+) -> list[Score]:
+    """Score a package on every labelled test scan of some sites; nothing is written.
+
+    Args:
+        package: a folder, a zip file, or a run folder for its last stage.
+        manifests: CSV files; each one's name is its domain's, by which the domain's own share of the network is found.
+        data: the folder that their paths are relative to.
+        reporter: tells the user.
+        pseudonyms: stand for patients and scans.
+
+    Raises:
+        GardaError: the package, a manifest or a scan does not fit.
+    """
+    with opened(package) as folder:
+        verified = verify(folder)
+        learnt = load_package(folder)
+    task, stage = learnt.method.task, len(verified.entries) - 1
+    domains = [read_domain(manifest, manifest.stem, stage, task) for manifest in manifests]
+    unlabelled = [domain for domain in domains if not labelled_cases(domain)]
+    raise_all([DataError(d.name, "has no labelled test scan", "give a manifest with one") for d in unlabelled])
+    raise_all([problem for d in domains for case in labelled_cases(d) for problem in check_case(case, task, data)])
+    scans = TestScans(domains, data, pseudonyms)
+    bar = reporter.bar("scores")
+    return score_scans(scans, learnt.method, learnt.knowledge, stage, verified.setup.seed, bar)
+
+
+def read_domain(manifest: Path, name: str, index: int, task: Task) -> Domain:
+    """A domain of one manifest.
+
+    Raises:
+        ConfigError: the name is none.
+        DataError: the manifest does not fit.
+    """
+    try:
+        TypeAdapter(DomainName).validate_python(name)
+    except ValidationError:
+        what = f"{name!r} is no domain's name"
+        raise ConfigError(manifest, what, "give --name with letters, digits and _.-") from None
+    return Domain(name, index, read_manifest(manifest, task))
+
+
+def _is_done(hop: Hop, package: Path) -> bool:
+    """Whether ``out`` is there and follows the package already."""
+    if not hop.out.exists():
+        return False
+    try:
+        with opened(hop.out) as there:
+            lines = read_lines(there)
+            done = lines[:-1] == read_lines(package) and verify(there).entries[-1].domain == hop.domain
+    except PackageError:
+        done = False
+    if not done:
+        raise RunFolderError(hop.out, "exists already, and is not what this hop gives", "give another --out")
+    return True
+
+
+def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
+    if hop.domain in learnt.knowledge.domains:
+        raise DataError(hop.manifest, f"{hop.domain!r} has been met already", "give the site another --name")
+    task, setup = learnt.method.task, learnt.setup
+    index = len(verified.entries)
+    before = tuple(Domain(entry.domain, entry.stage, ()) for entry in verified.entries)
+    sequence = DomainSequence(
+        name=setup.name,
+        task=task,
+        source=before[0],
+        targets=(*before[1:], read_domain(hop.manifest, hop.domain, index, task)),
+        method=setup.method,
+        settings=learnt.settings,
+        config=hop.package / SETUP,
+        digests={hop.domain: hashlib.sha256(hop.manifest.read_bytes()).hexdigest()},
+        seed=setup.seed,
+    )
+    run = Run(sequence, hop.data, hop.work, hop.tracker, hop.reporter, hop.stopping, hop.pseudonyms)
+    return replace(run, key=hop.key)
+
+
+def _learn(run: Run, verified: Verified, learnt: Learnt, previous: Path) -> None:
+    """Learn, score and seal the last domain, as far as that has not been done."""
+    domain = run.sequence.domains[-1]
+    knowledge = None
+    if not run.kept(domain).exists():
+        knowledge = learn(run, learnt.method, domain, learnt.knowledge)
+    forget_training(run, domain)
+    if not is_package(run.kept(domain)):
+        knowledge = knowledge or learnt.method.load(run.kept(domain))
+        scores = _score(run, learnt, replace(learnt, knowledge=knowledge), domain)
+        _publish(run, domain, scores)
+        seal_stage(run, verified.setup, domain, previous, scores)
+
+
+def _score(run: Run, before: Learnt, after: Learnt, domain: Domain) -> Sequence[Score]:
+    """The site's own test scans, read by what came and by what goes on."""
+    if not labelled_cases(domain):
+        return []
+    came = score(run, before.method, domain, before.knowledge, [domain])
+    same = reads_equally(after.method, before.knowledge, after.knowledge, domain)
+    goes = came if same else score(run, after.method, domain, after.knowledge, [domain])
+    return [*(replace(row, stage=domain.index - 1) for row in came), *goes]
+
+
+def _publish(run: Run, domain: Domain, scores: Sequence[Score]) -> None:
+    """Hand the site's Dice and HD95 after the stage to the tracker."""
+    results = [result for result in summarise(scores) if result.stage == domain.index]
+    values = {f"dice/{result.domain}/{result.name}": result.dice for result in results}
+    values |= {f"hd95/{result.domain}/{result.name}": result.hd95 for result in results}
+    known = {name: value for name, value in values.items() if value is not None}
+    run.tracker.stage_ended(stage_name(domain), domain.index, known)
+
+
+def _deliver(package: Path, out: Path) -> None:
+    """The sealed package in its place, whole or not at all."""
+    try:
+        if out.suffix == ".zip":
+            pack(package, out)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(package, out)
+    except OSError as error:
+        raise describe_error(error, out) from error

@@ -1,0 +1,133 @@
+"""The commands between sites: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from garda.cli_options import Changes, DataFolder, parse_changes
+
+if TYPE_CHECKING:
+    from garda.report import Reporter
+
+
+class Format(StrEnum):
+    """What a package can be exported to."""
+
+    zip = "zip"
+
+
+app = typer.Typer()
+
+PackagePath = Annotated[
+    Path, typer.Argument(metavar="PACKAGE", help="A package: folder or zip file; or a run, for its last stage.")
+]
+Trust = Annotated[list[Path] | None, typer.Option("--trust", metavar="PUBKEY", help="Whose signatures count.")]
+SigningKey = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="Sign this stage's ledger line.")]
+
+
+@app.command()
+def adapt(
+    context: typer.Context,
+    package: PackagePath,
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="CSV of this site's scans.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Package that is written: a folder, or a file NAME.zip.")],
+    name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
+    trust: Trust = None,
+    sign: SigningKey = None,
+    track: Annotated[Path | None, typer.Option("--track", help="Folder of this site's MLflow store.")] = None,
+    change: Changes = None,
+) -> None:
+    """Learn this site's unlabelled scans and write the package for the next site. Run again to resume."""
+    from garda.adapt import Hop, work_folder
+    from garda.adapt import adapt as adapt_package
+    from garda.handover.signing import read_private, read_public
+    from garda.pseudonyms import Pseudonyms, load_key
+    from garda.report import Reporter
+    from garda.tracking import InMemory, open_tracker
+
+    key = None if sign is None else read_private(sign)
+    trusted = [read_public(file) for file in trust or []]
+    with Reporter() as reporter:
+        tracked = track or os.environ.get("MLFLOW_TRACKING_URI")
+        tracker = open_tracker(work_folder(out), reporter.line, track) if tracked else InMemory()
+        own = (tracker, reporter, context.obj, Pseudonyms(load_key()))
+        hop = Hop(package, manifest, data, out, *own, name, parse_changes(change or []), trusted, key)
+        adapt_package(hop)
+        _tell(out, reporter)
+
+
+@app.command()
+def evaluate(
+    package: PackagePath,
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="CSV files of sites with labels.")],
+    data: DataFolder,
+) -> None:
+    """Score a package on the labelled test scans of any sites; nothing is written."""
+    from garda.adapt import evaluate as evaluate_package
+    from garda.figures import scores_table
+    from garda.pseudonyms import Pseudonyms, load_key
+    from garda.report import Reporter
+
+    with Reporter() as reporter:
+        scores = evaluate_package(package, manifests, data, reporter, Pseudonyms(load_key()))
+        reporter.show(scores_table(scores))
+
+
+@app.command()
+def verify(package: PackagePath, trust: Trust = None) -> None:
+    """Recompute every digest of a package and name the first line or file that does not fit."""
+    from garda.handover.signing import read_public
+    from garda.report import Reporter
+
+    with Reporter() as reporter:
+        _tell(package, reporter, [read_public(file) for file in trust or []])
+
+
+@app.command()
+def export(
+    package: PackagePath,
+    out: Annotated[Path, typer.Option("--out", help="What is written.")],
+    to: Annotated[Format, typer.Option("--to", help="zip: the package as one file.")] = Format.zip,
+) -> None:
+    """Write a package in another form."""
+    from garda.handover.package import opened, pack
+    from garda.handover.verify import verify as verify_package
+
+    with opened(package) as folder:
+        verify_package(folder)
+        pack(folder, out)
+    print(out)
+
+
+@app.command()
+def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key file that is written.")]) -> None:
+    """Make a key with which a site signs its lines of the ledger."""
+    from garda.handover.signing import make_keys
+
+    public, digits = make_keys(key)
+    print(f"{key}: private, keep it\n{public}: public, give it to the other sites\n{digits}")
+
+
+def _tell(package: Path, reporter: Reporter, trusted: list[str] | None = None) -> None:
+    """What a package is, a line a stage, once it has been found whole."""
+    from garda.handover.package import opened
+    from garda.handover.verify import verify as verify_package
+
+    with opened(package) as folder:
+        found = verify_package(folder, trusted or [])
+    signers = {signature.line: signature.key for signature in found.signatures}
+    for number, entry in enumerate(found.entries, 1):
+        who = f", signed {signers[number][:16]}" if number in signers else ""
+        how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
+        reporter.line(f"stage {entry.stage} {entry.domain}: {how}{', forced' if entry.forced else ''}{who}")
+        for reason in entry.reasons:
+            reporter.line(f"  {reason}")
+    if signers and not trusted:
+        reporter.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
+    reporter.line(f"package {found.digest}")

@@ -1,0 +1,148 @@
+"""A package: the folder that a stage leaves and the next site begins with; zipped, one file.
+
+It holds knowledge, what decides its learning, scores, a card and the ledger. Weights are safetensors, the rest is text:
+nothing in it is code, and none of its files is looked at that does not belong to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from garda.config import parse
+from garda.errors import PackageError, RunFolderError
+from garda.files import describe, read_json, replacing
+from garda.handover.ledger import LEDGER, FileRecord, record
+from garda.handover.results import RESULTS
+from garda.plan import Setup, read_plan
+from garda.task import Task
+
+SETUP, CARD, NOTICE, SIGNATURES = "setup.json", "card.md", "NOTICE.md", "signatures.jsonl"
+OPEN = "stage.json"  # beside the knowledge of a stage that has not been sealed yet
+WEIGHTS = tuple(f"{part}.safetensors" for part in ("segmenter", "teacher", "generator", "statistics"))
+KNOWLEDGE = (*WEIGHTS, "knowledge.json")
+CONTENTS = (*KNOWLEDGE, SETUP, RESULTS, CARD, NOTICE)
+KNOWN = (*CONTENTS, LEDGER, SIGNATURES)
+OPTIONAL = ("generator.safetensors", SIGNATURES)
+LARGEST = 8 * 2**30  # bytes that a zipped package may unfold to
+EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest date, in place of every file's own
+
+
+def is_package(folder: Path) -> bool:
+    """Whether a folder looks like a sealed package."""
+    return (folder / LEDGER).is_file() and (folder / SETUP).is_file() and not (folder / OPEN).exists()
+
+
+@contextmanager
+def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
+    """The folder of a package, given as a folder, as a zip file, or as the run whose last stage, or stage, it is.
+
+    Raises:
+        PackageError: there is none, or the zip file holds something else.
+        RunFolderError: the run has no such stage.
+    """
+    if path.is_dir():
+        yield _check(find_stage(path, stage) if (path / "plan.json").exists() else path)
+    elif path.is_file():
+        with tempfile.TemporaryDirectory(prefix="garda-") as folder:
+            _unfold(path, Path(folder))
+            yield _check(Path(folder), path)
+    else:
+        raise PackageError(path, "does not exist", "check the path")
+
+
+def find_stage(run: Path, stage: int | None = None) -> Path:
+    """The package of a stage of a run, or of the last one learnt.
+
+    Raises:
+        RunFolderError: there is no such stage, or it has not been learnt yet.
+    """
+    folders = [stage_folder(run, index, planned.name) for index, planned in enumerate(read_plan(run).domains)]
+    learnt = [folder for folder in folders if folder.exists()]
+    if stage is None and learnt:
+        return learnt[-1]
+    if stage is not None and not 0 <= stage < len(folders):
+        raise RunFolderError(run, f"has no stage {stage}", f"its stages are 0 to {len(folders) - 1}")
+    if stage is not None and folders[stage].exists():
+        return folders[stage]
+    wanted = "a stage" if stage is None else f"stage {stage}"
+    raise RunFolderError(run, f"{wanted} has not been learnt yet", f"{len(learnt)} of {len(folders)} have; go on first")
+
+
+def stage_folder(run: Path, index: int, domain: str) -> Path:
+    """Where a run keeps a stage's package."""
+    return run / "stages" / f"{index}-{domain}" / "package"
+
+
+def read_setup(folder: Path) -> Setup:
+    """What decides a package's learning.
+
+    Raises:
+        PackageError: the file is damaged.
+    """
+    try:
+        return Setup.model_validate(read_json(folder / SETUP))
+    except (ValueError, RunFolderError):
+        raise PackageError(folder / SETUP, "is damaged", "ask for the package again") from None
+
+
+def read_task(setup: Setup, where: Path) -> Task:
+    """The task of a setup."""
+    return parse(Task, setup.task, where / SETUP)
+
+
+def contents(folder: Path) -> tuple[FileRecord, ...]:
+    """Records of what a ledger's line vouches for, by name."""
+    return tuple(record(folder / name) for name in sorted(CONTENTS) if (folder / name).exists())
+
+
+def package_digest(folder: Path) -> str:
+    """SHA-256 over names and digests of all files but the signatures: what two sites compare by another channel."""
+    lines = [f"{known.sha256}  {known.name}\n" for known in (*contents(folder), record(folder / LEDGER))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def pack(folder: Path, path: Path) -> None:
+    """Zip a package into one file, the same bytes for the same package.
+
+    Raises:
+        RunFolderError: the file exists, or cannot be written.
+    """
+    if path.exists():
+        raise RunFolderError(path, "exists already", "give another name, or remove it")
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name in sorted(KNOWN):
+            if (folder / name).exists():
+                archive.writestr(zipfile.ZipInfo(name, EPOCH), (folder / name).read_bytes())
+
+
+def _check(folder: Path, where: Path | None = None) -> Path:
+    if (folder / OPEN).exists():
+        raise PackageError(where or folder, "its stage has not been finished", "run the same command again first")
+    for name in (LEDGER, SETUP):
+        if not (folder / name).is_file():
+            raise PackageError(
+                where or folder, f"is no package, {name} is missing", "give a package, or a run's --out folder"
+            )
+    return folder
+
+
+def _unfold(path: Path, folder: Path) -> None:
+    """Extract a zipped package; every name is looked at before anything is written."""
+    remedy = "ask for the package again"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            strange = next((name for name in archive.namelist() if name not in KNOWN), None)
+            if strange is not None:
+                raise PackageError(path, f"holds {strange!r}, which is no part of a package", remedy)
+            if sum(member.file_size for member in archive.infolist()) > LARGEST:
+                raise PackageError(path, f"unfolds to more than {LARGEST} bytes", remedy)
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError):
+        raise PackageError(path, "is no zipped package, or damaged", remedy) from None
+    except OSError as error:
+        raise describe(error, folder) from error

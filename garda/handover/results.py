@@ -1,0 +1,75 @@
+"""Scores as they travel: means over patients, never a row a patient."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from garda.config import Config
+from garda.continual import Metric, patient_scores
+from garda.files import replacing
+
+if TYPE_CHECKING:
+    from garda.evaluate import Score
+
+RESULTS = "scores.csv"
+
+
+class Result(Config):
+    """One class of one domain after one stage.
+
+    Attributes:
+        stage: stage of the sequence.
+        domain: the domain that was read.
+        name: the class.
+        patients: number of test patients.
+        dice: mean over patients; None where no patient has the class in label or prediction.
+        hd95: likewise, in ``unit``.
+        unit: ``mm`` or ``px``.
+    """
+
+    stage: int
+    domain: str
+    name: str
+    patients: int = Field(ge=0)
+    dice: float | None
+    hd95: float | None
+    unit: str
+
+
+def summarise(scores: Sequence[Score]) -> list[Result]:
+    """Scores of scans as means over patients, by stage, domain and class, in the order in which they come."""
+    keys = dict.fromkeys((score.stage, score.domain, score.name, score.unit) for score in scores)
+    results = []
+    for stage, domain, name, unit in keys:
+        own = [score for score in scores if (score.stage, score.domain) == (stage, domain)]
+        results.append(
+            Result(
+                stage=stage,
+                domain=domain,
+                name=name,
+                patients=len({score.patient for score in own}),
+                dice=_mean(own, "dice", name),
+                hd95=_mean(own, "hd95", name),
+                unit=unit,
+            )
+        )
+    return results
+
+
+def _mean(scores: Sequence[Score], metric: Metric, name: str) -> float | None:
+    values = [*patient_scores(scores, metric, name).values()]
+    return math.fsum(values) / len(values) if values else None
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """Write CSV, an empty cell for None; errors as in :func:`garda.files.replacing`."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(Result.model_fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result.model_dump() for result in results)

@@ -1,0 +1,87 @@
+"""The last thing that a stage does: what was learnt becomes a package with one more line in its ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from garda.files import read_json, replacing, write_json
+from garda.handover.card import NOTICE_TEXT, write_card
+from garda.handover.ledger import (
+    START,
+    Entry,
+    Lesson,
+    digest_of,
+    encode,
+    line_digest,
+    parse_lines,
+    read_lines,
+    write_lines,
+)
+from garda.handover.package import CARD, NOTICE, OPEN, SETUP, contents, read_task
+from garda.handover.results import RESULTS, Result, write_results
+from garda.handover.signing import read_signatures, sign_line, write_signatures
+from garda.knowledge import read_facts
+from garda.plan import Setup
+
+
+def seal(
+    folder: Path,
+    previous: Path | None,
+    setup: Setup,
+    scores: Sequence[Result],
+    seconds: Mapping[str, float],
+    key: Ed25519PrivateKey | None = None,
+) -> None:
+    """Make a package of a stage's knowledge: weights, then the card, then the ledger's line over both.
+
+    Killed at any moment, the same call again does what is missing. A sealed package is left as it is.
+
+    Args:
+        folder: holds knowledge, and under ``OPEN`` what :class:`garda.handover.ledger.Lesson` says.
+        previous: the package that the stage began with; None for a source.
+        setup: what decides the learning.
+        scores: of this stage.
+        seconds: how long each piece of training took.
+        key: signs the line.
+
+    Raises:
+        RunFolderError: no space left, or the folder cannot be written.
+        PackageError: the previous package is damaged.
+    """
+    if not (folder / OPEN).exists():
+        return
+    lesson = Lesson.model_validate(read_json(folder / OPEN))
+    lines = [] if previous is None else read_lines(previous)
+    before = [] if previous is None else parse_lines(previous, lines)
+    entry = Entry(
+        **dict(lesson),
+        previous=line_digest(lines[-1]) if lines else START,
+        method=setup.method,
+        config=digest_of(setup.settings),
+        seed=setup.seed,
+        seconds=dict(seconds),
+        scores=tuple(scores),
+        kept=(),
+    )
+    write_json(folder / SETUP, setup.model_dump(mode="json"))
+    write_results(folder / RESULTS, [result for known in (*before, entry) for result in known.scores])
+    _write(folder / NOTICE, NOTICE_TEXT)
+    weighed = entry.model_copy(update={"kept": contents(folder)})
+    card = write_card(setup, read_task(setup, folder), [*before, weighed], read_facts(folder).domains)
+    _write(folder / CARD, card)
+    lines = [*lines, encode(entry.model_copy(update={"kept": contents(folder)}))]
+    write_lines(folder, lines)
+    signatures = [] if previous is None else read_signatures(previous)
+    if key is not None:
+        signatures = [*signatures, sign_line(lines[-1], len(lines), key)]
+    if signatures:
+        write_signatures(folder, signatures)
+    (folder / OPEN).unlink()
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

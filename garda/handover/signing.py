@@ -1,0 +1,171 @@
+"""Ed25519 signatures of a ledger's lines (RFC 8032): whose line it is.
+
+A line vouches for every file of its package and, by its chain, for every line before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from pydantic import Field, ValidationError
+
+from garda.config import Config
+from garda.errors import ConfigError, GardaError, PackageError
+from garda.files import describe, reason, replacing
+from garda.handover.package import SIGNATURES
+
+PURPOSE = b"garda ledger line\0"  # so that no signature made for something else fits
+
+
+class Signature(Config):
+    """One signature.
+
+    Attributes:
+        line: number of the ledger's line, from 1.
+        key: the public key, 64 hex digits.
+        signature: 128 hex digits.
+    """
+
+    line: int = Field(ge=1)
+    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    signature: str = Field(pattern=r"^[0-9a-f]{128}$")
+
+
+def make_keys(private: Path) -> tuple[Path, str]:
+    """Write a new private key that its owner alone can read, and its public key beside it, with ``.pub`` appended.
+
+    Returns:
+        the public key's file, and the key itself as hex digits.
+
+    Raises:
+        GardaError: one of the files exists, or cannot be written.
+    """
+    public = private.with_name(private.name + ".pub")
+    for file in (private, public):
+        if file.exists():
+            raise GardaError(file, "exists already", "give another name; a lost key cannot be made again")
+    key = Ed25519PrivateKey.generate()
+    try:
+        private.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    except OSError as error:
+        raise describe(error, private) from error
+    return public, _hex(key.public_key())
+
+
+def read_private(path: Path) -> Ed25519PrivateKey:
+    """A private key.
+
+    Raises:
+        ConfigError: no such key, or other users can read it.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(path, "other users have access to the key", f"run: chmod 600 {path}")
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(path, f"the key cannot be read ({reason(error)})", "make one with `garda keygen`") from None
+    except (ValueError, TypeError):
+        raise ConfigError(path, "is no private key without a password", "make one with `garda keygen`") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(path, "is no Ed25519 key", "make one with `garda keygen`")
+    return key
+
+
+def read_public(path: Path) -> str:
+    """A public key as hex digits.
+
+    Raises:
+        ConfigError: no such key.
+    """
+    try:
+        key = load_pem_public_key(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(path, f"the key cannot be read ({reason(error)})", "give a .pub file") from None
+    except ValueError:
+        raise ConfigError(path, "is no public key", "give a .pub file of `garda keygen`") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(path, "is no Ed25519 key", "give a .pub file of `garda keygen`")
+    return _hex(key)
+
+
+def sign_line(line: bytes, number: int, key: Ed25519PrivateKey) -> Signature:
+    """The signature of a ledger's line."""
+    return Signature(line=number, key=_hex(key.public_key()), signature=key.sign(PURPOSE + line).hex())
+
+
+def write_signatures(folder: Path, signatures: Sequence[Signature]) -> None:
+    """Write all of them; errors as in :func:`garda.files.replacing`."""
+    with replacing(folder / SIGNATURES) as temporary:
+        text = "".join(json.dumps(signature.model_dump(), sort_keys=True) + "\n" for signature in signatures)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_signatures(folder: Path) -> list[Signature]:
+    """A package's signatures, unexamined.
+
+    Raises:
+        PackageError: a line is damaged.
+    """
+    file = folder / SIGNATURES
+    signatures = []
+    for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
+        try:
+            signatures.append(Signature.model_validate(json.loads(line)))
+        except (ValueError, ValidationError):
+            raise PackageError(f"{file}, line {number}", "is damaged", "ask for the package again") from None
+    return signatures
+
+
+def check_signatures(folder: Path, lines: Sequence[bytes], trusted: Collection[str]) -> list[Signature]:
+    """Every signature, found valid; where keys are trusted, every line must bear one of theirs and no other.
+
+    Args:
+        folder: the package.
+        lines: its ledger's.
+        trusted: public keys as hex digits; none compares the signatures with no one.
+
+    Raises:
+        PackageError: a signature does not fit its line, is a stranger's, or is missing.
+    """
+    signatures = read_signatures(folder)
+    for signature in signatures:
+        where = f"{folder / SIGNATURES}, ledger line {signature.line}"
+        if signature.line > len(lines) or not _fits(signature, lines[signature.line - 1]):
+            raise PackageError(where, "the signature does not fit the line", "ask for the package again")
+        if trusted and signature.key not in trusted:
+            raise PackageError(where, f"signed by a stranger, {signature.key}", "trust the key, or ask whose it is")
+    signed = {signature.line for signature in signatures}
+    missing = next((number for number in range(1, len(lines) + 1) if number not in signed), None)
+    if trusted and missing is not None:
+        raise PackageError(f"{folder}, ledger line {missing}", "nobody has signed it", "ask its site to sign")
+    return signatures
+
+
+def _fits(signature: Signature, line: bytes) -> bool:
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.key))
+    try:
+        key.verify(bytes.fromhex(signature.signature), PURPOSE + line)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _hex(key: Ed25519PublicKey) -> str:
+    return key.public_bytes(Encoding.Raw, PublicFormat.Raw).hex()

@@ -1,0 +1,280 @@
+"""The two roles of a stage: the learner, who sees a site's training scans, and the evaluator, who sees its test scans.
+
+The learner never gets a test path or a target's label; the evaluator reads labelled test scans and learns nothing.
+What the learner leaves is knowledge, sealed as a package once it has been scored.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from monai.networks.nets import BasicUNet
+
+from garda import __version__, files
+from garda.checks import labelled_cases, without_label
+from garda.choice import Candidate
+from garda.evaluate import Score, evaluate
+from garda.handover.ledger import FileRecord, Lesson, record
+from garda.handover.package import OPEN, stage_folder
+from garda.handover.results import summarise
+from garda.handover.seal import seal
+from garda.judging import keep_candidates
+from garda.knowledge import Knowledge
+from garda.methods import Bound, Method
+from garda.plan import Setup
+from garda.pseudonyms import Pseudonyms
+from garda.report import Reporter
+from garda.seeds import derive_seed
+from garda.segmenter import segment
+from garda.sequence import Domain, DomainSequence
+from garda.shelf import Shelf, Stages
+from garda.slices import Slices
+from garda.stopping import Stopping
+from garda.tracking import Tracker
+from garda.training import Stage
+from garda.volumes import read_volume
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sequence, or one hop of it, in one run folder.
+
+    Attributes:
+        sequence: what is learnt, in which order.
+        data: the folder that manifest paths are relative to.
+        out: the run folder.
+        tracker: receives metrics and artifacts.
+        reporter: tells the user.
+        stopping: asked between and within stages.
+        pseudonyms: stand for patients and cases in ``scores.csv``.
+        shelf: a folder where runs of one comparison share what they learn from the source; None for none.
+        judging: keep the candidates of each target's stage and write what their hidden Dice was.
+        key: signs each stage's line of the ledger; None for no signature.
+    """
+
+    sequence: DomainSequence
+    data: Path
+    out: Path
+    tracker: Tracker
+    reporter: Reporter
+    stopping: Stopping
+    pseudonyms: Pseudonyms
+    shelf: Path | None = None
+    judging: bool = False
+    key: Ed25519PrivateKey | None = None
+
+    @property
+    def scores_file(self) -> Path:
+        """Every score of the run, a row each."""
+        return self.out / "scores.csv"
+
+    @property
+    def seconds_file(self) -> Path:
+        """How long each piece of training took, by its name."""
+        return self.out / "seconds.json"
+
+    def kept(self, domain: Domain) -> Path:
+        """Where a stage's package is kept; the folder exists once the stage has been learnt."""
+        return stage_folder(self.out, domain.index, domain.name)
+
+    def to_learn(self) -> list[Domain]:
+        """The domains whose stage has not been learnt yet."""
+        return [domain for domain in self.sequence.domains if not self.kept(domain).exists()]
+
+
+def stage_name(domain: Domain) -> str:
+    """Such as ``1-SiteB``."""
+    return f"{domain.index}-{domain.name}"
+
+
+def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) -> Knowledge:
+    """The learner's part of one stage: read a domain's training scans, learn, keep the knowledge."""
+    folder = _make_private(_training_folder(run, domain))
+    offer = partial(keep_candidates, run.kept(domain).parent) if run.judging else _forget
+    stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
+    slices = read_slices(run, method, domain, folder)
+    if before is None:
+        knowledge = method.learn_source(domain.name, slices, stages)
+    elif isinstance(method, Bound):
+        met = {other.name: read_slices(run, method, other, folder) for other in run.sequence.domains[: domain.index]}
+        knowledge = method.adapt_jointly(before, {**met, domain.name: slices}, stages)
+    else:
+        knowledge = method.adapt(before, domain.name, slices, stages)
+    lesson = Lesson(
+        stage=domain.index,
+        domain=domain.name,
+        month=f"{date.today():%Y-%m}",
+        garda=__version__,
+        manifest=run.pseudonyms.digest("manifest", run.sequence.digests[domain.name]),
+        patients=len({case.patient for case in domain.split("train")}),
+        scans=len(domain.split("train")),
+        slices=len(slices),
+        deleted=_records(folder),
+        decision="source" if before is None else "promote",
+    )
+    knowledge.save(run.kept(domain), {OPEN: lesson.model_dump(mode="json")})
+    return knowledge
+
+
+def forget_training(run: Run, domain: Domain) -> None:
+    """Delete the checkpoints of a stage; what cannot be removed is told, since it may hold a discriminator."""
+    folder = _training_folder(run, domain)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise files.describe(error, folder) from error
+
+
+def seal_stage(run: Run, setup: Setup, domain: Domain, previous: Path | None, scores: Sequence[Score]) -> None:
+    """Make a package of a stage that has been learnt and scored; see :func:`garda.handover.seal.seal`."""
+    name = f"{stage_name(domain)}-"
+    seconds = {part.removeprefix(name): took for part, took in read_seconds(run).items() if part.startswith(name)}
+    seal(run.kept(domain), previous, setup, summarise(scores), seconds, run.key)
+
+
+def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
+    """A domain's training slices, a target's without labels unless the method is a bound that reads them."""
+    with_label = domain.index == 0 or method.reads_target_labels
+    cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
+    volumes = (read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
+    return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
+
+
+def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
+    """The evaluator's part of one stage: every labelled test scan of the given domains."""
+    scans = TestScans(domains, run.data, run.pseudonyms)
+    bar = run.reporter.bar(f"{stage_name(domain)}-scores")
+    return score_scans(scans, method, knowledge, domain.index, run.sequence.seed, bar)
+
+
+@dataclass(frozen=True)
+class TestScans:
+    """What an evaluator reads.
+
+    Attributes:
+        domains: whose labelled test scans.
+        data: the folder that manifest paths are relative to.
+        pseudonyms: stand for patients and scans.
+    """
+
+    domains: Sequence[Domain]
+    data: Path
+    pseudonyms: Pseudonyms
+
+
+def score_scans(
+    scans: TestScans,
+    method: Method,
+    knowledge: Knowledge,
+    stage: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[Score]:
+    """Score knowledge of a stage, one scan in memory at a time.
+
+    Args:
+        scans: what is read.
+        method: how a domain is read.
+        knowledge: what is scored.
+        stage: the stage after which it is.
+        seed: the run's.
+        progress: receives (scans done, scans in all).
+    """
+    task = method.task
+    total = sum(len(labelled_cases(domain)) for domain in scans.domains)
+    rows: list[Score] = []
+
+    @lru_cache(maxsize=1)
+    def network(name: str) -> BasicUNet:
+        return method.compute.prepare(method.network(knowledge, name)).eval()
+
+    for row in evaluate(
+        scans.domains,
+        lambda volume, name: segment(network(name), method.standardise(knowledge, volume, name), task, method.compute),
+        lambda case: read_volume(case, task, scans.data, with_label=True),
+        stage=stage,
+        seed=seed,
+        classes=task.classes,
+        pseudonym=scans.pseudonyms.pseudonym,
+    ):
+        rows.append(row)
+        if row.name == task.classes[-1]:
+            progress(len(rows) // (len(task.classes) - 1), total)
+    return rows
+
+
+def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:
+    """Whether a stage has left a domain's network as it was to the bit, so that its scores are those of before."""
+    old, new = (method.network(knowledge, domain.name).state_dict() for knowledge in (before, after))
+    return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+
+
+def read_seconds(run: Run) -> dict[str, float]:
+    """How long each piece of training took, by its name; nothing where nothing has been noted."""
+    noted: dict[str, float] = files.read_json(run.seconds_file) if run.seconds_file.exists() else {}
+    return noted
+
+
+def _shelf(run: Run, method: Method) -> Shelf:
+    if run.shelf is None:
+        return Shelf()
+    sequence = run.sequence
+    context = {
+        "garda": __version__,
+        "task": sequence.task.model_dump(mode="json"),
+        "source": [sequence.source.name, sequence.digests[sequence.source.name]],
+        "seed": sequence.seed,
+        "compute": method.shared.compute.model_dump(mode="json"),
+    }
+    return Shelf(run.shelf, context)
+
+
+def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> Stage:
+    """One piece of training of a domain's stage; equal seeds and names give equal stages, whatever the method."""
+    name = f"{stage_name(domain)}-{part}"
+    return Stage(
+        name=name,
+        folder=_training_folder(run, domain) / part,
+        seed=derive_seed(run.sequence.seed, name),
+        stopping=run.stopping,
+        log=partial(run.tracker.losses, name),
+        progress=run.reporter.bar(name),
+        checkpoint_seconds=checkpoint_seconds,
+        ended=partial(_note_seconds, run, name),
+    )
+
+
+def _note_seconds(run: Run, name: str, seconds: float) -> None:
+    files.write_json(run.seconds_file, read_seconds(run) | {name: round(seconds, 3)})
+
+
+def _records(folder: Path) -> tuple[FileRecord, ...]:
+    """Records of everything that lies below a folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(record(path, path.relative_to(folder).as_posix()) for path in found)
+
+
+def _training_folder(run: Run, domain: Domain) -> Path:
+    """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
+    return run.kept(domain).parent / "training"
+
+
+def _make_private(folder: Path) -> Path:
+    """A folder that only its owner can enter."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise files.describe(error, folder) from error
+    return folder
+
+
+def _forget(candidates: Sequence[Candidate]) -> None:
+    """Candidates are gone once a method has chosen, unless someone judges the choice."""

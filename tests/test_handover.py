@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from garda.adapt import Hop, adapt, evaluate
+from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, PackageError, RunFolderError
+from garda.evaluate import read_scores
+from garda.handover.ledger import parse_lines, read_lines
+from garda.handover.package import CARD, KNOWLEDGE, OPEN, contents, find_stage, opened, pack, package_digest
+from garda.handover.signing import make_keys, read_private, read_public
+from garda.handover.verify import verify
+from garda.methods import METHODS, Bound
+from garda.predict import predict
+from garda.pseudonyms import Pseudonyms
+from garda.report import Reporter
+from garda.run import run_sequence
+from garda.sequence import read_sequence
+from garda.stopping import Stopping
+from garda.tracking import InMemory
+
+from .phantoms import SITES, run_tiny, tiny_run, write_tiny
+from .test_run import StopAt
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run_tiny(pipeline, out, method="garda")
+    return out
+
+
+@pytest.fixture(scope="module")
+def source(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What leaves the first hospital."""
+    path = tmp_path_factory.mktemp("source") / "source.zip"
+    pack(find_stage(finished, 0), path)
+    return path
+
+
+def hop(pipeline: Path, package: Path, site: int, out: Path, **changes) -> Hop:
+    manifest = pipeline.parent / "data" / "manifests" / f"{SITES[site]}.csv"
+    reporter, pseudonyms = Reporter(Console(quiet=True)), Pseudonyms(f"key of site {site}".encode())
+    made = Hop(package, manifest, pipeline.parent / "data", out, InMemory(), reporter, Stopping(), pseudonyms)
+    return replace(made, **changes)
+
+
+def knowledge(package: Path) -> dict[str, bytes]:
+    return {name: (package / name).read_bytes() for name in KNOWLEDGE if (package / name).exists()}
+
+
+def copy(package: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(package, folder / "package"))
+
+
+@pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Bound)])
+def test_hop_by_hop_is_the_sequence_to_the_bit(method, pipeline, tmp_path):
+    whole = tmp_path / "run"
+    run_tiny(pipeline, whole, method=method)
+    first = adapt(hop(pipeline, find_stage(whole, 0), 1, tmp_path / "1"))
+    shutil.move(tmp_path / "1", tmp_path / "elsewhere")
+    second = adapt(hop(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
+    assert not first.exists()
+    assert knowledge(tmp_path / "elsewhere") == knowledge(find_stage(whole, 1))
+    with opened(second) as folder:
+        assert knowledge(folder) == knowledge(find_stage(whole, 2))
+        hops = verify(folder).entries
+    stages = verify(find_stage(whole, 2)).entries
+    assert [entry.decision for entry in hops] == [entry.decision for entry in stages]
+    assert [entry.checks for entry in hops] == [entry.checks for entry in stages]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_ledger_says_what_was_learnt_kept_and_deleted(finished):
+    entries = verify(find_stage(finished)).entries
+    assert [(entry.stage, entry.domain) for entry in entries] == [*enumerate(SITES)]
+    assert [(entry.patients, entry.scans, entry.slices) for entry in entries] == [(2, 2, 4)] * 3
+    assert [{file.name for file in entry.deleted} for entry in entries] == [
+        {f"{part}/checkpoint.pt" for part in ("segmenter", "generator", "prior", "share")},
+        *[{f"{part}/checkpoint.pt" for part in ("generator", "share")}] * 2,
+    ]
+    assert {*entries[0].seconds} == {"segmenter", "generator", "prior", "share"}
+    assert all(entry.scores and entry.kept and not entry.forced for entry in entries)
+    assert len({entry.manifest for entry in entries}) == 3
+    plan = json.loads((finished / "plan.json").read_text())
+    assert not {entry.manifest for entry in entries} & {domain["manifest"] for domain in plan["domains"]}
+
+
+def test_a_package_holds_the_scores_that_the_run_has(finished):
+    entries = verify(find_stage(finished)).entries
+    rows = {(r.stage, r.domain, r.name): r.dice for entry in entries for r in entry.scores}
+    scores = {(row.stage, row.domain, row.name): row.dice for row in read_scores(finished / "scores.csv")}
+    assert rows == pytest.approx(scores)  # one test patient a site
+    assert (find_stage(finished) / "scores.csv").read_text().count("\n") == 1 + len(rows)
+
+
+def test_a_hospital_scores_what_it_has_labels_for_before_and_after(pipeline, source, finished, tmp_path):
+    adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    entry = verify(tmp_path / "1").entries[-1]
+    assert {(result.stage, result.domain) for result in entry.scores} == {(0, SITES[1]), (1, SITES[1])}
+    rows = [row for row in read_scores(finished / "scores.csv") if row.domain == SITES[1] and row.stage < 2]
+    assert [result.dice for result in entry.scores] == pytest.approx([row.dice for row in rows])
+
+
+def test_the_same_hop_again_changes_nothing(pipeline, source, tmp_path):
+    made = hop(pipeline, source, 1, tmp_path / "1")
+    adapt(made)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()}
+    adapt(made)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()} == before
+    with pytest.raises(RunFolderError, match="exists already, and is not what this hop gives; give another --out"):
+        adapt(hop(pipeline, source, 2, tmp_path / "1"))
+
+
+def test_a_stopped_hop_goes_on(pipeline, source, finished, tmp_path):
+    stop = StopAt(f"1-{SITES[1]}-share", 1)
+    with pytest.raises(Interrupted):
+        adapt(hop(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
+    work = tmp_path / ".1.work"
+    assert (work / "stages" / f"1-{SITES[1]}" / "training" / "share" / "checkpoint.pt").exists()
+    assert not (tmp_path / "1").exists()
+    with pytest.raises(RunFolderError, match=r"another plan, domains\.1\.manifest differs"):
+        adapt(hop(pipeline, source, 2, tmp_path / "1"))
+    adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 1))
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("function", ["seal_stage", "_deliver", "_score"])
+def test_a_hop_killed_after_learning_goes_on(function, pipeline, source, finished, tmp_path, monkeypatch):
+    def die(*args, **others):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"garda.adapt.{function}", die)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 1))
+    verify(tmp_path / "1")
+
+
+@pytest.mark.parametrize("name", ["write_card", "write_lines", "write_results"])
+def test_a_run_killed_while_sealing_seals_again(name, pipeline, tmp_path, monkeypatch):
+    def die(*args, **others):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"garda.handover.seal.{name}", die)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(pipeline, tmp_path / "run", method="source_only")
+    assert (find_stage(tmp_path / "run") / OPEN).exists()
+    with pytest.raises(PackageError, match="its stage has not been finished; run the same command again first"):
+        adapt(hop(pipeline, tmp_path / "run", 1, tmp_path / "1"))
+    run_tiny(pipeline, tmp_path / "run", method="source_only")
+    assert len(verify(find_stage(tmp_path / "run")).entries) == 3
+
+
+def test_every_change_is_found_and_named(finished, tmp_path):
+    for name in sorted(path.name for path in find_stage(finished).iterdir()):
+        package = copy(find_stage(finished), tmp_path / name)
+        contents = bytearray((package / name).read_bytes())
+        contents[len(contents) // 2] ^= 1
+        (package / name).write_bytes(bytes(contents))
+        with pytest.raises(GardaError) as caught:
+            verify(package)
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_first_line_that_does_not_fit_is_named(number, finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    lines = (package / "ledger.jsonl").read_text().splitlines()
+    lines[number] = lines[number].replace('"patients": 2', '"patients": 9')
+    (package / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(PackageError) as caught:
+        verify(package)
+    assert str(caught.value) == (
+        f"{package}/ledger.jsonl, line {number + 2}: does not follow: line {number + 1} has been changed; "
+        "ask for the package again"
+    )
+
+
+def test_a_line_that_was_cut_off_or_put_in_is_found(finished, tmp_path):
+    for name, change in (("cut", lambda lines: lines[:-1]), ("first", lambda lines: lines[1:])):
+        package = copy(find_stage(finished), tmp_path / name)
+        lines = (package / "ledger.jsonl").read_text().splitlines()
+        (package / "ledger.jsonl").write_text("\n".join(change(lines)) + "\n")
+        with pytest.raises(PackageError):
+            verify(package)
+
+
+def test_other_settings_than_those_of_the_ledger_are_found(finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    setup = json.loads((package / "setup.json").read_text())
+    setup["settings"]["garda"]["target"]["learning_rate"] = 1.0
+    (package / "setup.json").write_text(json.dumps(setup))
+    lines = read_lines(package)
+    last = json.loads(lines[-1])
+    last["kept"] = [record.model_dump() for record in contents(package)]
+    (package / "ledger.jsonl").write_bytes(b"\n".join([*lines[:-1], json.dumps(last).encode()]) + b"\n")
+    with pytest.raises(PackageError, match=r"line 1: was learnt with other settings than those of setup\.json"):
+        verify(package)
+
+
+@pytest.mark.parametrize(("name", "what"), [("extra.pt", "is no part of a package"), (CARD, "is missing")])
+def test_a_file_too_many_or_too_few(name, what, finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    if (package / name).exists():
+        (package / name).unlink()
+    else:
+        (package / name).touch()
+    with pytest.raises(PackageError, match=what):
+        verify(package)
+
+
+def test_a_zipped_package_is_the_same_package_and_the_same_bytes(finished, tmp_path):
+    package = find_stage(finished)
+    for name in ("a.zip", "b.zip"):
+        pack(package, tmp_path / name)
+        shutil.copytree(package, tmp_path / f"{name}-copy")  # other file times
+        package = tmp_path / f"{name}-copy"
+    assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with opened(tmp_path / "a.zip") as folder:
+        assert verify(folder).digest == package_digest(find_stage(finished))
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+    with pytest.raises(RunFolderError, match="exists already"):
+        pack(package, tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("name", ["../evil.sh", "evil.sh", "/tmp/evil", "sub/card.md"])
+def test_a_zip_file_with_anything_else_is_refused_unread(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr(name, "x")
+    with pytest.raises(PackageError, match="which is no part of a package"), opened(tmp_path / "p.zip"):
+        pass
+
+
+def test_what_is_no_package_is_one_line(tmp_path):
+    (tmp_path / "p.zip").write_bytes(b"PK\3\4 not really")
+    (tmp_path / "folder").mkdir()
+    cases = {"p.zip": "is no zipped package, or damaged", "folder": "is no package, ledger.jsonl is missing"}
+    for name, what in {**cases, "nothing": "does not exist"}.items():
+        with pytest.raises(PackageError, match=what), opened(tmp_path / name):
+            pass
+
+
+def test_weights_are_read_without_executing_code(finished, tmp_path):
+    import torch
+
+    package = copy(find_stage(finished), tmp_path)
+    torch.save({"w": torch.ones(1)}, package / "segmenter.safetensors")
+    with Reporter() as reporter, pytest.raises(CheckpointError, match="is truncated or damaged"):
+        predict(package, [], tmp_path / "out", reporter)
+
+
+def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
+    folder = tmp_path / "conspicuous"
+    shutil.copytree(pipeline.parent, folder)
+    for manifest in (folder / "data" / "manifests").glob("*.csv"):
+        text = manifest.read_text()
+        for number in range(4):
+            name = f"{manifest.stem}_{number:03d}"
+            text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
+        manifest.write_text(text)
+    run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
+    adapt(hop(folder / "pipeline.yaml", find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
+    private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii", b"/tmp", b"P-", b"C-"]
+    for file in [*find_stage(tmp_path / "run").iterdir(), *(tmp_path / "1").iterdir()]:
+        contents = file.read_bytes()
+        if file.suffix != ".safetensors":
+            assert [word for word in private if word in contents] == [], file
+            assert not re.search(rb"20\d\d-\d\d-\d\d", contents), file
+        else:
+            assert [word for word in private[:3] if word in contents] == [], file
+
+
+def sign(folder: Path, name: str):
+    public, digits = make_keys(folder / name)
+    assert read_public(public) == digits
+    assert (folder / name).stat().st_mode & 0o777 == 0o600
+    return read_private(folder / name), digits
+
+
+def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
+    (first, a), (second, b), (_, stranger) = (sign(tmp_path, name) for name in ("a.key", "b.key", "c.key"))
+    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run_sequence(replace(run, key=first))
+    package = find_stage(tmp_path / "run", 0)
+    with pytest.raises(PackageError, match=f"ledger line 1: signed by a stranger, {a}"):
+        adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[stranger], key=second))
+    adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[a], key=second))
+    found = verify(tmp_path / "1", [a, b])
+    assert [(signature.line, signature.key) for signature in found.signatures] == [(1, a), (2, b)]
+    with pytest.raises(PackageError, match="ledger line 2: signed by a stranger"):
+        verify(tmp_path / "1", [a])
+    adapt(hop(pipeline, package, 1, tmp_path / "unsigned", trusted=[a]))
+    with pytest.raises(PackageError, match="ledger line 2: nobody has signed it; ask its site to sign"):
+        verify(tmp_path / "unsigned", [a, b])
+    assert len(verify(tmp_path / "unsigned").signatures) == 1
+
+
+def test_a_signature_of_another_line_does_not_fit(pipeline, tmp_path):
+    key, digits = sign(tmp_path, "a.key")
+    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run_sequence(replace(run, key=key))
+    package = find_stage(tmp_path / "run")
+    lines = (package / "signatures.jsonl").read_text().splitlines()
+    (package / "signatures.jsonl").write_text(lines[0].replace('"line": 1', '"line": 2') + "\n")
+    for trusted in ([], [digits]):
+        with pytest.raises(PackageError, match="ledger line 2: the signature does not fit the line"):
+            verify(package, trusted)
+
+
+def test_keys_that_cannot_be_used(tmp_path):
+    make_keys(tmp_path / "a.key")
+    with pytest.raises(GardaError, match="exists already; give another name"):
+        make_keys(tmp_path / "a.key")
+    (tmp_path / "a.key").chmod(0o644)
+    with pytest.raises(ConfigError, match="other users have access to the key; run: chmod 600"):
+        read_private(tmp_path / "a.key")
+    with pytest.raises(ConfigError, match=r"is no public key; give a \.pub file"):
+        read_public(tmp_path / "a.key")
+    with pytest.raises(ConfigError, match="the key cannot be read"):
+        read_public(tmp_path / "none.pub")
+
+
+def test_what_cannot_be_adapted_is_told_and_nothing_is_written(pipeline, source, tmp_path):
+    run_tiny(pipeline, tmp_path / "run", method="joint")
+    cases = [
+        (hop(pipeline, tmp_path / "run", 1, tmp_path / "1", name="new"), "needs the images of earlier sites"),
+        (hop(pipeline, source, 0, tmp_path / "1"), "has been met already; give the site another --name"),
+        (hop(pipeline, source, 1, tmp_path / "1", name="a/b"), "'a/b' is no domain's name"),
+        (hop(pipeline, source, 1, tmp_path / "1", changes={"seed": 1}), "unknown key 'seed'"),
+        (
+            hop(pipeline, source, 1, tmp_path / "1", changes={"source": {"steps": 9}}),
+            "changes what the package decides",
+        ),
+    ]
+    for made, what in cases:
+        with pytest.raises((PackageError, DataError, ConfigError), match=what):
+            adapt(made)
+        assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_package_is_scored_wherever_there_are_labels(pipeline, source, finished, tmp_path):
+    manifests = [pipeline.parent / "data" / "manifests" / f"{site}.csv" for site in SITES]
+    quiet = Reporter(Console(quiet=True))
+    scores = evaluate(source, manifests, pipeline.parent / "data", quiet, Pseudonyms(b"a key for tests"))
+    assert scores == [row for row in read_scores(finished / "scores.csv") if row.stage == 0]
+
+
+def test_a_package_predicts_as_its_run(pipeline, source, finished, tmp_path):
+    image = next((pipeline.parent / "data" / SITES[1] / "images").glob("*_003.nii.gz"))
+    with Reporter(Console(quiet=True)) as reporter:
+        (one,) = predict(source, [image], tmp_path / "package", reporter)
+        (other,) = predict(finished, [image], tmp_path / "run", reporter, stage=0)
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_the_card_tells_what_the_package_is(finished):
+    card = (find_stage(finished) / CARD).read_text()
+    for words in ("heart", "myocardium", *SITES, "description of modifications", "modification protocol", "impact"):
+        assert words in card
+    entry = parse_lines(find_stage(finished), read_lines(find_stage(finished)))[-1]
+    assert f"| 2 | {SITES[2]} | {entry.month} | 2 | 2 | 4 | never read | {entry.decision} |" in card
+    assert all(line == line.rstrip() and len(line) <= 160 for line in card.splitlines())
