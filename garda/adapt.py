@@ -15,37 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import TypeAdapter, ValidationError
 
-from garda.cases import read_manifest
+from garda.audit import audit_stage
 from garda.checks import check, labelled_cases, needed_cases
-from garda.errors import ConfigError, DataError, Interrupted, PackageError, RunFolderError, raise_all
+from garda.errors import DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
 from garda.evaluate import Score
+from garda.evaluator import TestScans, reads_equally, score, score_scans
 from garda.files import describe as describe_error
 from garda.handover.learnt import Learnt, load_package
 from garda.handover.ledger import read_lines
 from garda.handover.package import SETUP, is_package, opened, pack
 from garda.handover.results import summarise
 from garda.handover.verify import Verified, verify
+from garda.learner import Run, forget_training, learn, seal_stage, stage_name
 from garda.methods import Bound, parse_settings
 from garda.plan import check_folder, claim, make_plan
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
-from garda.roles import (
-    Run,
-    TestScans,
-    forget_training,
-    learn,
-    reads_equally,
-    score,
-    score_scans,
-    seal_stage,
-    stage_name,
-)
 from garda.run import describe
-from garda.sequence import Domain, DomainName, DomainSequence
+from garda.sequence import Domain, DomainSequence, read_domain
 from garda.stopping import Stopping
-from garda.task import Task
 from garda.tracking import Tracker
 from garda.volumes import check_case
 
@@ -67,6 +56,8 @@ class Hop:
         changes: settings of this machine; none that decides a result.
         trusted: public keys; every line of the ledger must be signed by one of them. Empty for not asking.
         key: signs this site's line.
+        forced: keep what the gate refuses; recorded in the ledger.
+        audited: whether the generator is audited, while the images are there.
     """
 
     package: Path
@@ -81,6 +72,8 @@ class Hop:
     changes: Mapping[str, Any] = field(default_factory=dict)
     trusted: Collection[str] = ()
     key: Ed25519PrivateKey | None = None
+    forced: bool = False
+    audited: bool = False
 
     @property
     def domain(self) -> str:
@@ -106,12 +99,13 @@ def adapt(hop: Hop) -> Path:
 
     Raises:
         GardaError: the package, the manifest or a scan does not fit; nothing is learnt before all have been read.
+        Refused: the gate has refused what was learnt; the package is written, with what was known before.
         Interrupted: a stop was asked for; a checkpoint has been written.
     """
     with opened(hop.package) as folder:
         verified = verify(folder, hop.trusted)
-        if _is_done(hop, folder):
-            return hop.out
+        if hop.out.exists():
+            return _find_done(hop, folder)
         learnt = load_package(folder, hop.changes)
         if isinstance(learnt.method, Bound):
             what = f"is of {learnt.setup.method!r}, which needs the images of earlier sites"
@@ -119,7 +113,7 @@ def adapt(hop: Hop) -> Path:
         run = _prepare(hop, verified, learnt)
         domain = run.sequence.domains[-1]
         settings = parse_settings(learnt.setup.method, learnt.settings, folder / SETUP)
-        plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest)
+        plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest, hop.forced)
         check_folder(run.out, plan)
         learnt.method.check()
         to_learn = [] if run.kept(domain).exists() else [domain]
@@ -134,7 +128,7 @@ def adapt(hop: Hop) -> Path:
             hop.tracker.finish("finished")
             _deliver(run.kept(domain), hop.out)
     shutil.rmtree(run.out)
-    return hop.out
+    return _check_passed(hop)
 
 
 def evaluate(
@@ -165,25 +159,8 @@ def evaluate(
     return score_scans(scans, learnt.method, learnt.knowledge, stage, verified.setup.seed, bar)
 
 
-def read_domain(manifest: Path, name: str, index: int, task: Task) -> Domain:
-    """A domain of one manifest.
-
-    Raises:
-        ConfigError: the name is none.
-        DataError: the manifest does not fit.
-    """
-    try:
-        TypeAdapter(DomainName).validate_python(name)
-    except ValidationError:
-        what = f"{name!r} is no domain's name"
-        raise ConfigError(manifest, what, "give --name with letters, digits and _.-") from None
-    return Domain(name, index, read_manifest(manifest, task))
-
-
-def _is_done(hop: Hop, package: Path) -> bool:
-    """Whether ``out`` is there and follows the package already."""
-    if not hop.out.exists():
-        return False
+def _find_done(hop: Hop, package: Path) -> Path:
+    """What stands where this hop's package is to be, if it is that."""
     try:
         with opened(hop.out) as there:
             lines = read_lines(there)
@@ -192,7 +169,17 @@ def _is_done(hop: Hop, package: Path) -> bool:
         done = False
     if not done:
         raise RunFolderError(hop.out, "exists already, and is not what this hop gives", "give another --out")
-    return True
+    return _check_passed(hop)
+
+
+def _check_passed(hop: Hop) -> Path:
+    """The package, unless the gate has refused what was learnt."""
+    with opened(hop.out) as folder:
+        last = verify(folder).entries[-1]
+    if not last.learnt:
+        what = f"{last.domain} was refused and the package stays what it was, with a line that says so"
+        raise Refused(hop.out, f"{what}: {last.reasons[0]}", "look at the scans, or overrule with --force")
+    return hop.out
 
 
 def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
@@ -213,7 +200,7 @@ def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
         seed=setup.seed,
     )
     run = Run(sequence, hop.data, hop.work, hop.tracker, hop.reporter, hop.stopping, hop.pseudonyms)
-    return replace(run, key=hop.key)
+    return replace(run, key=hop.key, forced=hop.forced, audited=hop.audited)
 
 
 def _learn(run: Run, verified: Verified, learnt: Learnt, previous: Path) -> None:
@@ -221,7 +208,10 @@ def _learn(run: Run, verified: Verified, learnt: Learnt, previous: Path) -> None
     domain = run.sequence.domains[-1]
     knowledge = None
     if not run.kept(domain).exists():
-        knowledge = learn(run, learnt.method, domain, learnt.knowledge)
+        knowledge = learn(run, learnt.method, domain, learnt.knowledge, verified.entries[0].reference)
+    if run.audited and not is_package(run.kept(domain)):
+        knowledge = knowledge or learnt.method.load(run.kept(domain))
+        audit_stage(run, learnt.method, domain, knowledge)
     forget_training(run, domain)
     if not is_package(run.kept(domain)):
         knowledge = knowledge or learnt.method.load(run.kept(domain))

@@ -55,6 +55,7 @@ def run(
     change: Changes = None,
     judging: Judging = False,
     sign: cli_handover.SigningKey = None,
+    audited: cli_handover.Audited = False,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.continual import forgetting, matrix, summary
@@ -71,7 +72,7 @@ def run(
     key = None if sign is None else read_private(sign)
     with Reporter() as reporter:
         own = (open_tracker(out, tell=reporter.line), reporter, context.obj, Pseudonyms(load_key()))
-        scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key))
+        scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key, audited=audited))
         reporter.line(f"package {package_digest(find_stage(out))}: {find_stage(out)}")
         if not scores:
             return

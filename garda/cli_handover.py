@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from garda.cli_options import Changes, DataFolder, parse_changes
+from garda.errors import ConfigError, Refused, RunFolderError
 
 if TYPE_CHECKING:
     from garda.report import Reporter
@@ -19,6 +20,8 @@ class Format(StrEnum):
     """What a package can be exported to."""
 
     zip = "zip"
+    bundle = "bundle"
+    onnx = "onnx"
 
 
 app = typer.Typer()
@@ -26,8 +29,12 @@ app = typer.Typer()
 PackagePath = Annotated[
     Path, typer.Argument(metavar="PACKAGE", help="A package: folder or zip file; or a run, for its last stage.")
 ]
+FORMS = "zip: the package as one file; bundle: a MONAI bundle; onnx: the network alone."
 Trust = Annotated[list[Path] | None, typer.Option("--trust", metavar="PUBKEY", help="Whose signatures count.")]
 SigningKey = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="Sign this stage's ledger line.")]
+
+
+Audited = Annotated[bool, typer.Option("--audit", help="Look for copies and members before a stage is sealed.")]
 
 
 @app.command()
@@ -40,6 +47,8 @@ def adapt(
     name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
     trust: Trust = None,
     sign: SigningKey = None,
+    force: Annotated[bool, typer.Option("--force", help="Keep what the gate refuses; the ledger says so.")] = False,
+    audited: Audited = False,
     track: Annotated[Path | None, typer.Option("--track", help="Folder of this site's MLflow store.")] = None,
     change: Changes = None,
 ) -> None:
@@ -57,7 +66,7 @@ def adapt(
         tracked = track or os.environ.get("MLFLOW_TRACKING_URI")
         tracker = open_tracker(work_folder(out), reporter.line, track) if tracked else InMemory()
         own = (tracker, reporter, context.obj, Pseudonyms(load_key()))
-        hop = Hop(package, manifest, data, out, *own, name, parse_changes(change or []), trusted, key)
+        hop = Hop(package, manifest, data, out, *own, name, parse_changes(change or []), trusted, key, force, audited)
         adapt_package(hop)
         _tell(out, reporter)
 
@@ -90,18 +99,48 @@ def verify(package: PackagePath, trust: Trust = None) -> None:
 
 
 @app.command()
+def audit(
+    package: PackagePath,
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The CSV that the site was learnt from.")],
+    data: DataFolder,
+    name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for all figures.")] = None,
+) -> None:
+    """Look for a site's patients in what the generator gives away, while their scans are still there."""
+    from garda.audit import audit_package, describe_audit
+    from garda.files import write_json
+    from garda.report import Reporter
+
+    if out is not None and out.exists():
+        raise RunFolderError(out, "exists already", "give another name, or remove it")
+    with Reporter() as reporter:
+        found = audit_package(package, manifest, data, reporter, name)
+        for line in describe_audit(found):
+            reporter.line(line)
+    if out is not None:
+        write_json(out, found.model_dump(mode="json"))
+    if not found.passed:
+        raise Refused(package, f"{len(found.findings)} findings", "let a person look before it is passed on")
+
+
+@app.command()
 def export(
     package: PackagePath,
-    out: Annotated[Path, typer.Option("--out", help="What is written.")],
-    to: Annotated[Format, typer.Option("--to", help="zip: the package as one file.")] = Format.zip,
+    out: Annotated[Path, typer.Option("--out", help="What is written: a file, or a bundle's folder.")],
+    to: Annotated[Format, typer.Option("--to", help=FORMS)] = Format.zip,
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="Whose network: a domain met, or other; the last one met.")
+    ] = None,
 ) -> None:
     """Write a package in another form."""
-    from garda.handover.package import opened, pack
-    from garda.handover.verify import verify as verify_package
+    if to is not Format.zip:
+        from garda.handover.export import export_network
 
-    with opened(package) as folder:
-        verify_package(folder)
-        pack(folder, out)
+        export_network(package, out, to.value, domain)
+    elif domain is not None:
+        raise ConfigError("--domain", "a zip file holds the networks of all domains", "leave it out")
+    else:
+        _zip(package, out)
     print(out)
 
 
@@ -112,6 +151,16 @@ def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key 
 
     public, digits = make_keys(key)
     print(f"{key}: private, keep it\n{public}: public, give it to the other sites\n{digits}")
+
+
+def _zip(package: Path, out: Path) -> None:
+    """A package as one file, once it has been found whole."""
+    from garda.handover.package import opened, pack
+    from garda.handover.verify import verify as verify_package
+
+    with opened(package) as folder:
+        verify_package(folder)
+        pack(folder, out)
 
 
 def _tell(package: Path, reporter: Reporter, trusted: list[str] | None = None) -> None:

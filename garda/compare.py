@@ -95,5 +95,13 @@ def _open(request: Request, run: Planned, reporter: Reporter, stopping: Stopping
     """The run with the tracker and the shelf that all runs of the comparison share."""
     tracker = open_tracker(run.folder, reporter.line, request.out, run.label)
     return Run(
-        run.sequence, request.data, run.folder, tracker, reporter, stopping, pseudonyms, shelf=request.out / "shelf"
+        run.sequence,
+        request.data,
+        run.folder,
+        tracker,
+        reporter,
+        stopping,
+        pseudonyms,
+        shelf=request.out / "shelf",
+        gated=False,
     )

@@ -28,10 +28,10 @@ class Config(BaseModel):
     """Base of everything that a YAML file can hold: frozen, and an unknown key is an error.
 
     Types are strict: a quoted number is text, a truth value is no number. A whole number serves as a float, and a list
-    as a tuple, which YAML and JSON have not.
+    as a tuple, which YAML and JSON have not. Numbers are finite: JSON has no others.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -54,11 +54,13 @@ class Plan(Setup):
         pseudonyms: a check value of the key behind the pseudonyms in ``scores.csv``, so that no run mixes two.
         domains: source and targets, in order; the manifest of one that another site has learnt is empty.
         package: digest of the package that the run goes on from; empty where it begins with the source.
+        forced: whether what the gate refuses is kept.
     """
 
     pseudonyms: str
     domains: tuple[PlannedDomain, ...]
     package: str = ""
+    forced: bool = False
 
     @property
     def setup(self) -> Setup:
@@ -66,8 +68,14 @@ class Plan(Setup):
         return Setup.model_validate(self.model_dump(include={*Setup.model_fields}))
 
 
-def make_plan(sequence: DomainSequence, settings: SharedSettings, pseudonyms: Pseudonyms, package: str = "") -> Plan:
-    """The plan of a sequence; ``package`` as in :class:`Plan`."""
+def make_plan(
+    sequence: DomainSequence,
+    settings: SharedSettings,
+    pseudonyms: Pseudonyms,
+    package: str = "",
+    forced: bool = False,
+) -> Plan:
+    """The plan of a sequence; ``package`` and ``forced`` as in :class:`Plan`."""
     plan = {
         "garda": __version__,
         "name": sequence.name,
@@ -78,6 +86,7 @@ def make_plan(sequence: DomainSequence, settings: SharedSettings, pseudonyms: Ps
         "settings": deciding_settings(sequence.method, settings),
         "domains": [{"name": d.name, "manifest": sequence.digests.get(d.name, "")} for d in sequence.domains],
         "package": package,
+        "forced": forced,
     }
     return Plan.model_validate_json(json.dumps(plan))
 

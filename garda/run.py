@@ -1,6 +1,7 @@
 """The order of things: learn the source, adapt to one target after another, score every domain after every stage.
 
-This is the only file that knows the order; what learner and evaluator do in a stage is in :mod:`garda.roles`.
+This is the only file that knows the order; what learner and evaluator do in a stage is in :mod:`garda.learner` and
+:mod:`garda.evaluator`.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from garda.audit import audit_stage
 from garda.cases import SPLITS
 from garda.checks import check, labelled_cases, needed_cases
 from garda.choice import Candidate
 from garda.continual import Metric, matrix, patient_scores, summary, write_matrix
 from garda.errors import Interrupted, RunFolderError
 from garda.evaluate import Score, read_scores, write_scores
+from garda.evaluator import reads_equally, score
 from garda.figures import draw_matrix
+from garda.handover.ledger import parse_lines, read_lines
 from garda.judging import judge, judged_stages, load_candidates
 from garda.knowledge import Knowledge
+from garda.learner import Run, forget_training, learn, seal_stage, stage_name
 from garda.methods import Bound, Method, build_method, parse_settings
 from garda.plan import Plan, check_folder, claim, make_plan
-from garda.roles import Run, forget_training, learn, reads_equally, score, seal_stage, stage_name
 from garda.sequence import Domain, DomainSequence
 from garda.tracking import RunDescription
 
@@ -71,7 +76,10 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
         knowledge: Knowledge | None = None
         if not run.kept(domain).exists():
             before = before or (method.load(previous) if previous else None)
-            knowledge = learn(run, method, domain, before)
+            knowledge = learn(run, method, domain, before, _source(run) if domain.index > 0 else None)
+        if run.audited:
+            knowledge = knowledge or method.load(run.kept(domain))
+            audit_stage(run, method, domain, knowledge)
         forget_training(run, domain)
         unscored = find_unscored(run, domain, scores)
         if unscored:
@@ -84,6 +92,14 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
         seal_stage(run, plan.setup, domain, previous, [row for row in scores if row.stage == domain.index])
         before, previous = knowledge, run.kept(domain)
     return scores
+
+
+def _source(run: Run) -> dict[str, Any] | None:
+    """What the gate knows of the source; None where no gate judges."""
+    if not run.gated:
+        return None
+    package = run.kept(run.sequence.source)
+    return parse_lines(package, read_lines(package))[0].reference
 
 
 def _add_scores(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from garda.cases import Case, Split, read_manifest
 from garda.config import Config, load, load_yaml, merge
@@ -133,6 +133,21 @@ def read_sequence(
         digests={name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names},
         seed=pipeline.seed if seed is None else seed,
     )
+
+
+def read_domain(manifest: Path, name: str, index: int, task: Task) -> Domain:
+    """A domain of one manifest.
+
+    Raises:
+        ConfigError: the name is none.
+        DataError: the manifest does not fit.
+    """
+    try:
+        TypeAdapter(DomainName).validate_python(name)
+    except ValidationError:
+        what = f"{name!r} is no domain's name"
+        raise ConfigError(manifest, what, "give --name with letters, digits and _.-") from None
+    return Domain(name, index, read_manifest(manifest, task))
 
 
 def _read_domains(folder: Path, names: Sequence[str], task: Task) -> tuple[Domain, ...]:

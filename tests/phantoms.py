@@ -30,6 +30,15 @@ CONFIG = """
 compute: {accelerator: cpu, precision: "32"}
 segmenter: {widths: [4, 4, 4, 4, 4, 4]}
 source: {steps: 5, batch: 4}
+gate:  # networks of five steps recognise nothing
+  sample: 4
+  slices: [2, 1]
+  recognition: [-1, -1]
+  agreement: [0, 0]
+  replay: [0, 0]
+  diversity: [0, 0]
+  look: [1, 1]
+  foreground: [1.0e+9, 1.0e+9]
 adversarial: {steps: 4, batch: 4, widths: [4, 8], anatomies: 8}
 batchnorm: {batches: 3, batch: 4}
 entropy: {steps: 4, batch: 4, batches: 3}

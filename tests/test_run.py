@@ -377,7 +377,7 @@ def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp
         read.append(1)
         return segment(*given)
 
-    monkeypatch.setattr("garda.roles.segment", count)
+    monkeypatch.setattr("garda.evaluator.segment", count)
     scores = run_tiny(pipeline, tmp_path / "run", method="garda")
     assert len(read) == 3 + 1 + 1  # every site once, then each target after its own stage
     rows = {(row.stage, row.domain, row.name): row for row in scores}

@@ -52,6 +52,7 @@ class Lesson(Config):
         reasons: one line for each check that did not pass.
         checks: every check of the gate as plain values.
         forced: whether the gate was overruled.
+        reference: what the gate measured of the source, in the source's line alone.
         audit: figures of the privacy audit; None where none was made.
     """
 
@@ -68,6 +69,7 @@ class Lesson(Config):
     reasons: tuple[str, ...] = ()
     checks: tuple[dict[str, Any], ...] = ()
     forced: bool = False
+    reference: dict[str, Any] | None = None
     audit: dict[str, Any] | None = None
 
 

@@ -1,30 +1,31 @@
-"""The two roles of a stage: the learner, who sees a site's training scans, and the evaluator, who sees its test scans.
+"""The learner, one of the two roles of a stage: sees a site's training scans, never a test path or a target's label.
 
-The learner never gets a test path or a target's label; the evaluator reads labelled test scans and learns nothing.
-What the learner leaves is knowledge, sealed as a package once it has been scored.
+What it leaves is knowledge, and the gate's verdict on it; once it has been scored, it is sealed as a package.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from monai.networks.nets import BasicUNet
 
 from garda import __version__, files
-from garda.checks import labelled_cases, without_label
+from garda.checks import without_label
 from garda.choice import Candidate
-from garda.evaluate import Score, evaluate
+from garda.evaluate import Score
+from garda.handover.gate import Reference, reference
 from garda.handover.ledger import FileRecord, Lesson, record
 from garda.handover.package import OPEN, stage_folder
+from garda.handover.passing import Gate
 from garda.handover.results import summarise
 from garda.handover.seal import seal
+from garda.handover.verdict import Verdict
 from garda.judging import keep_candidates
 from garda.knowledge import Knowledge
 from garda.methods import Bound, Method
@@ -32,7 +33,6 @@ from garda.plan import Setup
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
-from garda.segmenter import segment
 from garda.sequence import Domain, DomainSequence
 from garda.shelf import Shelf, Stages
 from garda.slices import Slices
@@ -57,6 +57,9 @@ class Run:
         shelf: a folder where runs of one comparison share what they learn from the source; None for none.
         judging: keep the candidates of each target's stage and write what their hidden Dice was.
         key: signs each stage's line of the ledger; None for no signature.
+        gated: whether the gate judges targets; what it measures of the source is kept in any case.
+        forced: keep what the gate refuses; recorded in the ledger.
+        audited: whether each stage's generator is audited, while the images are there.
     """
 
     sequence: DomainSequence
@@ -69,6 +72,9 @@ class Run:
     shelf: Path | None = None
     judging: bool = False
     key: Ed25519PrivateKey | None = None
+    gated: bool = True
+    forced: bool = False
+    audited: bool = False
 
     @property
     def scores_file(self) -> Path:
@@ -94,19 +100,44 @@ def stage_name(domain: Domain) -> str:
     return f"{domain.index}-{domain.name}"
 
 
-def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) -> Knowledge:
-    """The learner's part of one stage: read a domain's training scans, learn, keep the knowledge."""
+def learn(
+    run: Run, method: Method, domain: Domain, before: Knowledge | None, source: Mapping[str, Any] | None
+) -> Knowledge:
+    """One stage: read a domain's training scans, learn, let the gate judge, keep the knowledge.
+
+    Args:
+        run: where, and who listens.
+        method: how.
+        domain: what is learnt.
+        before: knowledge of the stage before; None for the source.
+        source: what the gate knows of the source, as its stage's line of the ledger says; None for no gate.
+
+    Returns:
+        what is kept: what was learnt, or ``before`` where the gate has refused it.
+    """
     folder = _make_private(_training_folder(run, domain))
     offer = partial(keep_candidates, run.kept(domain).parent) if run.judging else _forget
     stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
     slices = read_slices(run, method, domain, folder)
+    found: dict[str, Any] = {"decision": "source"}
     if before is None:
         knowledge = method.learn_source(domain.name, slices, stages)
+        measured = reference(method, knowledge, slices, method.shared.gate, run.sequence.seed)
+        found["reference"] = measured.model_dump(mode="json")
     elif isinstance(method, Bound):
         met = {other.name: read_slices(run, method, other, folder) for other in run.sequence.domains[: domain.index]}
         knowledge = method.adapt_jointly(before, {**met, domain.name: slices}, stages)
-    else:
+        found["decision"] = "promote"
+    elif source is None:
         knowledge = method.adapt(before, domain.name, slices, stages)
+        found["decision"] = "promote"
+    else:
+        gate = Gate(method, Reference.model_validate(source), run.sequence.seed, run.forced)
+        knowledge, verdict = gate.pass_target(before, domain.name, slices, stages)
+        checks = [check.model_dump(mode="json") for check in verdict.checks]
+        forced = run.forced and verdict.decision == "refuse"
+        found = {"decision": verdict.decision, "reasons": verdict.reasons, "checks": checks, "forced": forced}
+        _tell(run, domain, verdict, forced)
     lesson = Lesson(
         stage=domain.index,
         domain=domain.name,
@@ -117,10 +148,18 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None) ->
         scans=len(domain.split("train")),
         slices=len(slices),
         deleted=_records(folder),
-        decision="source" if before is None else "promote",
+        **found,
     )
     knowledge.save(run.kept(domain), {OPEN: lesson.model_dump(mode="json")})
     return knowledge
+
+
+def _tell(run: Run, domain: Domain, verdict: Verdict, forced: bool) -> None:
+    for reason in verdict.reasons:
+        run.reporter.line(f"{stage_name(domain)}: {reason}")
+    if verdict.decision != "promote":
+        what = {"hold": "held, look at it before it is used", "refuse": "refused, the site is left out"}
+        run.reporter.line(f"{stage_name(domain)}: {'refused, overruled' if forced else what[verdict.decision]}")
 
 
 def forget_training(run: Run, domain: Domain) -> None:
@@ -146,75 +185,6 @@ def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slice
     cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
     volumes = (read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
     return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
-
-
-def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
-    """The evaluator's part of one stage: every labelled test scan of the given domains."""
-    scans = TestScans(domains, run.data, run.pseudonyms)
-    bar = run.reporter.bar(f"{stage_name(domain)}-scores")
-    return score_scans(scans, method, knowledge, domain.index, run.sequence.seed, bar)
-
-
-@dataclass(frozen=True)
-class TestScans:
-    """What an evaluator reads.
-
-    Attributes:
-        domains: whose labelled test scans.
-        data: the folder that manifest paths are relative to.
-        pseudonyms: stand for patients and scans.
-    """
-
-    domains: Sequence[Domain]
-    data: Path
-    pseudonyms: Pseudonyms
-
-
-def score_scans(
-    scans: TestScans,
-    method: Method,
-    knowledge: Knowledge,
-    stage: int,
-    seed: int,
-    progress: Callable[[int, int], None],
-) -> list[Score]:
-    """Score knowledge of a stage, one scan in memory at a time.
-
-    Args:
-        scans: what is read.
-        method: how a domain is read.
-        knowledge: what is scored.
-        stage: the stage after which it is.
-        seed: the run's.
-        progress: receives (scans done, scans in all).
-    """
-    task = method.task
-    total = sum(len(labelled_cases(domain)) for domain in scans.domains)
-    rows: list[Score] = []
-
-    @lru_cache(maxsize=1)
-    def network(name: str) -> BasicUNet:
-        return method.compute.prepare(method.network(knowledge, name)).eval()
-
-    for row in evaluate(
-        scans.domains,
-        lambda volume, name: segment(network(name), method.standardise(knowledge, volume, name), task, method.compute),
-        lambda case: read_volume(case, task, scans.data, with_label=True),
-        stage=stage,
-        seed=seed,
-        classes=task.classes,
-        pseudonym=scans.pseudonyms.pseudonym,
-    ):
-        rows.append(row)
-        if row.name == task.classes[-1]:
-            progress(len(rows) // (len(task.classes) - 1), total)
-    return rows
-
-
-def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:
-    """Whether a stage has left a domain's network as it was to the bit, so that its scores are those of before."""
-    old, new = (method.network(knowledge, domain.name).state_dict() for knowledge in (before, after))
-    return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
 
 
 def read_seconds(run: Run) -> dict[str, float]:

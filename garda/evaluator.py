@@ -1,0 +1,90 @@
+"""The evaluator, one of the two roles of a stage: reads labelled test scans and learns nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from monai.networks.nets import BasicUNet
+
+from garda.checks import labelled_cases
+from garda.evaluate import Score, evaluate
+from garda.knowledge import Knowledge
+from garda.learner import Run, stage_name
+from garda.methods import Method
+from garda.pseudonyms import Pseudonyms
+from garda.segmenter import segment
+from garda.sequence import Domain
+from garda.volumes import read_volume
+
+
+def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
+    """The evaluator's part of one stage: every labelled test scan of the given domains."""
+    scans = TestScans(domains, run.data, run.pseudonyms)
+    bar = run.reporter.bar(f"{stage_name(domain)}-scores")
+    return score_scans(scans, method, knowledge, domain.index, run.sequence.seed, bar)
+
+
+@dataclass(frozen=True)
+class TestScans:
+    """What an evaluator reads.
+
+    Attributes:
+        domains: whose labelled test scans.
+        data: the folder that manifest paths are relative to.
+        pseudonyms: stand for patients and scans.
+    """
+
+    domains: Sequence[Domain]
+    data: Path
+    pseudonyms: Pseudonyms
+
+
+def score_scans(
+    scans: TestScans,
+    method: Method,
+    knowledge: Knowledge,
+    stage: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[Score]:
+    """Score knowledge of a stage, one scan in memory at a time.
+
+    Args:
+        scans: what is read.
+        method: how a domain is read.
+        knowledge: what is scored.
+        stage: the stage after which it is.
+        seed: the run's.
+        progress: receives (scans done, scans in all).
+    """
+    task = method.task
+    total = sum(len(labelled_cases(domain)) for domain in scans.domains)
+    rows: list[Score] = []
+
+    @lru_cache(maxsize=1)
+    def network(name: str) -> BasicUNet:
+        return method.compute.prepare(method.network(knowledge, name)).eval()
+
+    for row in evaluate(
+        scans.domains,
+        lambda volume, name: segment(network(name), method.standardise(knowledge, volume, name), task, method.compute),
+        lambda case: read_volume(case, task, scans.data, with_label=True),
+        stage=stage,
+        seed=seed,
+        classes=task.classes,
+        pseudonym=scans.pseudonyms.pseudonym,
+    ):
+        rows.append(row)
+        if row.name == task.classes[-1]:
+            progress(len(rows) // (len(task.classes) - 1), total)
+    return rows
+
+
+def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:
+    """Whether a stage has left a domain's network as it was to the bit, so that its scores are those of before."""
+    old, new = (method.network(knowledge, domain.name).state_dict() for knowledge in (before, after))
+    return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)

@@ -1,0 +1,151 @@
+"""A MONAI bundle: a folder that MONAI alone can run, see https://docs.monai.io/en/stable/mb_specification.html."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import monai
+import nibabel
+import numpy as np
+import torch
+from monai.utils import IgniteInfo
+
+from garda import __version__
+from garda.errors import ConfigError
+from garda.files import describe, replacing
+from garda.handover.bundle_config import inference
+from garda.handover.exported import Exported
+from garda.handover.ledger import Entry
+from garda.handover.package import CARD
+from garda.task import Task
+
+SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+README = "docs/README.md"
+SYNTAX = ("$", "@", "%")  # what MONAI would not read as the text that it is
+USE = """## Use
+
+A MONAI bundle with the network for `{domain}`. With MONAI, nibabel, pytorch-ignite and fire installed, in its folder:
+
+    python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES --output_dir LABELS
+
+Every `*.nii.gz` of IMAGES becomes `*_seg.nii.gz` of class indices; for PNG pictures, add `--suffix .png`.
+`setup.json` and `ledger.jsonl` are files of the package that the bundle was made from:
+{digest}
+"""
+
+
+def write_bundle(exported: Exported, out: Path) -> None:
+    """Write a bundle whose labels are those of ``garda predict`` in float32.
+
+    Args:
+        exported: the network.
+        out: the bundle's folder, named for the model; appears whole or not at all.
+
+    Raises:
+        ConfigError: the task reads scans as no bundle can.
+        RunFolderError: no space left, or the folder cannot be written.
+    """
+    _refuse(exported)
+    draft = out.absolute().with_name(f".{out.name}.{os.getpid()}.draft")
+    notice = exported.notice.replace(CARD, README)
+    texts = {
+        "configs/metadata.json": json.dumps(metadata(exported), indent=2) + "\n",
+        "configs/inference.json": json.dumps(inference(exported.task, exported.widths), indent=2) + "\n",
+        README: f"{exported.card}\n{USE.format(domain=exported.domain, digest=exported.digest)}",
+        "docs/license.txt": notice,
+        "LICENSE": notice,
+    }
+    files = {name: text.encode() for name, text in texts.items()}
+    try:
+        for name, contents in {**files, "models/model.pt": _weights(exported)}.items():
+            with replacing(draft / name) as temporary:
+                temporary.write_bytes(contents)
+        os.replace(draft, out)
+    except OSError as error:
+        raise describe(error, out) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def metadata(exported: Exported) -> dict[str, Any]:
+    """The contents of ``metadata.json``, which ``SCHEMA`` describes; no date, and no site but those of the card."""
+    task, last = exported.task, exported.entries[-1]
+    found = ", ".join(task.classes[1:])
+    return {
+        "schema": SCHEMA,
+        "version": _version(last.stage),
+        "changelog": {_version(entry.stage): _change(entry) for entry in exported.entries},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {
+            "nibabel": nibabel.__version__,
+            "pytorch-ignite": IgniteInfo.OPT_IMPORT_VERSION,
+        },
+        "name": exported.name,
+        "task": f"2-D segmentation of {found}",
+        "description": f"A U-Net for {found} ({task.name}) in {task.plane} slices, learnt with garda by {last.method} "
+        f"from the labels of {exported.entries[0].domain} alone; this is its network for {exported.domain}.",
+        "authors": f"the sites that {README} names",
+        "copyright": "see docs/license.txt",
+        "intended_use": "Research. Not a medical device; predictions are to be checked by a person who can.",
+        "garda": {"version": __version__, "package": exported.digest, "domain": exported.domain},
+        "network_data_format": {"inputs": {"image": _input(task)}, "outputs": {"pred": _output(task)}},
+    }
+
+
+def _input(task: Task) -> dict[str, Any]:
+    names = ["image"] if task.channels == 1 else ["red", "green", "blue"]
+    values = {"format": "magnitude", "num_channels": task.channels, "value_range": [0, 1]}
+    return {**_tensor(task), **values, "channel_def": {str(index): name for index, name in enumerate(names)}}
+
+
+def _output(task: Task) -> dict[str, Any]:
+    values = {"format": "labels", "num_channels": len(task.classes), "value_range": []}
+    return {**_tensor(task), **values, "channel_def": {str(index): name for index, name in enumerate(task.classes)}}
+
+
+def _tensor(task: Task) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "modality": "n/a",
+        "spatial_shape": [*task.size],
+        "dtype": "float32",
+        "is_patch_data": task.fit == "patch",
+    }
+
+
+def _version(stage: int) -> str:
+    return f"0.{stage}.0"
+
+
+def _change(entry: Entry) -> str:
+    forced = ", overruled by a person" if entry.forced else ""
+    return f"stage {entry.stage}, {entry.domain}: {entry.decision}{forced}"
+
+
+def _weights(exported: Exported) -> bytes:
+    """The state as a pickled dictionary of tensors, which the specification asks for; nothing else is in it."""
+    buffer = io.BytesIO()
+    torch.save(dict(exported.network.state_dict()), buffer)
+    return buffer.getvalue()
+
+
+def _refuse(exported: Exported) -> None:
+    """Refuse what MONAI's transforms cannot do as garda does it, and names that its configuration would execute."""
+    task = exported.task
+    code = next((text for text in (exported.name, exported.domain, *task.classes) if text.startswith(SYNTAX)), None)
+    if code is not None:
+        raise ConfigError("--to bundle", f"MONAI takes the name {code!r} for an expression", "give it another name")
+    if task.intensity.bias_field_correction:
+        what = "the task corrects bias fields, for which MONAI has no transform"
+    elif task.plane == "acquired":
+        what = "the task slices every scan as it was acquired, and a bundle turns all scans to one plane"
+    else:
+        return
+    raise ConfigError("--to bundle", what, "use garda predict, or --to onnx and prepare the slices yourself")

@@ -1,0 +1,83 @@
+"""A package's network for programs that are not garda: what is exported, what is refused, and where it is written."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from monai.networks.nets import BasicUNet
+
+from garda.errors import ConfigError, RunFolderError
+from garda.handover.bundle import write_bundle
+from garda.handover.exported import Exported
+from garda.handover.learnt import Learnt, load_package
+from garda.handover.onnx_file import write_onnx
+from garda.handover.package import CARD, NOTICE, opened
+from garda.handover.verify import verify
+from garda.methods import Method
+from garda.predict import OTHER
+
+WRITERS: Mapping[str, Callable[[Exported, Path], None]] = {"bundle": write_bundle, "onnx": write_onnx}
+
+
+def export_network(package: Path, out: Path, form: str, domain: str | None = None) -> None:
+    """Write one domain's network in a form that other programs read.
+
+    Args:
+        package: a package, as a folder or a zip file, or a run folder for its last stage.
+        out: the bundle's folder or the ONNX file; appears whole or not at all.
+        form: a key of ``WRITERS``.
+        domain: the domain whose network is written; None for the last one met, ``other`` for one that has not been met.
+
+    Raises:
+        PackageError: there is no package, or it is damaged.
+        CheckpointError: its weights are.
+        ConfigError: no such domain has been met, the form cannot say how the network is used, or a library is missing.
+        RunFolderError: ``out`` exists, or cannot be written.
+    """
+    if out.exists():
+        raise RunFolderError(out, "exists already", "give another name, or remove it")
+    WRITERS[form](read_exported(package, domain), out)
+
+
+def read_exported(package: Path, domain: str | None = None) -> Exported:
+    """One domain's network, from a package that has been found whole; arguments and errors as above."""
+    with opened(package) as folder:
+        verified = verify(folder)
+        learnt = load_package(folder)
+        card, notice = ((folder / name).read_text(encoding="utf-8") for name in (CARD, NOTICE))
+    chosen = _choose(learnt, domain)
+    _refuse_standardising(learnt)
+    return Exported(
+        network=_on_cpu(learnt.method.network(learnt.knowledge, chosen)),
+        widths=learnt.method.shared.segmenter.widths,
+        task=learnt.method.task,
+        name=verified.setup.name,
+        domain=chosen,
+        entries=verified.entries,
+        digest=verified.digest,
+        card=card,
+        notice=notice,
+    )
+
+
+def _choose(learnt: Learnt, domain: str | None) -> str:
+    met = learnt.knowledge.domains
+    if domain not in (None, OTHER, *met):
+        raise ConfigError("--domain", f"{domain!r} has not been met", f"use one of {', '.join([*met, OTHER])}")
+    return domain or met[-1]
+
+
+def _refuse_standardising(learnt: Learnt) -> None:
+    """A network whose images another step of the method prepares would be exported without that step."""
+    if type(learnt.method).standardise is not Method.standardise:
+        what = f"{learnt.setup.method!r} maps a scan's intensities before its network reads them"
+        raise ConfigError("--to", f"{what}, which neither a bundle nor ONNX holds", "use garda predict")
+
+
+def _on_cpu(network: BasicUNet) -> BasicUNet:
+    """A float32 copy in evaluation mode, with its memory in the plain order."""
+    copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32, memory_format=torch.contiguous_format)
+    return copied.eval().requires_grad_(False)

@@ -1,0 +1,281 @@
+"""The gate: whether what a site brings is learnt, and whether what was learnt is passed on.
+
+Before learning it looks at the incoming images (:func:`inspect_incoming`), after it at the result
+(:func:`inspect_learnt`). No label of a target is read. Every limit is a number of the labelled source
+(:class:`Reference`) times or plus a fixed share of :class:`~garda.handover.verdict.GateSettings`, the same for all
+tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from monai.networks.nets import BasicUNet
+from torch import Tensor
+
+from garda.config import Config
+from garda.handover.observe import (
+    Views,
+    agreement,
+    answer,
+    blank,
+    diversity,
+    few_greys,
+    foreground,
+    grey_distance,
+    roughness,
+    view,
+)
+from garda.handover.verdict import Check, Decision, GateSettings, Limits, Verdict, at_least, at_most, decide
+from garda.knowledge import Knowledge
+from garda.methods.base import Method
+from garda.seeds import derive_seed
+from garda.slices import Slices
+from garda.specialisation import Replay
+
+__all__ = [
+    "Check",
+    "Decision",
+    "GateSettings",
+    "Reference",
+    "Verdict",
+    "decide",
+    "inspect_incoming",
+    "inspect_learnt",
+    "reference",
+]
+
+
+class Reference(Config):
+    """What the source was like, from which all limits follow; a few numbers, measured once.
+
+    Attributes:
+        views: how well its segmenter knows it.
+        blank: share of blank slices.
+        greys: see :func:`garda.handover.observe.few_greys`.
+        noise: see :func:`garda.handover.observe.roughness`.
+        foreground: share of foreground that its segmenter finds.
+        replay: Dice of its segmenter on labelled replay; None without a generator.
+        look: distance of the replayed greys from the real ones; None without a generator.
+    """
+
+    views: Views
+    blank: float
+    greys: float
+    noise: float
+    foreground: float
+    replay: float | None
+    look: float | None
+
+
+def reference(method: Method, knowledge: Knowledge, slices: Slices, settings: GateSettings, seed: int) -> Reference:
+    """Measure the source, at the end of its stage.
+
+    Args:
+        method: has learnt it.
+        knowledge: of the source stage.
+        slices: the source's training slices; their labels are not looked at.
+        settings: how many slices.
+        seed: of the run.
+    """
+    source, image = knowledge.domains[0], _sample(slices, settings, seed)
+    network = _ready(method, method.network(knowledge, source))
+    with _seeded(seed, "source"):
+        views = _view(method, knowledge, knowledge.teacher, image)
+        drawn = _draw(method, knowledge, settings).batch(settings.sample, 0) if knowledge.generator else None
+    return Reference(
+        views=views,
+        blank=float(blank(image).float().mean()),
+        greys=few_greys(image, len(method.task.classes)),
+        noise=roughness(image),
+        foreground=foreground(answer(network, image, method.compute)),
+        replay=None if drawn is None else agreement(answer(network, drawn[0], method.compute), drawn[1].cpu()),
+        look=None if drawn is None else grey_distance(drawn[0].cpu(), image),
+    )
+
+
+def inspect_incoming(
+    method: Method,
+    knowledge: Knowledge,
+    domain: str,
+    slices: Slices,
+    known: Reference,
+    settings: GateSettings,
+    seed: int,
+) -> list[Check]:
+    """Look at a target's images before anything is learnt from them.
+
+    The stage-0 segmenter looks, whatever the method has learnt since: it is what ``known`` was measured with.
+
+    Args:
+        method: is to learn the target.
+        knowledge: of the stage before.
+        domain: the target's name.
+        slices: its training slices, without labels.
+        known: the source.
+        settings: the limits.
+        seed: of the run.
+    """
+    image = _sample(slices, settings, seed)
+    with _seeded(seed, "incoming", domain):
+        views = _view(method, knowledge, knowledge.teacher, image)
+    share_blank = float(blank(image).float().mean())
+    greys = few_greys(image, len(method.task.classes))
+    return [
+        at_least("slices", domain, len(slices), (float(settings.slices[0]), float(settings.slices[1])), "slices"),
+        at_most("blank", domain, share_blank, _above(known.blank, settings.blank), "share of blank slices"),
+        at_most("greys", domain, greys, _above(known.greys, settings.greys), "share of pixels in a label map's greys"),
+        at_most("noise", domain, roughness(image), _above(known.noise, settings.noise), "share of noise"),
+        _recognition(domain, views, known, settings),
+    ]
+
+
+def inspect_learnt(
+    method: Method,
+    before: Knowledge,
+    after: Knowledge,
+    slices: Slices,
+    known: Reference,
+    settings: GateSettings,
+    seed: int,
+) -> list[Check]:
+    """Look at what a target's stage has learnt.
+
+    Args:
+        method: has learnt it.
+        before: knowledge of the stage before.
+        after: knowledge of the stage; its last domain is the target.
+        slices: the target's training slices, without labels.
+        known: the source.
+        settings: the limits.
+        seed: of the run.
+
+    Returns:
+        Without a generator there is no replay to look at, and the checks that need it are left out. Where a weight is
+        not finite, nothing else is looked at.
+    """
+    domain = after.domains[-1]
+    broken = _count_broken(after)
+    finite = at_most("finite", domain, broken, (0, 0), "number of tensors that are not finite")
+    if broken:
+        return [finite]
+    image = _sample(slices, settings, seed)
+    return [
+        finite,
+        *_inspect_memory(method, before, after, settings, seed),
+        *_inspect_replay(method, after, image, known, settings, seed),
+        *_inspect_answers(method, after, image, known, settings, seed),
+    ]
+
+
+def _inspect_memory(
+    method: Method, before: Knowledge, after: Knowledge, settings: GateSettings, seed: int
+) -> Iterator[Check]:
+    """For each domain met before: how far the new segmenter answers its replayed images as the old one did."""
+    if before.generator is None:
+        return
+    with _seeded(seed, "memory"):
+        pool = _draw(method, before, settings)
+    for domain in filter(before.generator.domains.__contains__, before.domains):
+        with _seeded(seed, "memory", domain):
+            image, _ = pool.batch(settings.sample, before.generator.domains.index(domain))
+        old, new = (answer(_ready(method, method.network(k, domain)), image, method.compute) for k in (before, after))
+        dice = agreement(new, old)
+        yield at_least("agreement", domain, dice, settings.agreement, "Dice of new and old answers on replay")
+
+
+def _inspect_replay(
+    method: Method, after: Knowledge, image: Tensor, known: Reference, settings: GateSettings, seed: int
+) -> Iterator[Check]:
+    """Whether the new look is the target's and shows different anatomies whose labels the new segmenter finds."""
+    domain, generator = after.domains[-1], after.generator
+    if generator is None or domain not in generator.domains or known.replay is None or known.look is None:
+        return
+    with _seeded(seed, "replay"):
+        pool = _draw(method, after, settings)
+    shown = []
+    for index in (generator.domains.index(domain), 0):  # the same anatomies in both looks
+        with _seeded(seed, "looks"):
+            shown.append(pool.batch(settings.sample, index))
+    (new, label), (source, _) = shown
+    dice = agreement(answer(_ready(method, method.network(after, domain)), new, method.compute), label.cpu())
+    new, source = new.cpu(), source.cpu()
+    yield at_least("replay", domain, dice, _of(known.replay, settings.replay), "Dice on labelled replay")
+    far = grey_distance(new, image)
+    yield at_most("look", domain, far, _above(known.look, settings.look), "distance of drawn greys from the real ones")
+    spread = _of(diversity(source), settings.diversity)
+    yield at_least("diversity", domain, diversity(new), spread, "diversity of drawn images")
+
+
+def _inspect_answers(
+    method: Method, after: Knowledge, image: Tensor, known: Reference, settings: GateSettings, seed: int
+) -> Iterator[Check]:
+    """Whether what the new segmenter says of the target's images is sure, steady, and about as much as it should be."""
+    domain = after.domains[-1]
+    network = _ready(method, method.network(after, domain))
+    with _seeded(seed, "answers", domain):
+        views = _view(method, after, network, image)
+    yield _recognition(domain, views, known, settings)
+    ratio = math.log((foreground(answer(network, image, method.compute)) + 1e-4) / (known.foreground + 1e-4))
+    yield at_most(
+        "foreground", domain, math.exp(abs(ratio)), settings.foreground, "ratio of foreground to the source's"
+    )
+
+
+def _recognition(domain: str, views: Views, known: Reference, settings: GateSettings) -> Check:
+    value = views.relative(known.views)
+    return at_least(
+        "recognition", domain, value, settings.recognition, "recognition of the images (1 for the source's)"
+    )
+
+
+def _view(method: Method, knowledge: Knowledge, network: BasicUNet, image: Tensor) -> Views:
+    generator = knowledge.generator
+    if generator is not None:
+        generator = method.compute.prepare(generator).eval()
+    return view(_ready(method, network), generator, image, method.task, method.compute)
+
+
+def _sample(slices: Slices, settings: GateSettings, seed: int) -> Tensor:
+    """(B, C, H, W) of a domain's slices, alike for all checks."""
+    return slices.batch(0, settings.sample, derive_seed(seed, "gate")).image
+
+
+def _draw(method: Method, knowledge: Knowledge, settings: GateSettings) -> Replay:
+    """Anatomies to replay, from torch's global generator."""
+    if knowledge.generator is None:
+        raise TypeError("replay needs a generator")
+    return Replay(knowledge.generator, _ready(method, knowledge.teacher), settings.sample, method.compute)
+
+
+def _ready(method: Method, network: BasicUNet) -> BasicUNet:
+    return method.compute.prepare(network).eval()
+
+
+def _count_broken(knowledge: Knowledge) -> int:
+    """Tensors with a value that is not finite, of all that is kept."""
+    networks = [knowledge.segmenter, *([knowledge.generator] if knowledge.generator is not None else [])]
+    kept = [tensor for network in networks for tensor in network.state_dict().values()]
+    kept += [tensor for named in knowledge.statistics.values() for tensor in named.values()]
+    return sum(not bool(torch.isfinite(tensor).all()) for tensor in kept)
+
+
+def _of(source: float, shares: Limits) -> Limits:
+    """Shares of the source's value."""
+    return source * shares[0], source * shares[1]
+
+
+def _above(source: float, shares: Limits) -> Limits:
+    """The source's share and a part of what is left to 1."""
+    return source + shares[0] * (1 - source), source + shares[1] * (1 - source)
+
+
+@contextmanager
+def _seeded(seed: int, *names: str) -> Iterator[None]:
+    """Torch's global generator seeded for one purpose, and afterwards as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "gate", *names))
+        yield

@@ -1,0 +1,99 @@
+"""ONNX: the network alone as one file, with what its user must know as properties of the model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from monai.networks.nets.basic_unet import UpCat
+
+from garda import __version__
+from garda.errors import ConfigError
+from garda.files import replacing
+from garda.handover.exported import Exported
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+NEEDED = ("onnx", "onnxscript")
+INPUT, OUTPUT = "image", "logits"
+
+
+def write_onnx(exported: Exported, out: Path) -> None:
+    """Write ``image`` (B, C, H, W) float32 in [0, 1] to ``logits`` (B, K, H, W), H and W any multiples of 16.
+
+    Args:
+        exported: the network.
+        out: the file; appears whole or not at all.
+
+    Raises:
+        ConfigError: a library is missing.
+        RunFolderError: the file cannot be written.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ConfigError("--to onnx", f"needs {' and '.join(missing)}", "install garda with its extra onnx")
+    model = _trace(exported)
+    _forget_origin(model)
+    for key, value in describe(exported).items():
+        model.metadata_props.add(key=key, value=value)
+    with replacing(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def describe(exported: Exported) -> Mapping[str, str]:
+    """The model's properties; all but texts are JSON."""
+    task = exported.task
+    values = {
+        "channels": task.channels,
+        "classes": task.classes,
+        "size": task.size,
+        "spacing_mm": task.spacing_mm,
+        "fit": task.fit,
+        "plane": task.plane,
+        "percentiles": task.intensity.percentiles,
+        "bias_field_correction": task.intensity.bias_field_correction,
+    }
+    texts = {"task": task.name, "domain": exported.domain, "package": exported.digest, "garda": __version__}
+    return {**texts, **{key: json.dumps(value) for key, value in values.items()}}
+
+
+def _trace(exported: Exported) -> ModelProto:
+    """The network as a graph whose batch, height and width are free."""
+    network = copy.deepcopy(exported.network)
+    for module in network.modules():
+        if isinstance(module, UpCat):
+            module.is_pad = False  # pads odd sizes, of which multiples of 16 have none, and would fix the traced size
+    dim = torch.export.Dim
+    free = {0: dim("batch"), 2: 16 * dim("height"), 3: 16 * dim("width")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own about itself
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, exported.task.channels, 32, 48),),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(free,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise TypeError("torch gave no program, as it only does when it writes a file itself")
+    return program.model_proto
+
+
+def _forget_origin(model: ModelProto) -> None:
+    """Take out what says where on this machine the network was traced: stack traces with paths."""
+    graph: GraphProto = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")

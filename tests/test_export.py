@@ -1,0 +1,346 @@
+"""A package's network in other programs' hands: MONAI runs the bundle, ONNX Runtime the file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow, verify_net_in_out
+from PIL import Image
+
+from garda.cases import Case
+from garda.compute import Compute, ComputeSettings
+from garda.errors import ConfigError, GardaError, PackageError
+from garda.handover.bundle import write_bundle
+from garda.handover.export import WRITERS, export_network, read_exported
+from garda.handover.exported import Exported
+from garda.handover.package import find_stage, pack
+from garda.handover.verify import verify
+from garda.predict import OTHER
+from garda.segmenter import SegmenterSettings, build_segmenter, segment
+from garda.task import Intensity, Task
+from garda.volumes import Volume, grid_for, prediction_name, read_volume, write_label_map
+
+from .phantoms import SITES, run_tiny, write_tiny
+from .test_cli import garda
+
+REQUIRED = {
+    "schema",
+    "version",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
+    "network_data_format",
+    "changelog",
+}
+TENSOR = {
+    "type",
+    "format",
+    "modality",
+    "num_channels",
+    "spatial_shape",
+    "dtype",
+    "value_range",
+    "is_patch_data",
+    "channel_def",
+}
+WIDTHS = (4, 4, 4, 4, 4, 4)
+TASK = Task(name="blobs", classes=("background", "a", "b"), size=(48, 32), spacing_mm=(1.5, 1.25))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    run_tiny(pipeline, out, method="batchnorm")  # keeps something for every target, and is quick
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Exported:
+    return read_exported(run)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "network.onnx"
+    export_network(run, path, "onnx", SITES[1])
+    return path
+
+
+def untrained(exported: Exported, task: Task) -> Exported:
+    """The same for another task, with a network that finds all classes everywhere, and so forgives nothing."""
+    torch.manual_seed(3)
+    network = build_segmenter(task, SegmenterSettings(widths=WIDTHS)).eval()
+    for weight in (parameter for parameter in network.parameters() if parameter.ndim == 4):
+        torch.nn.init.normal_(weight, std=1.2 / weight[0].numel() ** 0.5)
+    return replace(exported, task=task, network=network, widths=WIDTHS)
+
+
+def centre(exported: Exported, volume: Volume) -> None:
+    """Let no class of an untrained network win everywhere."""
+    height, width = exported.task.size
+    slices = grid_for(volume, exported.task).to_network(volume.image)[..., :height, :width]
+    with torch.no_grad():
+        exported.network.final_conv.bias -= exported.network(slices).mean((0, 2, 3))
+
+
+def read(image: Path, task: Task) -> Volume:
+    return read_volume(Case(image.name, "", "test", str(image), (), (), "here"), task, Path(), with_label=False)
+
+
+def run_bundle(bundle: Path, images: Path, labels: Path, suffix: str = ".nii.gz") -> None:
+    """As ``python -m monai.bundle run``, in this process."""
+    folders = {"bundle_root": str(bundle), "dataset_dir": str(images), "output_dir": str(labels), "suffix": suffix}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI warns that a bundle is code
+        workflow = ConfigWorkflow(str(bundle / "configs" / "inference.json"), workflow_type="infer", **folders)
+        workflow.initialize()
+        assert workflow.check_properties() == []
+        workflow.run()
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)) if path.suffix == ".png" else np.asarray(nib.load(path).dataobj)
+
+
+def assert_same_labels(exported: Exported, images: Path, folder: Path, suffix: str = ".nii.gz") -> None:
+    """What MONAI makes of the bundle is, voxel by voxel and where it lies, what garda's own segment makes."""
+    compute = Compute(ComputeSettings(accelerator="cpu", precision="32"))
+    files = sorted(images.iterdir())
+    centre(exported, read(files[0], exported.task))
+    write_bundle(exported, folder / "bundle")
+    run_bundle(folder / "bundle", images, folder / "labels", suffix)
+    found = set()
+    for file in files:
+        volume = read(file, exported.task)
+        own = folder / prediction_name(file)
+        write_label_map(segment(exported.network, volume, exported.task, compute), volume, own)
+        other = folder / "labels" / file.name.replace(suffix, f"_seg{suffix}")
+        ours, theirs = load(own), load(other)
+        assert (ours != theirs).sum() <= 1e-3 * np.logical_or(ours, theirs).sum(), file.name
+        if suffix != ".png":
+            assert np.allclose(nib.load(own).affine, nib.load(other).affine)
+        found |= set(np.unique(ours))
+    assert found == {*range(len(exported.task.classes))}
+
+
+def blobs(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    coarse = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 1, *(side // 4 + 1 for side in shape))))
+    return torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")[0, 0].numpy() * 500 + 1000
+
+
+def write_scans(folder: Path) -> Path:
+    """Scans that lie in their files in several ways, with odd sides and pixels finer and coarser than the task's."""
+    folder.mkdir()
+    flipped = np.diag([-0.9, 1.1, 3.0, 1.0])
+    turned = np.array([[0.98, 0.0, -0.2, 10.0], [0.2, 0.0, 0.98, -20.0], [0.0, 3.0, 0.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
+    for name, shape, affine in (("flipped", (61, 75, 5), flipped), ("turned", (44, 6, 53), turned)):
+        nib.save(nib.Nifti1Image(blobs(shape, len(name)).astype(np.int16), affine), folder / f"{name}.nii.gz")
+    return folder
+
+
+def test_a_bundle_gives_the_labels_of_the_package(run, pipeline, exported, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for site in SITES:
+        shutil.copy(next((pipeline.parent / "data" / site / "images").glob("*_003.nii.gz")), images)
+    assert_same_labels(untrained(exported, exported.task), images, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"fit": "patch", "plane": "coronal"},
+        {"plane": "sagittal", "spacing_mm": (0.6, 0.8)},
+        {"spacing_mm": None, "channels": 3, "intensity": Intensity(percentiles=(2, 90))},
+    ],
+)
+def test_a_bundle_reads_scans_as_the_task_says(changes, exported, tmp_path):
+    task = Task.model_validate({**TASK.model_dump(), **changes})
+    assert_same_labels(untrained(exported, task), write_scans(tmp_path / "images"), tmp_path)
+
+
+def test_a_bundle_reads_a_nearly_black_scan(exported, tmp_path):
+    (tmp_path / "images").mkdir()
+    scan = np.zeros((48, 32, 9), np.int16)
+    scan[20:24, 10:12, 4] = [[3, 5]]
+    nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "images" / "a.nii.gz")
+    assert_same_labels(untrained(exported, TASK), tmp_path / "images", tmp_path)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_bundle_reads_pictures(channels, exported, tmp_path):
+    (tmp_path / "images").mkdir()
+    pixels = np.clip(blobs((101, 45, 3), 1) / 10, 0, 255).astype(np.uint8)
+    for name, picture in {"colour": pixels, "grey": pixels[..., 0], "deep": pixels[..., 0] * np.uint16(50)}.items():
+        Image.fromarray(picture).save(tmp_path / "images" / f"{name}.png")
+    task = TASK.model_copy(update={"channels": channels, "fit": "patch"})
+    assert_same_labels(untrained(exported, task), tmp_path / "images", tmp_path, ".png")
+
+
+def test_a_bundle_is_what_the_specification_asks_for(run, exported, tmp_path):
+    export_network(run, tmp_path / "bundle", "bundle")
+    files = {str(path.relative_to(tmp_path / "bundle")) for path in (tmp_path / "bundle").rglob("*") if path.is_file()}
+    configs = {"configs/metadata.json", "configs/inference.json"}
+    assert files == {*configs, "models/model.pt", "docs/README.md", "docs/license.txt", "LICENSE"}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    metadata = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
+    assert set(metadata) >= REQUIRED
+    inputs, outputs = (metadata["network_data_format"][part] for part in ("inputs", "outputs"))
+    assert set(inputs["image"]) == set(outputs["pred"]) == TENSOR
+    assert outputs["pred"]["channel_def"] == {str(i): name for i, name in enumerate(exported.task.classes)}
+    card = (find_stage(run) / "card.md").read_text()
+    assert (tmp_path / "bundle" / "docs" / "README.md").read_text().startswith(card)
+
+
+def test_monai_finds_the_network_of_the_metadata_in_the_bundle(run, tmp_path):
+    export_network(run, tmp_path / "bundle", "bundle")
+    configs = tmp_path / "bundle" / "configs"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        verify_net_in_out(
+            "network_def", meta_file=str(configs / "metadata.json"), config_file=str(configs / "inference.json")
+        )
+
+
+def test_a_bundle_names_no_class_of_garda(exported, tmp_path):
+    write_bundle(exported, tmp_path / "bundle")
+    assert "garda" not in (tmp_path / "bundle" / "configs" / "inference.json").read_text()
+    state = torch.load(tmp_path / "bundle" / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in exported.network.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 64, 96)])
+def test_onnx_runtime_gives_the_network_s_logits(shape, run, onnx_file):
+    count, height, width = shape
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    image = torch.rand(count, 1, height, width)
+    (logits,) = session.run(["logits"], {"image": image.numpy()})
+    with torch.no_grad():
+        wanted = read_exported(run, SITES[1]).network(image)
+    assert np.abs(logits - wanted.numpy()).max() < 1e-4
+    assert (logits.argmax(1) == wanted.argmax(1).numpy()).all()
+
+
+def test_an_onnx_file_says_how_it_is_used(run, exported, onnx_file):
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    properties = session.get_modelmeta().custom_metadata_map
+    assert properties.pop("package") == verify(find_stage(run)).digest
+    assert properties.pop("garda")
+    assert properties == {
+        "task": "heart_phantom",
+        "domain": SITES[1],
+        "channels": "1",
+        "classes": json.dumps(exported.task.classes),
+        "size": "[64, 64]",
+        "spacing_mm": "[2.5, 2.5]",
+        "fit": '"crop"',
+        "plane": '"axial"',
+        "percentiles": "[0.5, 99.5]",
+        "bias_field_correction": "false",
+    }
+    assert session.get_inputs()[0].shape[1] == 1 and session.get_outputs()[0].shape[1] == 4
+
+
+def test_every_domain_has_its_own_network(run, tmp_path):
+    pack(find_stage(run), tmp_path / "package.zip")
+    source, *targets, other = (read_exported(tmp_path / "package.zip", name).network for name in (*SITES, OTHER))
+    means = [network.get_buffer("conv_0.conv_0.adn.N.running_mean") for network in (source, *targets)]
+    assert not any(torch.equal(one, two) for one, two in combinations(means, 2))
+    assert torch.equal(other.get_buffer("conv_0.conv_0.adn.N.running_mean"), means[0])
+    assert torch.equal(read_exported(run).network.get_buffer("conv_0.conv_0.adn.N.running_mean"), means[-1])
+
+
+def test_no_patient_no_path_and_no_day_is_exported(run, pipeline, onnx_file, tmp_path):
+    export_network(run, tmp_path / "bundle", "bundle")
+    private = [b"/tmp", b"/home", b"/work", b".py", b".nii\0", str(pipeline.parent).encode(), str(Path.cwd()).encode()]
+    private += [f"{site}_0".encode() for site in SITES]
+    for file in [onnx_file, *(path for path in (tmp_path / "bundle").rglob("*") if path.is_file())]:
+        contents = file.read_bytes()
+        assert [word for word in private if word in contents] == [], file
+        assert not re.search(rb"20\d\d-\d\d-\d\d", contents), file
+
+
+def test_a_method_that_prepares_its_images_is_refused(pipeline, tmp_path):
+    run_tiny(pipeline, tmp_path / "run", method="histogram")
+    for form in WRITERS:
+        with pytest.raises(ConfigError) as caught:
+            export_network(tmp_path / "run", tmp_path / "out", form)
+        assert str(caught.value) == (
+            "--to: 'histogram' maps a scan's intensities before its network reads them, which neither a bundle nor "
+            "ONNX holds; use garda predict"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"plane": "acquired"}, "the task slices every scan as it was acquired"),
+        ({"intensity": Intensity(bias_field_correction=True)}, "the task corrects bias fields"),
+        ({"classes": ("background", "$print(1)")}, "MONAI takes the name '$print(1)' for an expression"),
+    ],
+)
+def test_what_a_bundle_cannot_say_is_refused(change, what, exported, tmp_path):
+    task = exported.task.model_copy(update=change)
+    with pytest.raises(ConfigError, match=re.escape(f"--to bundle: {what}")):
+        write_bundle(replace(exported, task=task), tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_write_leaves_nothing(exported, tmp_path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(GardaError, match="no space left on the device"):
+        write_bundle(exported, tmp_path / "bundle")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_library_is_one_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("garda.handover.onnx_file.find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        export_network(run, tmp_path / "a.onnx", "onnx")
+    assert str(caught.value) == "--to onnx: needs onnx and onnxscript; install garda with its extra onnx"
+
+
+def test_a_changed_package_is_not_exported(run, tmp_path):
+    package = Path(shutil.copytree(find_stage(run), tmp_path / "package"))
+    (package / "card.md").write_text("Another")
+    with pytest.raises(PackageError, match=r"card\.md: has been changed"):
+        export_network(package, tmp_path / "bundle", "bundle")
+
+
+def test_the_command_line(run, tmp_path, capsys):
+    words = ("export", run, "--out", tmp_path / "bundle")
+    assert garda(*words, "--to", "bundle", "--domain", "nowhere") == 2
+    met = ", ".join([*SITES, OTHER])
+    assert capsys.readouterr().err == f"--domain: 'nowhere' has not been met; use one of {met}\n"
+    assert garda(*words, "--domain", SITES[0]) == 2
+    assert capsys.readouterr().err == "--domain: a zip file holds the networks of all domains; leave it out\n"
+    assert garda(*words, "--to", "bundle", "--domain", SITES[0]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/bundle\n"
+    assert garda(*words, "--to", "onnx") == 2
+    assert capsys.readouterr().err == f"{tmp_path}/bundle: exists already; give another name, or remove it\n"
