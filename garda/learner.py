@@ -119,25 +119,16 @@ def learn(
     offer = partial(keep_candidates, run.kept(domain).parent) if run.judging else _forget
     stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
     slices = read_slices(run, method, domain, folder)
-    found: dict[str, Any] = {"decision": "source"}
     if before is None:
         knowledge = method.learn_source(domain.name, slices, stages)
         measured = reference(method, knowledge, slices, method.shared.gate, run.sequence.seed)
-        found["reference"] = measured.model_dump(mode="json")
-    elif isinstance(method, Bound):
-        met = {other.name: read_slices(run, method, other, folder) for other in run.sequence.domains[: domain.index]}
-        knowledge = method.adapt_jointly(before, {**met, domain.name: slices}, stages)
-        found["decision"] = "promote"
-    elif source is None:
-        knowledge = method.adapt(before, domain.name, slices, stages)
-        found["decision"] = "promote"
+        found: dict[str, Any] = {"decision": "source", "reference": measured.model_dump(mode="json")}
+    elif source is None or isinstance(method, Bound):
+        knowledge, found = _learn_ungated(run, method, domain, before, slices, stages), {"decision": "promote"}
     else:
         gate = Gate(method, Reference.model_validate(source), run.sequence.seed, run.forced)
         knowledge, verdict = gate.pass_target(before, domain.name, slices, stages)
-        checks = [check.model_dump(mode="json") for check in verdict.checks]
-        forced = run.forced and verdict.decision == "refuse"
-        found = {"decision": verdict.decision, "reasons": verdict.reasons, "checks": checks, "forced": forced}
-        _tell(run, domain, verdict, forced)
+        found = _judge(run, domain, verdict)
     lesson = Lesson(
         stage=domain.index,
         domain=domain.name,
@@ -154,12 +145,26 @@ def learn(
     return knowledge
 
 
-def _tell(run: Run, domain: Domain, verdict: Verdict, forced: bool) -> None:
+def _learn_ungated(
+    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stages
+) -> Knowledge:
+    if not isinstance(method, Bound):
+        return method.adapt(before, domain.name, slices, stages)
+    folder, earlier = _training_folder(run, domain), run.sequence.domains[: domain.index]
+    met = {other.name: read_slices(run, method, other, folder) for other in earlier}
+    return method.adapt_jointly(before, {**met, domain.name: slices}, stages)
+
+
+def _judge(run: Run, domain: Domain, verdict: Verdict) -> dict[str, Any]:
+    """A verdict as it stands in the ledger; what is not promoted is told."""
+    forced = run.forced and verdict.decision == "refuse"
     for reason in verdict.reasons:
         run.reporter.line(f"{stage_name(domain)}: {reason}")
     if verdict.decision != "promote":
         what = {"hold": "held, look at it before it is used", "refuse": "refused, the site is left out"}
         run.reporter.line(f"{stage_name(domain)}: {'refused, overruled' if forced else what[verdict.decision]}")
+    checks = [check.model_dump(mode="json") for check in verdict.checks]
+    return {"decision": verdict.decision, "reasons": verdict.reasons, "checks": checks, "forced": forced}
 
 
 def forget_training(run: Run, domain: Domain) -> None:
