@@ -2,8 +2,8 @@
 
 Before learning it looks at the incoming images (:func:`inspect_incoming`), after it at the result
 (:func:`inspect_learnt`). No label of a target is read. Every limit is a number of the labelled source
-(:class:`Reference`) times or plus a fixed share of :class:`~garda.handover.verdict.GateSettings`, the same for all
-tasks.
+(:class:`~garda.handover.observe.Reference`) times or plus a fixed share of
+:class:`~garda.handover.verdict.GateSettings`, the same for all tasks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch import Tensor
 
-from garda.config import Config
 from garda.handover.observe import (
+    Reference,
     Views,
     agreement,
     answer,
@@ -29,7 +29,16 @@ from garda.handover.observe import (
     roughness,
     view,
 )
-from garda.handover.verdict import Check, Decision, GateSettings, Limits, Verdict, at_least, at_most, decide
+from garda.handover.verdict import (
+    Check,
+    GateSettings,
+    Verdict,
+    above,
+    at_least,
+    at_most,
+    decide,
+    share_of,
+)
 from garda.knowledge import Knowledge
 from garda.methods.base import Method
 from garda.seeds import derive_seed
@@ -38,7 +47,6 @@ from garda.specialisation import Replay
 
 __all__ = [
     "Check",
-    "Decision",
     "GateSettings",
     "Reference",
     "Verdict",
@@ -47,28 +55,6 @@ __all__ = [
     "inspect_learnt",
     "reference",
 ]
-
-
-class Reference(Config):
-    """What the source was like, from which all limits follow; a few numbers, measured once.
-
-    Attributes:
-        views: how well its segmenter knows it.
-        blank: share of blank slices.
-        greys: see :func:`garda.handover.observe.few_greys`.
-        noise: see :func:`garda.handover.observe.roughness`.
-        foreground: share of foreground that its segmenter finds.
-        replay: Dice of its segmenter on labelled replay; None without a generator.
-        look: distance of the replayed greys from the real ones; None without a generator.
-    """
-
-    views: Views
-    blank: float
-    greys: float
-    noise: float
-    foreground: float
-    replay: float | None
-    look: float | None
 
 
 def reference(method: Method, knowledge: Knowledge, slices: Slices, settings: GateSettings, seed: int) -> Reference:
@@ -126,9 +112,9 @@ def inspect_incoming(
     greys = few_greys(image, len(method.task.classes))
     return [
         at_least("slices", domain, len(slices), (float(settings.slices[0]), float(settings.slices[1])), "slices"),
-        at_most("blank", domain, share_blank, _above(known.blank, settings.blank), "share of blank slices"),
-        at_most("greys", domain, greys, _above(known.greys, settings.greys), "share of pixels in a label map's greys"),
-        at_most("noise", domain, roughness(image), _above(known.noise, settings.noise), "share of noise"),
+        at_most("blank", domain, share_blank, above(known.blank, settings.blank), "share of blank slices"),
+        at_most("greys", domain, greys, above(known.greys, settings.greys), "share of pixels in a label map's greys"),
+        at_most("noise", domain, roughness(image), above(known.noise, settings.noise), "share of noise"),
         _recognition(domain, views, known, settings),
     ]
 
@@ -203,10 +189,10 @@ def _inspect_replay(
     (new, label), (source, _) = shown
     dice = agreement(answer(_ready(method, method.network(after, domain)), new, method.compute), label.cpu())
     new, source = new.cpu(), source.cpu()
-    yield at_least("replay", domain, dice, _of(known.replay, settings.replay), "Dice on labelled replay")
+    yield at_least("replay", domain, dice, share_of(known.replay, settings.replay), "Dice on labelled replay")
     far = grey_distance(new, image)
-    yield at_most("look", domain, far, _above(known.look, settings.look), "distance of drawn greys from the real ones")
-    spread = _of(diversity(source), settings.diversity)
+    yield at_most("look", domain, far, above(known.look, settings.look), "distance of drawn greys from the real ones")
+    spread = share_of(diversity(source), settings.diversity)
     yield at_least("diversity", domain, diversity(new), spread, "diversity of drawn images")
 
 
@@ -226,10 +212,10 @@ def _inspect_answers(
 
 
 def _recognition(domain: str, views: Views, known: Reference, settings: GateSettings) -> Check:
-    value = views.relative(known.views)
-    return at_least(
-        "recognition", domain, value, settings.recognition, "recognition of the images (1 for the source's)"
-    )
+    aided = views.agreed is not None and known.views.agreed is not None
+    limits = settings.recognition if aided else share_of(settings.unaided, settings.recognition)
+    what = "recognition of the images (1 for the source's)"
+    return at_least("recognition", domain, views.relative(known.views), limits, what)
 
 
 def _view(method: Method, knowledge: Knowledge, network: BasicUNet, image: Tensor) -> Views:
@@ -261,16 +247,6 @@ def _count_broken(knowledge: Knowledge) -> int:
     kept = [tensor for network in networks for tensor in network.state_dict().values()]
     kept += [tensor for named in knowledge.statistics.values() for tensor in named.values()]
     return sum(not bool(torch.isfinite(tensor).all()) for tensor in kept)
-
-
-def _of(source: float, shares: Limits) -> Limits:
-    """Shares of the source's value."""
-    return source * shares[0], source * shares[1]
-
-
-def _above(source: float, shares: Limits) -> Limits:
-    """The source's share and a part of what is left to 1."""
-    return source + shares[0] * (1 - source), source + shares[1] * (1 - source)
 
 
 @contextmanager

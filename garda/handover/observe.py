@@ -52,6 +52,28 @@ class Views(Config):
         return self.steady, self.certain, self.agreed
 
 
+class Reference(Config):
+    """What the source was like, from which all limits follow; a few numbers, measured once.
+
+    Attributes:
+        views: how well its segmenter knows it.
+        blank: share of blank slices.
+        greys: see :func:`few_greys`.
+        noise: see :func:`roughness`.
+        foreground: share of foreground that its segmenter finds.
+        replay: Dice of its segmenter on labelled replay; None without a generator.
+        look: distance of the replayed greys from the real ones; None without a generator.
+    """
+
+    views: Views
+    blank: float
+    greys: float
+    noise: float
+    foreground: float
+    replay: float | None
+    look: float | None
+
+
 @torch.no_grad()
 def view(network: nn.Module, generator: Generator | None, image: Tensor, task: Task, compute: Compute) -> Views:
     """Look at images with a network, and with a generator where it can read them.

@@ -21,14 +21,15 @@ class GateSettings(Config):
     Attributes:
         sample: slices of a domain, and replayed ones, that are looked at.
         slices: fewest slices of a target.
-        blank: largest share of blank slices above the source's, of what is left to all.
-        greys: largest share of the pixels in as few greys as there are classes, likewise.
-        noise: largest roughness, likewise: 0 for the source's, 1 for white noise.
+        blank: largest share of blank slices: how far above the source's, as a share of what is left to 1.
+        greys: largest share of the pixels in as few greys as there are classes; as ``blank``.
+        noise: largest roughness; as ``blank``: 0 for the source's, 1 for white noise.
         recognition: lowest recognition of the target's images, as a share of the source's.
+        unaided: factor of both limits of recognition where no generator reads the images: the segmenter's own two views
+            part less.
         agreement: lowest Dice of new and old segmenter on replayed images of each domain met before.
         replay: lowest Dice on labelled replay in the new look, as a share of the source's in its own.
-        look: largest distance of the greys drawn in the new look from the target's, above the source's, of what is left
-            to 1.
+        look: largest distance of the greys drawn in the new look from the target's; as ``blank``.
         diversity: lowest diversity of images drawn in the new look, as a share of that of the same anatomies in the
             source's.
         foreground: largest ratio, either way, of the foreground found in the target's images to the source's.
@@ -40,6 +41,7 @@ class GateSettings(Config):
     greys: Limits = (0.3, 0.3)
     noise: Limits = (0.5, 0.5)
     recognition: Limits = (0.79, 0.77)
+    unaided: float = Field(default=1.07, gt=0)
     agreement: Limits = (0.9, 0.8)
     replay: Limits = (0.6, 0.5)
     look: Limits = (0.2, 0.3)
@@ -91,6 +93,16 @@ def decide(checks: Sequence[Check]) -> Verdict:
     """The worst decision of all checks."""
     worst = max((ORDER.index(check.decision) for check in checks), default=0)
     return Verdict(decision=ORDER[worst], checks=tuple(checks))
+
+
+def share_of(source: float, shares: Limits) -> Limits:
+    """Shares of the source's value."""
+    return source * shares[0], source * shares[1]
+
+
+def above(source: float, shares: Limits) -> Limits:
+    """The source's share and a part of what is left to 1."""
+    return source + shares[0] * (1 - source), source + shares[1] * (1 - source)
 
 
 def at_least(name: str, domain: str, value: float, limits: Limits, what: str) -> Check:
