@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from garda.audit import audit_stage
 from garda.checks import check, labelled_cases, needed_cases
-from garda.errors import DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
+from garda.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
 from garda.evaluate import Score
 from garda.evaluator import TestScans, reads_equally, score, score_scans
 from garda.files import describe as describe_error
@@ -26,8 +26,9 @@ from garda.handover.learnt import Learnt, load_package
 from garda.handover.ledger import read_lines
 from garda.handover.package import SETUP, is_package, opened, pack
 from garda.handover.results import summarise
+from garda.handover.signing import Trusted, public_digits
 from garda.handover.verify import Verified, verify
-from garda.learner import Run, forget_training, learn, seal_stage, stage_name
+from garda.learner import Run, forget_training, learn, make_private, seal_stage, stage_name
 from garda.methods import Bound, parse_settings
 from garda.plan import check_folder, claim, make_plan
 from garda.pseudonyms import Pseudonyms
@@ -54,7 +55,8 @@ class Hop:
         pseudonyms: key this site's digests.
         name: the domain's name.
         changes: settings of this machine; none that decides a result.
-        trusted: public keys; every line of the ledger must be signed by one of them. Empty for not asking.
+        trusted: whose signatures count; every line of the ledger must bear one. Empty for not asking.
+        expected: the package's digest, as another channel has told it; empty for not asking.
         key: signs this site's line.
         forced: keep what the gate refuses; recorded in the ledger.
         audited: whether the generator is audited, while the images are there.
@@ -70,10 +72,11 @@ class Hop:
     pseudonyms: Pseudonyms
     name: str | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
-    trusted: Collection[str] = ()
+    trusted: Collection[Trusted] = ()
     key: Ed25519PrivateKey | None = None
     forced: bool = False
     audited: bool = False
+    expected: str = ""
 
     @property
     def domain(self) -> str:
@@ -87,7 +90,13 @@ class Hop:
 
 
 def work_folder(out: Path) -> Path:
-    """Where a hop to ``out`` works."""
+    """Where a hop to ``out`` works.
+
+    Raises:
+        ConfigError: a path without a name.
+    """
+    if not out.name:
+        raise ConfigError("--out", f"{out} names no folder and no file", "give one that is to be written")
     return out.absolute().with_name(f".{out.name}.work")
 
 
@@ -103,7 +112,7 @@ def adapt(hop: Hop) -> Path:
         Interrupted: a stop was asked for; a checkpoint has been written.
     """
     with opened(hop.package) as folder:
-        verified = verify(folder, hop.trusted)
+        verified = verify(folder, hop.trusted, hop.expected)
         if hop.out.exists():
             return _find_done(hop, folder)
         learnt = load_package(folder, hop.changes)
@@ -118,6 +127,7 @@ def adapt(hop: Hop) -> Path:
         learnt.method.check()
         to_learn = [] if run.kept(domain).exists() else [domain]
         check(run.sequence, hop.data, needed_cases(run.sequence, to_learn), hop.reporter)
+        make_private(run.out)
         with claim(run.out, plan):
             hop.tracker.start(describe(run.sequence, plan))
             try:
@@ -127,7 +137,7 @@ def adapt(hop: Hop) -> Path:
                 raise
             hop.tracker.finish("finished")
             _deliver(run.kept(domain), hop.out)
-    shutil.rmtree(run.out)
+    _remove(run.out)
     return _check_passed(hop)
 
 
@@ -154,6 +164,9 @@ def evaluate(
     unlabelled = [domain for domain in domains if not labelled_cases(domain)]
     raise_all([DataError(d.name, "has no labelled test scan", "give a manifest with one") for d in unlabelled])
     raise_all([problem for d in domains for case in labelled_cases(d) for problem in check_case(case, task, data)])
+    stems = [manifest.stem for manifest in manifests]
+    twice = [manifest for manifest in manifests if stems.count(manifest.stem) > 1]
+    raise_all([DataError(manifest, "has the name of another manifest", "rename one") for manifest in twice[:1]])
     scans = TestScans(domains, data, pseudonyms)
     bar = reporter.bar("scores")
     return score_scans(scans, learnt.method, learnt.knowledge, stage, verified.setup.seed, bar)
@@ -164,12 +177,34 @@ def _find_done(hop: Hop, package: Path) -> Path:
     try:
         with opened(hop.out) as there:
             lines = read_lines(there)
-            done = lines[:-1] == read_lines(package) and verify(there).entries[-1].domain == hop.domain
+            found = verify(there)
+            done = lines[:-1] == read_lines(package) and found.entries[-1].domain == hop.domain
+            done = done and _is_as_asked(hop, found)
     except PackageError:
         done = False
     if not done:
         raise RunFolderError(hop.out, "exists already, and is not what this hop gives", "give another --out")
+    _remove(hop.work)
     return _check_passed(hop)
+
+
+def _is_as_asked(hop: Hop, found: Verified) -> bool:
+    """Whether a finished hop was made from this manifest and with these options."""
+    last, number = found.entries[-1], len(found.entries)
+    manifest = hop.pseudonyms.digest("manifest", hashlib.sha256(hop.manifest.read_bytes()).hexdigest())
+    mine = None if hop.key is None else public_digits(hop.key)
+    signed = mine is None or any((own.line, own.key) == (number, mine) for own in found.signatures)
+    audited = last.audit is not None or not hop.audited
+    forced = last.forced or not hop.forced or last.decision != "refuse"
+    return last.manifest == manifest and signed and audited and forced
+
+
+def _remove(work: Path) -> None:
+    try:
+        if work.exists():
+            shutil.rmtree(work)
+    except OSError as error:
+        raise describe_error(error, work) from error
 
 
 def _check_passed(hop: Hop) -> Path:
@@ -178,7 +213,9 @@ def _check_passed(hop: Hop) -> Path:
         last = verify(folder).entries[-1]
     if not last.learnt:
         what = f"{last.domain} was refused and the package stays what it was, with a line that says so"
-        raise Refused(hop.out, f"{what}: {last.reasons[0]}", "look at the scans, or overrule with --force")
+        raise Refused(
+            hop.out, f"{what}: {last.reasons[0]}", "look at the scans; to overrule, give --force and another --out"
+        )
     return hop.out
 
 

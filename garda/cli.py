@@ -144,18 +144,21 @@ def check(
 
 @app.command()
 def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The --out folder of a run.")],
+    package: cli_handover.PackagePath,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or DICOM series folders.")],
     out: OutFolder,
     stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
-    domain: Annotated[str | None, typer.Option("--domain", help="Where the images come from; the stage's own.")] = None,
+    domain: Annotated[str | None, typer.Option("--domain", help="Where the images come from; the last met.")] = None,
+    trust: cli_handover.Trust = None,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
+    from garda.handover.signing import read_trusted
     from garda.predict import predict as predict_images
     from garda.report import Reporter
 
+    trusted = [read_trusted(text) for text in trust or []]
     with Reporter() as reporter:
-        for file in predict_images(run_folder, images, out, reporter, stage, domain):
+        for file in predict_images(package, images, out, reporter, stage, domain, trusted):
             reporter.line(str(file))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from garda.cli_options import Changes, DataFolder, parse_changes
 from garda.errors import ConfigError, Refused, RunFolderError
 
 if TYPE_CHECKING:
+    from garda.handover.signing import Trusted
     from garda.report import Reporter
 
 
@@ -30,7 +32,10 @@ PackagePath = Annotated[
     Path, typer.Argument(metavar="PACKAGE", help="A package: folder or zip file; or a run, for its last stage.")
 ]
 FORMS = "zip: the package as one file; bundle: a MONAI bundle; onnx: the network alone."
-Trust = Annotated[list[Path] | None, typer.Option("--trust", metavar="PUBKEY", help="Whose signatures count.")]
+Trust = Annotated[
+    list[str] | None, typer.Option("--trust", metavar="[SITE=]PUBKEY", help="Whose signatures count, for which site.")
+]
+Expect = Annotated[str, typer.Option("--expect", metavar="DIGEST", help="The digest told by another channel.")]
 SigningKey = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="Sign this stage's ledger line.")]
 
 
@@ -46,6 +51,7 @@ def adapt(
     out: Annotated[Path, typer.Option("--out", help="Package that is written: a folder, or a file NAME.zip.")],
     name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
     trust: Trust = None,
+    expect: Expect = "",
     sign: SigningKey = None,
     force: Annotated[bool, typer.Option("--force", help="Keep what the gate refuses; the ledger says so.")] = False,
     audited: Audited = False,
@@ -55,18 +61,20 @@ def adapt(
     """Learn this site's unlabelled scans and write the package for the next site. Run again to resume."""
     from garda.adapt import Hop, work_folder
     from garda.adapt import adapt as adapt_package
-    from garda.handover.signing import read_private, read_public
+    from garda.handover.signing import read_private, read_trusted
     from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
     from garda.tracking import InMemory, open_tracker
 
     key = None if sign is None else read_private(sign)
-    trusted = [read_public(file) for file in trust or []]
+    trusted = [read_trusted(text) for text in trust or []]
     with Reporter() as reporter:
         tracked = track or os.environ.get("MLFLOW_TRACKING_URI")
         tracker = open_tracker(work_folder(out), reporter.line, track) if tracked else InMemory()
         own = (tracker, reporter, context.obj, Pseudonyms(load_key()))
-        hop = Hop(package, manifest, data, out, *own, name, parse_changes(change or []), trusted, key, force, audited)
+        hop = Hop(
+            package, manifest, data, out, *own, name, parse_changes(change or []), trusted, key, force, audited, expect
+        )
         adapt_package(hop)
         _tell(out, reporter)
 
@@ -89,13 +97,13 @@ def evaluate(
 
 
 @app.command()
-def verify(package: PackagePath, trust: Trust = None) -> None:
+def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> None:
     """Recompute every digest of a package and name the first line or file that does not fit."""
-    from garda.handover.signing import read_public
+    from garda.handover.signing import read_trusted
     from garda.report import Reporter
 
     with Reporter() as reporter:
-        _tell(package, reporter, [read_public(file) for file in trust or []])
+        _tell(package, reporter, [read_trusted(text) for text in trust or []], expect)
 
 
 @app.command()
@@ -163,20 +171,21 @@ def _zip(package: Path, out: Path) -> None:
         pack(folder, out)
 
 
-def _tell(package: Path, reporter: Reporter, trusted: list[str] | None = None) -> None:
+def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] = (), expected: str = "") -> None:
     """What a package is, a line a stage, once it has been found whole."""
     from garda.handover.package import opened
     from garda.handover.verify import verify as verify_package
 
     with opened(package) as folder:
-        found = verify_package(folder, trusted or [])
-    signers = {signature.line: signature.key for signature in found.signatures}
-    for number, entry in enumerate(found.entries, 1):
-        who = f", signed {signers[number][:16]}" if number in signers else ""
-        how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
-        reporter.line(f"stage {entry.stage} {entry.domain}: {how}{', forced' if entry.forced else ''}{who}")
-        for reason in entry.reasons:
-            reporter.line(f"  {reason}")
-    if signers and not trusted:
-        reporter.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
+        found = verify_package(folder, trusted, expected)
     reporter.line(f"package {found.digest}")
+    for number, entry in enumerate(found.entries, 1):
+        how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
+        reporter.line(f"stage {entry.stage} {entry.domain}: {how}{', overruled' if entry.forced else ''}")
+        for signature in found.signatures:
+            if signature.line == number:
+                reporter.line(f"  signed {signature.key}")
+        for reason in entry.reasons:
+            reporter.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
+    if found.signatures and not trusted:
+        reporter.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")

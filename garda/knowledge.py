@@ -16,6 +16,7 @@ from garda.config import Config
 from garda.errors import CheckpointError, RunFolderError
 from garda.files import describe, read_json, write_json
 from garda.generators.base import Generator
+from garda.sequence import DomainName
 from garda.weights import load_weights, read_weights, save_weights
 
 STATISTICS_LIMIT = 64 * 1024  # bytes a domain
@@ -109,13 +110,12 @@ def load_knowledge(
     for key, tensor in read_weights(folder / "statistics.safetensors").items():
         domain, _, name = key.rpartition("/")
         statistics.setdefault(domain, {})[name] = tensor
-    return Knowledge(
-        segmenter=load_weights(folder / "segmenter.safetensors", build_segmenter()),
-        teacher=load_weights(folder / "teacher.safetensors", build_segmenter()),
-        generator=generator,
-        domains=facts.domains,
-        statistics=statistics,
-    )
+    segmenter = load_weights(folder / "segmenter.safetensors", build_segmenter())
+    teacher = load_weights(folder / "teacher.safetensors", build_segmenter())
+    try:
+        return Knowledge(segmenter, teacher, generator, facts.domains, statistics)
+    except ValueError as error:
+        raise CheckpointError(folder / "statistics.safetensors", str(error), "copy the file again") from None
 
 
 class Facts(Config):
@@ -126,8 +126,8 @@ class Facts(Config):
         draws: those that the generator draws; None without one.
     """
 
-    domains: tuple[str, ...]
-    draws: tuple[str, ...] | None
+    domains: tuple[DomainName, ...]
+    draws: tuple[DomainName, ...] | None
 
 
 def read_facts(folder: Path) -> Facts:

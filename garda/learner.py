@@ -6,7 +6,7 @@ What it leaves is knowledge, and the gate's verdict on it; once it has been scor
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -100,9 +100,7 @@ def stage_name(domain: Domain) -> str:
     return f"{domain.index}-{domain.name}"
 
 
-def learn(
-    run: Run, method: Method, domain: Domain, before: Knowledge | None, source: Mapping[str, Any] | None
-) -> Knowledge:
+def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, source: Reference | None) -> Knowledge:
     """One stage: read a domain's training scans, learn, let the gate judge, keep the knowledge.
 
     Args:
@@ -115,18 +113,18 @@ def learn(
     Returns:
         what is kept: what was learnt, or ``before`` where the gate has refused it.
     """
-    folder = _make_private(_training_folder(run, domain))
+    folder = make_private(_training_folder(run, domain))
     offer = partial(keep_candidates, run.kept(domain).parent) if run.judging else _forget
     stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
     slices = read_slices(run, method, domain, folder)
     if before is None:
         knowledge = method.learn_source(domain.name, slices, stages)
         measured = reference(method, knowledge, slices, method.shared.gate, run.sequence.seed)
-        found: dict[str, Any] = {"decision": "source", "reference": measured.model_dump(mode="json")}
+        found: dict[str, Any] = {"decision": "source", "reference": measured}
     elif source is None or isinstance(method, Bound):
-        knowledge, found = _learn_ungated(run, method, domain, before, slices, stages), {"decision": "promote"}
+        knowledge, found = _learn_ungated(run, method, domain, before, slices, stages), {"decision": "ungated"}
     else:
-        gate = Gate(method, Reference.model_validate(source), run.sequence.seed, run.forced)
+        gate = Gate(method, source, run.sequence.seed, run.forced)
         knowledge, verdict = gate.pass_target(before, domain.name, slices, stages)
         found = _judge(run, domain, verdict)
     lesson = Lesson(
@@ -242,10 +240,11 @@ def _training_folder(run: Run, domain: Domain) -> Path:
     return run.kept(domain).parent / "training"
 
 
-def _make_private(folder: Path) -> Path:
+def make_private(folder: Path) -> Path:
     """A folder that only its owner can enter."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
     except OSError as error:
         raise files.describe(error, folder) from error
     return folder

@@ -20,6 +20,9 @@ from garda.sequence import DomainSequence
 TORN = ".*.tmp"  # what a killed process may leave of a file that it was replacing
 
 
+FORMAT = 1  # of packages
+
+
 class PlannedDomain(Config):
     """A domain's name and the SHA-256 of its manifest file."""
 
@@ -31,6 +34,7 @@ class Setup(Config):
     """What decides every stage of a sequence, at whichever site, as plain values; no path, no patient.
 
     Attributes:
+        format: of the package that holds it.
         garda: version that learnt the source.
         name: the sequence's name.
         method: the method's name.
@@ -39,6 +43,7 @@ class Setup(Config):
         settings: see :func:`garda.methods.deciding_settings`.
     """
 
+    format: int = FORMAT
     garda: str
     name: str
     method: str

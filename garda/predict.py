@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from garda.cases import Case
 from garda.errors import ConfigError, DataError, raise_all
 from garda.handover.learnt import load_package
 from garda.handover.package import opened
+from garda.handover.signing import Trusted
+from garda.handover.verify import verify
 from garda.report import Reporter
 from garda.segmenter import segment
 from garda.volumes import check_case, prediction_name, read_volume, write_label_map
@@ -23,6 +25,7 @@ def predict(
     reporter: Reporter,
     stage: int | None = None,
     domain: str | None = None,
+    trusted: Collection[Trusted] = (),
 ) -> list[Path]:
     """Write a label map for each image, in the image's own space.
 
@@ -32,6 +35,7 @@ def predict(
         out: where the label maps go.
         reporter: tells the user.
         stage: of a run folder, the stage whose segmenter is used; None for the last one learnt.
+        trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
         domain: the domain that the images come from; None for the last one met, ``other`` for one that has not been
             met. It decides something for methods that keep parameters for each domain.
 
@@ -48,6 +52,7 @@ def predict(
     _check_exist(images)
     targets = _name_outputs(images, out)
     with opened(source, stage) as folder:
+        verify(folder, trusted)
         learnt = load_package(folder)
     method, knowledge = learnt.method, learnt.knowledge
     if domain not in (None, OTHER, *knowledge.domains):

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,6 +24,7 @@ from garda.evaluate import Score, read_scores, write_scores
 from garda.evaluator import reads_equally, score
 from garda.figures import draw_matrix
 from garda.handover.ledger import parse_lines, read_lines
+from garda.handover.observe import Reference
 from garda.judging import judge, judged_stages, load_candidates
 from garda.knowledge import Knowledge
 from garda.learner import Run, forget_training, learn, seal_stage, stage_name
@@ -94,7 +94,7 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
     return scores
 
 
-def _source(run: Run) -> dict[str, Any] | None:
+def _source(run: Run) -> Reference | None:
     """What the gate knows of the source; None where no gate judges."""
     if not run.gated:
         return None

@@ -146,10 +146,15 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     capsys.readouterr()
     assert garda("verify", tmp_path / "b.zip") == 0
     verified = capsys.readouterr().out.splitlines()
-    assert verified[0].startswith(f"stage 0 {SITES[0]}: 2 scans of 2 patients, 20")
-    assert verified[1].startswith(f"stage 1 {SITES[1]}: 2 scans of 2 patients, 20") and ", signed " in verified[1]
-    assert len(verified[-1]) == len("package ") + 64
-    assert garda("verify", tmp_path / "b.zip", "--trust", tmp_path / "a.key.pub") == 2
+    digest = verified[0].removeprefix("package ")
+    assert len(digest) == 64
+    assert verified[1].startswith(f"stage 0 {SITES[0]}: 2 scans of 2 patients, 20")
+    assert verified[2].startswith(f"stage 1 {SITES[1]}: 2 scans of 2 patients, 20")
+    assert verified[3].startswith("  signed ") and len(verified[3]) == len("  signed ") + 64
+    assert garda("verify", tmp_path / "b.zip", "--expect", digest) == 0
+    assert garda("verify", tmp_path / "a.zip", "--expect", digest) == 2
+    capsys.readouterr()
+    assert garda("verify", tmp_path / "b.zip", "--trust", f"{SITES[1]}={tmp_path / 'a.key.pub'}") == 2
     assert "ledger line 1: nobody has signed it" in capsys.readouterr().err
     assert garda("evaluate", tmp_path / "b.zip", manifests / f"{SITES[2]}.csv", "--data", data) == 0
     printed = capsys.readouterr().out

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from rich.console import Console
 from garda.adapt import Hop, adapt, evaluate
 from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, PackageError, RunFolderError
 from garda.evaluate import read_scores
-from garda.handover.ledger import parse_lines, read_lines
+from garda.handover.learnt import load_package
+from garda.handover.ledger import line_digest, parse_lines, read_lines
 from garda.handover.package import CARD, KNOWLEDGE, OPEN, contents, find_stage, opened, pack, package_digest
-from garda.handover.signing import make_keys, read_private, read_public
+from garda.handover.signing import Trusted, make_keys, read_private, read_public, sign_line, write_signatures
 from garda.handover.verify import verify
 from garda.methods import METHODS, Bound
 from garda.predict import predict
@@ -152,7 +154,7 @@ def test_a_hop_killed_after_learning_goes_on(function, pipeline, source, finishe
     verify(tmp_path / "1")
 
 
-@pytest.mark.parametrize("name", ["write_card", "write_lines", "write_results"])
+@pytest.mark.parametrize("name", ["write_card", "write_lines", "format_results"])
 def test_a_run_killed_while_sealing_seals_again(name, pipeline, tmp_path, monkeypatch):
     def die(*args, **others):
         raise KeyboardInterrupt
@@ -177,6 +179,98 @@ def test_every_change_is_found_and_named(finished, tmp_path):
         with pytest.raises(GardaError) as caught:
             verify(package)
         assert name in str(caught.value)
+
+
+def test_every_byte_of_a_ledger_counts(finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    whole = (package / "ledger.jsonl").read_bytes()
+    for place in range(0, len(whole), 97):
+        for bit in (0, 5):
+            changed = bytearray(whole)
+            changed[place] ^= 1 << bit
+            (package / "ledger.jsonl").write_bytes(bytes(changed))
+            with pytest.raises(GardaError):
+                verify(package)
+    (package / "ledger.jsonl").write_bytes(whole.replace(b"\n", b"\r"))
+    with pytest.raises(PackageError):
+        verify(package)
+
+
+def reseal(package: Path, number: int, **changes) -> None:
+    """What someone does who may write every file: change a line and all digests after it."""
+    lines = read_lines(package)
+    for place in range(number - 1, len(lines)):
+        entry = json.loads(lines[place]) | (changes if place == number - 1 else {})
+        if place > 0:
+            entry["previous"] = line_digest(lines[place - 1])
+        if place == len(lines) - 1:
+            entry["kept"] = [record.model_dump() for record in contents(package)]
+        lines[place] = json.dumps(entry, sort_keys=True).encode()
+    (package / "ledger.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
+    (package / "digest.txt").write_text(f"{package_digest(package)}\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "changes", "what"),
+    [
+        (1, {"reference": None}, "line 1: a source stands first, with what the gate measured of it"),
+        (1, {"decision": "promote"}, "line 1: a source stands first"),
+        (1, {"reference": {}}, "line 1: is damaged"),
+        (3, {"decision": "refuse", "reasons": ["no"]}, "says that .* were met, knowledge.json says otherwise"),
+        (3, {"domain": "x: source\npackage 00"}, "line 3: is damaged"),
+        (3, {"patients": 9}, "card.md: does not say what ledger.jsonl says"),
+        (2, {"seed": 9}, "line 2: was learnt with other settings"),
+        (3, {"extra": 1}, "line 3: is damaged"),
+    ],
+)
+def test_a_ledger_that_contradicts_itself_is_found(number, changes, what, finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    reseal(package, number, **changes)
+    with pytest.raises(PackageError, match=what):
+        verify(package)
+
+
+def test_a_refused_stage_cannot_have_changed_anything(finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    facts = json.loads((package / "knowledge.json").read_text())
+    (package / "knowledge.json").write_text(json.dumps(facts | {"domains": facts["domains"][:2]}))
+    reseal(package, 3, decision="refuse", reasons=["no"])
+    with pytest.raises(PackageError, match="line 3: was refused, and yet its knowledge is not that of the line before"):
+        verify(package)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("scores.csv", "scores.csv: does not say what"),
+        ("card.md", "card.md: does not say what"),
+        ("teacher.safetensors", "line 3: has another teacher.safetensors than the line before"),
+        ("setup.json", "line 1: was learnt with other settings"),
+    ],
+)
+def test_a_file_that_fits_its_digest_alone_is_found(name, what, finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    text = (package / name).read_bytes()
+    (package / name).write_bytes(text.replace(b"myocardium", b"ventricle0") if name == "setup.json" else text + b" ")
+    reseal(package, 3)
+    with pytest.raises(PackageError, match=what):
+        verify(package)
+
+
+def test_a_package_of_a_newer_format_says_so(finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    setup = json.loads((package / "setup.json").read_text()) | {"format": 2, "new": 1}
+    (package / "setup.json").write_text(json.dumps(setup))
+    with pytest.raises(PackageError, match="is of format 2, this version of garda knows 1; use the version"):
+        load_package(package)
+
+
+def test_the_digest_told_by_another_channel(finished):
+    package = find_stage(finished)
+    assert (package / "digest.txt").read_text() == f"{package_digest(package)}\n"
+    verify(package, expected=package_digest(package).upper())
+    with pytest.raises(PackageError, match="not the expected one; ask which package it is"):
+        verify(package, expected=package_digest(find_stage(finished, 1)))
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -210,7 +304,7 @@ def test_other_settings_than_those_of_the_ledger_are_found(finished, tmp_path):
     lines = read_lines(package)
     last = json.loads(lines[-1])
     last["kept"] = [record.model_dump() for record in contents(package)]
-    (package / "ledger.jsonl").write_bytes(b"\n".join([*lines[:-1], json.dumps(last).encode()]) + b"\n")
+    (package / "ledger.jsonl").write_bytes(b"\n".join([*lines[:-1], json.dumps(last, sort_keys=True).encode()]) + b"\n")
     with pytest.raises(PackageError, match=r"line 1: was learnt with other settings than those of setup\.json"):
         verify(package)
 
@@ -241,6 +335,64 @@ def test_a_zipped_package_is_the_same_package_and_the_same_bytes(finished, tmp_p
         pack(package, tmp_path / "a.zip")
 
 
+@pytest.mark.parametrize("way", ["before", "after", "comment", "twice", "deflated", "dated"])
+def test_nothing_hides_in_a_zip_file(way, finished, tmp_path):
+    pack(find_stage(finished), tmp_path / "p.zip")
+    path = tmp_path / "p.zip"
+    if way in ("before", "after"):
+        whole = path.read_bytes()
+        path.write_bytes(b"secret" + whole if way == "before" else whole + b"secret")
+    else:
+        with zipfile.ZipFile(path, "a") as archive:
+            if way == "comment":
+                archive.comment = b"secret"
+            else:
+                member = zipfile.ZipInfo(CARD if way == "twice" else "signatures.jsonl")
+                member.compress_type = zipfile.ZIP_DEFLATED if way == "deflated" else zipfile.ZIP_STORED
+                member.date_time = (2026, 11, 24, 0, 0, 0) if way == "dated" else (1980, 1, 1, 0, 0, 0)
+                with warnings.catch_warnings(action="ignore"):  # a name that stands twice
+                    archive.writestr(member, b"secret" * 100)
+    with pytest.raises(PackageError, match=r"is not zipped as garda zips a package|is no zipped package"), opened(path):
+        pass
+
+
+def test_a_package_holds_files_and_nothing_else(finished, tmp_path):
+    package = copy(find_stage(finished), tmp_path)
+    (package / "signatures.jsonl").symlink_to("nowhere")
+    with pytest.raises(PackageError, match=r"signatures\.jsonl: is no file of its own"):
+        verify(package)
+    (package / "signatures.jsonl").unlink()
+    (package / "signatures.jsonl").mkdir()
+    with pytest.raises(PackageError, match=r"signatures\.jsonl: is no file of its own"):
+        verify(package)
+
+
+def test_the_same_hop_with_other_options_is_not_called_done(pipeline, source, tmp_path):
+    adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    key, _ = sign(tmp_path, "a.key")
+    for options in ({"key": key}, {"audited": True}, {"pseudonyms": Pseudonyms(b"another key")}):
+        with pytest.raises(RunFolderError, match="is not what this hop gives"):
+            adapt(hop(pipeline, source, 1, tmp_path / "1", **options))
+
+
+def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_path, monkeypatch):
+    def die(*args, **others):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("garda.adapt._remove", die)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    assert (tmp_path / ".1.work").stat().st_mode & 0o777 == 0o700
+    adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    assert not (tmp_path / ".1.work").exists()
+
+
+def test_the_accelerator_is_this_machines(pipeline, source, finished, tmp_path):
+    adapt(hop(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "auto"}}))
+    assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 1))
+
+
 @pytest.mark.parametrize("name", ["../evil.sh", "evil.sh", "/tmp/evil", "sub/card.md"])
 def test_a_zip_file_with_anything_else_is_refused_unread(name, tmp_path):
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
@@ -263,7 +415,9 @@ def test_weights_are_read_without_executing_code(finished, tmp_path):
 
     package = copy(find_stage(finished), tmp_path)
     torch.save({"w": torch.ones(1)}, package / "segmenter.safetensors")
-    with Reporter() as reporter, pytest.raises(CheckpointError, match="is truncated or damaged"):
+    with pytest.raises(CheckpointError, match="is truncated or damaged"):
+        load_package(package)
+    with Reporter() as reporter, pytest.raises(PackageError, match=r"segmenter\.safetensors: has been changed"):
         predict(package, [], tmp_path / "out", reporter)
 
 
@@ -301,15 +455,19 @@ def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
     run_sequence(replace(run, key=first))
     package = find_stage(tmp_path / "run", 0)
     with pytest.raises(PackageError, match=f"ledger line 1: signed by a stranger, {a}"):
-        adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[stranger], key=second))
-    adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[a], key=second))
-    found = verify(tmp_path / "1", [a, b])
+        adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
+    adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
+    found = verify(tmp_path / "1", [Trusted(a), Trusted(b, SITES[1])])
     assert [(signature.line, signature.key) for signature in found.signatures] == [(1, a), (2, b)]
     with pytest.raises(PackageError, match="ledger line 2: signed by a stranger"):
-        verify(tmp_path / "1", [a])
-    adapt(hop(pipeline, package, 1, tmp_path / "unsigned", trusted=[a]))
+        verify(tmp_path / "1", [Trusted(a)])
+    with pytest.raises(PackageError, match="ledger line 1: signed by a stranger"):  # b may sign for its own site alone
+        lines = read_lines(tmp_path / "1")
+        write_signatures(tmp_path / "1", [sign_line(line, number, second) for number, line in enumerate(lines, 1)])
+        verify(tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])
+    adapt(hop(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
     with pytest.raises(PackageError, match="ledger line 2: nobody has signed it; ask its site to sign"):
-        verify(tmp_path / "unsigned", [a, b])
+        verify(tmp_path / "unsigned", [Trusted(a), Trusted(b)])
     assert len(verify(tmp_path / "unsigned").signatures) == 1
 
 
@@ -320,7 +478,7 @@ def test_a_signature_of_another_line_does_not_fit(pipeline, tmp_path):
     package = find_stage(tmp_path / "run")
     lines = (package / "signatures.jsonl").read_text().splitlines()
     (package / "signatures.jsonl").write_text(lines[0].replace('"line": 1', '"line": 2') + "\n")
-    for trusted in ([], [digits]):
+    for trusted in ([], [Trusted(digits)]):
         with pytest.raises(PackageError, match="ledger line 2: the signature does not fit the line"):
             verify(package, trusted)
 

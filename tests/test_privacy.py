@@ -122,10 +122,10 @@ def test_a_generator_that_has_never_seen_them_passes():
 def test_two_patients_learnt_by_heart_among_twenty_stand_out():
     members, outsiders = people(20, seed=1), people(20, seed=2)
     found = run(decoder([*members[:2], *people(6, seed=5)]), members, outsiders)
-    assert [row.count for row in found.outliers] == [2, 2]
-    assert found.findings[-2] == (
+    assert [(row.space, row.count) for row in found.outliers] == [("pixel", 2), ("embedding", 2)]
+    assert found.findings == (
         "outliers, pixel: generated images come nearer to 2 of 20 training patients than 20 others let expect, "
-        "more than 0"
+        "more than 0",
     )
     assert run(decoder(people(8, seed=5)), members, outsiders).findings == ()
 
@@ -140,6 +140,8 @@ def test_one_outlier_in_a_hundred_audits_where_nothing_is_learnt_by_heart():
 def test_a_margin_is_that_of_the_best_matched_slice():
     found = margins(torch.tensor([0.9, 0.5, 0.2]), torch.tensor([0.9, 0.0, 0.2]), torch.tensor([0, 0, 1]), 2)
     assert found.tolist() == pytest.approx([np.arctanh(0.5), 0])
+    nearer_still = margins(torch.tensor([0.999]), torch.tensor([0.96]), torch.tensor([0]), 1)
+    assert nearer_still.tolist() == [0]
 
 
 def test_equal_seeds_give_equal_figures_whatever_is_held_at_once(memorised):

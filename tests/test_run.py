@@ -27,6 +27,7 @@ from garda.errors import (
 )
 from garda.evaluate import read_scores
 from garda.handover.package import KNOWN, SIGNATURES
+from garda.knowledge import read_facts
 from garda.methods import METHODS, Bound
 from garda.predict import predict
 from garda.pseudonyms import Pseudonyms
@@ -179,8 +180,12 @@ def test_damaged_knowledge_is_one_line(finished, pipeline, tmp_path, content):
     shutil.copytree(finished[0], tmp_path / "run")
     file = tmp_path / "run" / "stages" / STAGES[2] / "package" / "knowledge.json"
     file.write_text(content)
-    with Reporter() as reporter, pytest.raises(CheckpointError) as caught:
+    with Reporter() as reporter, pytest.raises(PackageError) as caught:
         predict(tmp_path / "run", [], tmp_path / "out", reporter)
+    what = "has been changed: it is not the file of ledger line 3"
+    assert str(caught.value) == f"{file}: {what}; ask for the package again"
+    with pytest.raises(CheckpointError) as caught:
+        read_facts(file.parent)
     assert str(caught.value) == f"{file}: is damaged; copy the whole folder again"
 
 

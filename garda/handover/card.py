@@ -112,6 +112,7 @@ line before."""
 
 def _impact(entries: Sequence[Entry]) -> str:
     found = [f"- stage {entry.stage}, `{entry.domain}`: {reason}" for entry in entries for reason in entry.reasons]
+    found += [f"- stage {e.stage}, `{e.domain}`: no gate was asked" for e in entries if e.decision == "ungated"]
     return "\n".join(("## Change control: impact assessment", "", *(found or ["No check of any stage failed."])))
 
 

@@ -58,7 +58,9 @@ def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Lear
         raise PackageError(folder / SETUP, f"is of an unknown method {setup.method!r}", "use a newer version of garda")
     values = merge(setup.settings, HERE)
     changed = merge(values, dict(changes or {}))
-    decided, now = (deciding_settings(setup.method, _parse(setup, folder, each)) for each in (values, changed))
+    decided, now = (
+        merge(deciding_settings(setup.method, _parse(setup, folder, each)), HERE) for each in (values, changed)
+    )
     if decided != now:
         raise ConfigError("--set", "changes what the package decides", "leave it out, or start from another source")
     settings = _parse(setup, folder, changed)

@@ -11,19 +11,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from garda.config import Config
 from garda.errors import PackageError
 from garda.files import replacing
+from garda.handover.observe import Reference
 from garda.handover.results import Result
+from garda.sequence import DomainName
 
 LEDGER = "ledger.jsonl"
 START = "0" * 64  # what the first line has in place of a line before it
 
-Decision = Literal["source", "promote", "hold", "refuse"]
+Decision = Literal["source", "promote", "hold", "refuse", "ungated"]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]  # it is printed
 
 
 class FileRecord(Config):
@@ -48,7 +51,7 @@ class Lesson(Config):
         scans: number of training scans.
         slices: number of training slices.
         deleted: files that were removed when the knowledge was kept.
-        decision: of the gate; ``source`` for a source, which no gate judges.
+        decision: of the gate; ``source`` for a source, which no gate judges, ``ungated`` where no gate was asked.
         reasons: one line for each check that did not pass.
         checks: every check of the gate as plain values.
         forced: whether the gate was overruled.
@@ -57,9 +60,9 @@ class Lesson(Config):
     """
 
     stage: int = Field(ge=0)
-    domain: str
+    domain: DomainName
     month: str = Field(pattern=r"^\d{4}-\d{2}$")
-    garda: str
+    garda: Word
     manifest: str
     patients: int = Field(ge=0)
     scans: int = Field(ge=0)
@@ -69,7 +72,7 @@ class Lesson(Config):
     reasons: tuple[str, ...] = ()
     checks: tuple[dict[str, Any], ...] = ()
     forced: bool = False
-    reference: dict[str, Any] | None = None
+    reference: Reference | None = None
     audit: dict[str, Any] | None = None
 
 
@@ -79,7 +82,7 @@ class Entry(Lesson):
     Attributes:
         previous: SHA-256 of the line before, or zeros.
         method: the method's name.
-        config: SHA-256 of the method's settings.
+        config: SHA-256 of all that ``setup.json`` says.
         seed: seed of everything random.
         seconds: how long each piece of training took.
         scores: of this stage, where the site had labels.
@@ -87,7 +90,7 @@ class Entry(Lesson):
     """
 
     previous: str = Field(pattern=r"^[0-9a-f]{64}$")
-    method: str
+    method: Word
     config: str
     seed: int
     seconds: dict[str, float]
@@ -114,7 +117,7 @@ def digest_of(values: Any) -> str:
 def read_lines(folder: Path) -> list[bytes]:
     """The ledger's lines as they stand in the file, without their ends; none where there is no ledger."""
     file = folder / LEDGER
-    return file.read_bytes().splitlines() if file.exists() else []
+    return file.read_bytes().removesuffix(b"\n").split(b"\n") if file.exists() else []
 
 
 def line_digest(line: bytes) -> str:
@@ -134,8 +137,10 @@ def parse_lines(folder: Path, lines: Sequence[bytes]) -> list[Entry]:
         where = f"{folder / LEDGER}, line {number}"
         try:
             entry = Entry.model_validate(json.loads(line))
-        except (ValueError, ValidationError):
+        except (ValueError, ValidationError, RecursionError):
             raise PackageError(where, "is damaged", "ask for the package again") from None
+        if encode(entry) != line:
+            raise PackageError(where, "is not as garda writes it", "ask for the package again")
         if entry.previous != before:
             what = "is not the first" if number == 1 else f"does not follow: line {number - 1} has been changed"
             raise PackageError(where, what, "ask for the package again")

@@ -18,17 +18,17 @@ from garda.errors import PackageError, RunFolderError
 from garda.files import describe, read_json, replacing
 from garda.handover.ledger import LEDGER, FileRecord, record
 from garda.handover.results import RESULTS
-from garda.plan import Setup, read_plan
+from garda.plan import FORMAT, Setup, read_plan
 from garda.task import Task
 
 SETUP, CARD, NOTICE, SIGNATURES = "setup.json", "card.md", "NOTICE.md", "signatures.jsonl"
+DIGEST = "digest.txt"
 OPEN = "stage.json"  # beside the knowledge of a stage that has not been sealed yet
 WEIGHTS = tuple(f"{part}.safetensors" for part in ("segmenter", "teacher", "generator", "statistics"))
 KNOWLEDGE = (*WEIGHTS, "knowledge.json")
 CONTENTS = (*KNOWLEDGE, SETUP, RESULTS, CARD, NOTICE)
-KNOWN = (*CONTENTS, LEDGER, SIGNATURES)
+KNOWN = (*CONTENTS, LEDGER, DIGEST, SIGNATURES)
 OPTIONAL = ("generator.safetensors", SIGNATURES)
-LARGEST = 8 * 2**30  # bytes that a zipped package may unfold to
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest date, in place of every file's own
 
 
@@ -45,6 +45,8 @@ def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
         PackageError: there is none, or the zip file holds something else.
         RunFolderError: the run has no such stage.
     """
+    if stage is not None and not (path / "plan.json").exists():
+        raise PackageError(path, "is no run, and has no other stage than its last", "leave out --stage")
     if path.is_dir():
         yield _check(find_stage(path, stage) if (path / "plan.json").exists() else path)
     elif path.is_file():
@@ -85,8 +87,12 @@ def read_setup(folder: Path) -> Setup:
         PackageError: the file is damaged.
     """
     try:
-        return Setup.model_validate(read_json(folder / SETUP))
-    except (ValueError, RunFolderError):
+        values = read_json(folder / SETUP)
+        if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
+            what = f"is of format {values['format']!r}, this version of garda knows {FORMAT}"
+            raise PackageError(folder / SETUP, what, "use the version of garda that wrote it, or a newer one")
+        return Setup.model_validate(values)
+    except (ValueError, RunFolderError, RecursionError):
         raise PackageError(folder / SETUP, "is damaged", "ask for the package again") from None
 
 
@@ -101,7 +107,7 @@ def contents(folder: Path) -> tuple[FileRecord, ...]:
 
 
 def package_digest(folder: Path) -> str:
-    """SHA-256 over names and digests of all files but the signatures: what two sites compare by another channel."""
+    """SHA-256 over names and digests of contents and ledger: what two sites compare by another channel."""
     lines = [f"{known.sha256}  {known.name}\n" for known in (*contents(folder), record(folder / LEDGER))]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -117,7 +123,7 @@ def pack(folder: Path, path: Path) -> None:
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name in sorted(KNOWN):
             if (folder / name).exists():
-                archive.writestr(zipfile.ZipInfo(name, EPOCH), (folder / name).read_bytes())
+                archive.writestr(_member(name), (folder / name).read_bytes())
 
 
 def _check(folder: Path, where: Path | None = None) -> Path:
@@ -131,6 +137,12 @@ def _check(folder: Path, where: Path | None = None) -> Path:
     return folder
 
 
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, EPOCH)
+    member.create_system = 3  # the same bytes on every system
+    return member
+
+
 def _unfold(path: Path, folder: Path) -> None:
     """Extract a zipped package; every name is looked at before anything is written."""
     remedy = "ask for the package again"
@@ -139,10 +151,21 @@ def _unfold(path: Path, folder: Path) -> None:
             strange = next((name for name in archive.namelist() if name not in KNOWN), None)
             if strange is not None:
                 raise PackageError(path, f"holds {strange!r}, which is no part of a package", remedy)
-            if sum(member.file_size for member in archive.infolist()) > LARGEST:
-                raise PackageError(path, f"unfolds to more than {LARGEST} bytes", remedy)
+            if not _is_plain(archive, path.stat().st_size):
+                raise PackageError(path, "is not zipped as garda zips a package", "zip it with `garda export --to zip`")
             archive.extractall(folder)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError):
         raise PackageError(path, "is no zipped package, or damaged", remedy) from None
     except OSError as error:
         raise describe(error, folder) from error
+
+
+def _is_plain(archive: zipfile.ZipFile, size: int) -> bool:
+    """Whether nothing is in a zip file but uncompressed members, each once, without dates and remarks."""
+    members = archive.infolist()
+    plain = all(
+        (m.compress_type, m.date_time, m.comment, m.extra, m.flag_bits) == (zipfile.ZIP_STORED, EPOCH, b"", b"", 0)
+        for m in members
+    )
+    heads = sum(30 + 46 + 2 * len(m.filename) + m.file_size for m in members)  # local and central (APPNOTE 4.3)
+    return plain and not archive.comment and len({*archive.namelist()}) == len(members) and size == heads + 22

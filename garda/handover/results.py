@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from garda.config import Config
 from garda.continual import Metric, patient_scores
-from garda.files import replacing
+from garda.sequence import DomainName
 
 if TYPE_CHECKING:
     from garda.evaluate import Score
@@ -34,7 +34,7 @@ class Result(Config):
     """
 
     stage: int
-    domain: str
+    domain: DomainName
     name: str
     patients: int = Field(ge=0)
     dice: float | None
@@ -67,9 +67,10 @@ def _mean(scores: Sequence[Score], metric: Metric, name: str) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Write CSV, an empty cell for None; errors as in :func:`garda.files.replacing`."""
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(Result.model_fields), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(result.model_dump() for result in results)
+def format_results(results: Iterable[Result]) -> str:
+    """CSV with a header, an empty cell for None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Result.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(result.model_dump() for result in results)
+    return text.getvalue()

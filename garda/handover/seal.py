@@ -20,8 +20,8 @@ from garda.handover.ledger import (
     read_lines,
     write_lines,
 )
-from garda.handover.package import CARD, NOTICE, OPEN, SETUP, contents, read_task
-from garda.handover.results import RESULTS, Result, write_results
+from garda.handover.package import CARD, DIGEST, NOTICE, OPEN, SETUP, contents, package_digest, read_task
+from garda.handover.results import RESULTS, Result, format_results
 from garda.handover.signing import read_signatures, sign_line, write_signatures
 from garda.knowledge import read_facts
 from garda.plan import Setup
@@ -60,20 +60,21 @@ def seal(
         **dict(lesson),
         previous=line_digest(lines[-1]) if lines else START,
         method=setup.method,
-        config=digest_of(setup.settings),
+        config=digest_of(setup.model_dump(mode="json")),
         seed=setup.seed,
         seconds=dict(seconds),
         scores=tuple(scores),
         kept=(),
     )
     write_json(folder / SETUP, setup.model_dump(mode="json"))
-    write_results(folder / RESULTS, [result for known in (*before, entry) for result in known.scores])
+    _write(folder / RESULTS, format_results([result for known in (*before, entry) for result in known.scores]))
     _write(folder / NOTICE, NOTICE_TEXT)
     weighed = entry.model_copy(update={"kept": contents(folder)})
     card = write_card(setup, read_task(setup, folder), [*before, weighed], read_facts(folder).domains)
     _write(folder / CARD, card)
     lines = [*lines, encode(entry.model_copy(update={"kept": contents(folder)}))]
     write_lines(folder, lines)
+    _write(folder / DIGEST, f"{package_digest(folder)}\n")
     signatures = [] if previous is None else read_signatures(previous)
     if key is not None:
         signatures = [*signatures, sign_line(lines[-1], len(lines), key)]

@@ -9,8 +9,9 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -28,6 +29,13 @@ from garda.files import describe, reason, replacing
 from garda.handover.package import SIGNATURES
 
 PURPOSE = b"garda ledger line\0"  # so that no signature made for something else fits
+
+
+class Trusted(NamedTuple):
+    """A public key as hex digits, and the one site whose lines it may sign; None for any."""
+
+    key: str
+    site: str | None = None
 
 
 class Signature(Config):
@@ -81,7 +89,7 @@ def read_private(path: Path) -> Ed25519PrivateKey:
         key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise ConfigError(path, f"the key cannot be read ({reason(error)})", "make one with `garda keygen`") from None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(path, "is no private key without a password", "make one with `garda keygen`") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(path, "is no Ed25519 key", "make one with `garda keygen`")
@@ -98,11 +106,17 @@ def read_public(path: Path) -> str:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
         raise ConfigError(path, f"the key cannot be read ({reason(error)})", "give a .pub file") from None
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(path, "is no public key", "give a .pub file of `garda keygen`") from None
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(path, "is no Ed25519 key", "give a .pub file of `garda keygen`")
     return _hex(key)
+
+
+def read_trusted(text: str) -> Trusted:
+    """``PUBKEY``, or ``SITE=PUBKEY`` for a key that may sign that site's lines alone; errors as :func:`read_public`."""
+    site, equals, file = text.partition("=")
+    return Trusted(read_public(Path(file)), site) if equals else Trusted(read_public(Path(text)))
 
 
 def sign_line(line: bytes, number: int, key: Ed25519PrivateKey) -> Signature:
@@ -128,18 +142,21 @@ def read_signatures(folder: Path) -> list[Signature]:
     for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
         try:
             signatures.append(Signature.model_validate(json.loads(line)))
-        except (ValueError, ValidationError):
+        except (ValueError, ValidationError, RecursionError):
             raise PackageError(f"{file}, line {number}", "is damaged", "ask for the package again") from None
     return signatures
 
 
-def check_signatures(folder: Path, lines: Sequence[bytes], trusted: Collection[str]) -> list[Signature]:
+def check_signatures(
+    folder: Path, lines: Sequence[bytes], domains: Sequence[str], trusted: Collection[Trusted]
+) -> list[Signature]:
     """Every signature, found valid; where keys are trusted, every line must bear one of theirs and no other.
 
     Args:
         folder: the package.
         lines: its ledger's.
-        trusted: public keys as hex digits; none compares the signatures with no one.
+        domains: of each line.
+        trusted: whose signatures count; none compares the signatures with no one.
 
     Raises:
         PackageError: a signature does not fit its line, is a stranger's, or is missing.
@@ -149,7 +166,8 @@ def check_signatures(folder: Path, lines: Sequence[bytes], trusted: Collection[s
         where = f"{folder / SIGNATURES}, ledger line {signature.line}"
         if signature.line > len(lines) or not _fits(signature, lines[signature.line - 1]):
             raise PackageError(where, "the signature does not fit the line", "ask for the package again")
-        if trusted and signature.key not in trusted:
+        site = domains[signature.line - 1]
+        if trusted and not any(signature.key == own.key and own.site in (None, site) for own in trusted):
             raise PackageError(where, f"signed by a stranger, {signature.key}", "trust the key, or ask whose it is")
     signed = {signature.line for signature in signatures}
     missing = next((number for number in range(1, len(lines) + 1) if number not in signed), None)
@@ -165,6 +183,11 @@ def _fits(signature: Signature, line: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def public_digits(key: Ed25519PrivateKey) -> str:
+    """The public key of a private one, as hex digits."""
+    return _hex(key.public_key())
 
 
 def _hex(key: Ed25519PublicKey) -> str:

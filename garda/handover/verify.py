@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from garda import __version__
 from garda.errors import PackageError
+from garda.handover.card import NOTICE_TEXT, write_card
 from garda.handover.ledger import LEDGER, Entry, digest_of, parse_lines, read_lines
-from garda.handover.package import KNOWN, OPTIONAL, SETUP, contents, package_digest, read_setup
-from garda.handover.signing import Signature, check_signatures
+from garda.handover.package import (
+    CARD,
+    DIGEST,
+    KNOWLEDGE,
+    KNOWN,
+    NOTICE,
+    OPTIONAL,
+    SETUP,
+    contents,
+    package_digest,
+    read_setup,
+    read_task,
+)
+from garda.handover.results import RESULTS, format_results
+from garda.handover.signing import Signature, Trusted, check_signatures
 from garda.knowledge import read_facts
 from garda.plan import Setup
 
 AGAIN = "ask for the package again"
+TEACHER = "teacher.safetensors"
 
 
 @dataclass(frozen=True)
@@ -33,18 +49,22 @@ class Verified:
     digest: str
 
 
-def verify(folder: Path, trusted: Collection[str] = ()) -> Verified:
+def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") -> Verified:
     """Recompute every digest of a package.
 
     Args:
         folder: the package.
-        trusted: public keys as hex digits, see :func:`garda.handover.signing.check_signatures`.
+        trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
+        expected: the digest that another channel has told; empty for not asking.
 
     Raises:
         PackageError: names the first line, or file, that does not fit.
         CheckpointError: ``knowledge.json`` is damaged.
     """
     names = {path.name for path in folder.iterdir()}
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            raise PackageError(path, "is no file of its own", AGAIN)
     for strange in sorted(names - {*KNOWN}):
         raise PackageError(folder / strange, "is no part of a package", "remove it, or ask where it comes from")
     for missing in sorted({*KNOWN} - {*OPTIONAL} - names):
@@ -56,8 +76,17 @@ def verify(folder: Path, trusted: Collection[str] = ()) -> Verified:
     _check_files(folder, entries[-1], len(entries))
     setup = read_setup(folder)
     _check_setup(folder, setup, entries)
-    signatures = check_signatures(folder, lines, trusted)
-    return Verified(setup, tuple(entries), tuple(signatures), package_digest(folder))
+    _check_course(folder, entries)
+    _check_texts(folder, setup, entries)
+    digest = package_digest(folder)
+    if (folder / DIGEST).read_text(encoding="utf-8", errors="replace") != f"{digest}\n":
+        raise PackageError(folder / DIGEST, f"does not fit {LEDGER} and the other files", AGAIN)
+    if b"".join(line + b"\n" for line in lines) != (folder / LEDGER).read_bytes():
+        raise PackageError(folder / LEDGER, "does not end as garda ends it", AGAIN)
+    if expected and expected.lower() != digest:
+        raise PackageError(folder, f"has the digest {digest}, not the expected one", "ask which package it is")
+    signatures = check_signatures(folder, lines, [entry.domain for entry in entries], trusted)
+    return Verified(setup, tuple(entries), tuple(signatures), digest)
 
 
 def _check_files(folder: Path, entry: Entry, number: int) -> None:
@@ -72,7 +101,7 @@ def _check_files(folder: Path, entry: Entry, number: int) -> None:
 
 
 def _check_setup(folder: Path, setup: Setup, entries: list[Entry]) -> None:
-    config = digest_of(setup.settings)
+    config = digest_of(setup.model_dump(mode="json"))
     for number, entry in enumerate(entries, 1):
         if (entry.config, entry.method, entry.seed) != (config, setup.method, setup.seed):
             what = f"was learnt with other settings than those of {SETUP}"
@@ -81,3 +110,34 @@ def _check_setup(folder: Path, setup: Setup, entries: list[Entry]) -> None:
     if met != read_facts(folder).domains:
         what = f"says that {', '.join(met)} were met, knowledge.json says otherwise"
         raise PackageError(folder / LEDGER, what, AGAIN)
+
+
+def _check_course(folder: Path, entries: Sequence[Entry]) -> None:
+    """What may not change from line to line, and what the gate needs to know."""
+    for number, entry in enumerate(entries, 1):
+        where = f"{folder / LEDGER}, line {number}"
+        if (entry.reference is None) == (number == 1) or (entry.decision == "source") != (number == 1):
+            raise PackageError(
+                where, "a source stands first, with what the gate measured of it, and nowhere else", AGAIN
+            )
+        now, before = (_knowledge(known) for known in (entry, entries[max(number - 2, 0)]))
+        if now.get(TEACHER) != before.get(TEACHER):
+            raise PackageError(where, f"has another {TEACHER} than the line before", AGAIN)
+        if not entry.learnt and now != before:
+            raise PackageError(where, "was refused, and yet its knowledge is not that of the line before", AGAIN)
+
+
+def _knowledge(entry: Entry) -> dict[str, str]:
+    return {file.name: file.sha256 for file in entry.kept if file.name in KNOWLEDGE}
+
+
+def _check_texts(folder: Path, setup: Setup, entries: Sequence[Entry]) -> None:
+    """Scores and card say what the ledger says; the card of another version of garda may have other words."""
+    texts = {RESULTS: format_results(result for entry in entries for result in entry.scores), NOTICE: NOTICE_TEXT}
+    if entries[-1].garda == __version__:
+        kept = tuple(file for file in entries[-1].kept if file.name != CARD)
+        written = [*entries[:-1], entries[-1].model_copy(update={"kept": kept})]
+        texts[CARD] = write_card(setup, read_task(setup, folder), written, read_facts(folder).domains)
+    for name, text in texts.items():
+        if (folder / name).read_bytes() != text.encode():
+            raise PackageError(folder / name, f"does not say what {LEDGER} says", AGAIN)

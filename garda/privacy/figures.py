@@ -25,7 +25,7 @@ class AuditSettings(Config):
         fewest: patients needed on either side, members and outsiders, before any share or AUC is given.
         permutations: exchanges of members and outsiders by which chance is measured.
         share: largest share of copies; 0.01 is what chance gives. Only a share beyond chance is too large.
-        outliers: how many members may stand out.
+        outliers: how many members may stand out in pixels.
         auc: what the lower bound of a membership AUC may not exceed; 0.5 is guessing.
         without_figure: whether a generator passes when there are too few patients for a figure.
         block: numbers held at once while images are compared; decides no result.
@@ -153,7 +153,7 @@ def find(
         f"outliers, {found.space}: generated images come nearer to {found.count} of {found.members} training patients "
         f"than {found.outsiders} others let expect, more than {settings.outliers}"
         for found in outliers
-        if found.count > settings.outliers
+        if found.space == "pixel" and found.count > settings.outliers
     ]
     lines += [
         f"membership, {found.attack}{', calibrated' if found.calibrated else ''}: AUC {found.auc:.3f} "

@@ -6,7 +6,12 @@ patient gets a margin: how much nearer the nearest generated image comes to its 
 slice of somebody else does. A member stands out where its margin lies above what outsiders' margins let expect of one
 more patient, by the prediction interval of a normal sample (Hahn and Meeker 1991, section 4.8), with Bonferroni's
 correction for the number of members. Margins are differences of Fisher's transform of correlations, which makes them
-nearly normal; that is an assumption, the only one of its kind here.
+nearly normal; that is an assumption, the only one of its kind here. From a correlation of 0.95 on, two images count as
+equal: where somebody else's slice is as near, a nearer one tells nothing, and the transform would make much of it.
+
+In an embedding the assumption is weaker still, since kinds of images lie in clumps, and a kind that happens to be rare
+among outsiders stands out as a whole. It shows that such images are drawn well, not that one of them is copied. That
+count is told, and no threshold is put on it.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from torch import Tensor
 
 from garda.privacy.figures import Outliers, SpaceName
 
+EQUAL = 0.95  # nearness from which two images count as equal
 LEVEL = 0.01  # chance that any member stands out where none has been learnt by heart
 
 
@@ -33,7 +39,7 @@ def margins(generated: Tensor, reference: Tensor, owners: Tensor, patients: int)
         owners: (S,) patients of the slices.
         patients: P.
     """
-    ours, theirs = (values.double().clamp(-1 + 1e-6, 1 - 1e-6).atanh() for values in (generated, reference))
+    ours, theirs = (values.double().clamp(-EQUAL, EQUAL).atanh() for values in (generated, reference))
     largest = torch.full((patients,), -torch.inf, dtype=torch.float64)
     return largest.scatter_reduce(0, owners, ours - theirs, "amax").numpy()
 
