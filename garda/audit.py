@@ -136,6 +136,9 @@ def describe_audit(found: Audit) -> list[str]:
     for copies in found.copies:
         share = f"{copies.share:.1%} of {copies.generated} generated images"
         lines.append(f"copies, {copies.space}: {share}; 1 % is expected, up to {copies.chance:.1%} may be chance")
+    for outliers in found.outliers:
+        who = f"{outliers.count} of {outliers.members} training patients stand out"
+        lines.append(f"outliers, {outliers.space}: {who}")
     for attack in found.membership:
         how = f"{attack.attack}, calibrated" if attack.calibrated else attack.attack
         line = f"membership, {how}: AUC {attack.auc:.3f} ({attack.interval[0]:.3f} to {attack.interval[1]:.3f})"
