@@ -167,8 +167,9 @@ def _zip(package: Path, out: Path) -> None:
     from garda.handover.verify import verify as verify_package
 
     with opened(package) as folder:
-        verify_package(folder)
+        found = verify_package(folder)
         pack(folder, out)
+    print(f"package {found.digest}")
 
 
 def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] = (), expected: str = "") -> None:

@@ -13,6 +13,7 @@ import pytest
 from garda import cli
 from garda.cli_options import parse_changes
 from garda.errors import ConfigError
+from garda.handover.package import package_digest
 
 from .phantoms import SITES, write_tiny
 
@@ -140,7 +141,9 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     assert garda("run", pipeline, "--data", data, "--out", run, "--method", "garda") == 0
     stage = run / "stages" / f"0-{SITES[0]}" / "package"
     assert garda("keygen", tmp_path / "a.key") == 0
+    capsys.readouterr()
     assert garda("export", stage, "--to", "zip", "--out", tmp_path / "a.zip") == 0
+    assert capsys.readouterr().out == f"package {package_digest(stage)}\n{tmp_path / 'a.zip'}\n"
     words = ("adapt", tmp_path / "a.zip", manifests / f"{SITES[1]}.csv", "--data", data, "--out", tmp_path / "b.zip")
     assert garda(*words, "--sign", tmp_path / "a.key") == 0
     capsys.readouterr()
