@@ -389,7 +389,7 @@ def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_
 
 
 def test_the_accelerator_is_this_machines(pipeline, source, finished, tmp_path):
-    adapt(hop(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "auto"}}))
+    adapt(hop(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "cpu"}}))
     assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 1))
 
 
