@@ -24,7 +24,7 @@ from garda.evaluator import TestScans, reads_equally, score, score_scans
 from garda.files import describe as describe_error
 from garda.handover.learnt import Learnt, load_package
 from garda.handover.ledger import read_lines
-from garda.handover.package import SETUP, is_package, opened, pack
+from garda.handover.package import SETUP, is_package, opened, pack, read_task
 from garda.handover.results import summarise
 from garda.handover.signing import Trusted, public_digits
 from garda.handover.verify import Verified, verify
@@ -191,6 +191,7 @@ def _find_done(hop: Hop, package: Path) -> Path:
 def _is_as_asked(hop: Hop, found: Verified) -> bool:
     """Whether a finished hop was made from this manifest and with these options."""
     last, number = found.entries[-1], len(found.entries)
+    read_domain(hop.manifest, hop.domain, last.stage, read_task(found.setup, hop.out))  # a missing one is told
     manifest = hop.pseudonyms.digest("manifest", hashlib.sha256(hop.manifest.read_bytes()).hexdigest())
     mine = None if hop.key is None else public_digits(hop.key)
     signed = mine is None or any((own.line, own.key) == (number, mine) for own in found.signatures)

@@ -25,6 +25,7 @@ from garda.evaluator import reads_equally, score
 from garda.figures import draw_matrix
 from garda.handover.ledger import parse_lines, read_lines
 from garda.handover.observe import Reference
+from garda.handover.package import is_package
 from garda.judging import judge, judged_stages, load_candidates
 from garda.knowledge import Knowledge
 from garda.learner import Run, forget_training, learn, seal_stage, stage_name
@@ -77,7 +78,7 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
         if not run.kept(domain).exists():
             before = before or (method.load(previous) if previous else None)
             knowledge = learn(run, method, domain, before, _source(run) if domain.index > 0 else None)
-        if run.audited:
+        if run.audited and not is_package(run.kept(domain)):
             knowledge = knowledge or method.load(run.kept(domain))
             audit_stage(run, method, domain, knowledge)
         forget_training(run, domain)
