@@ -17,7 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from garda.audit import audit_stage
-from garda.checks import check, labelled_cases, needed_cases
+from garda.checks import check, check_cases, labelled_cases, needed_cases
 from garda.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
 from garda.evaluate import Score
 from garda.evaluator import TestScans, reads_equally, score, score_scans
@@ -37,7 +37,6 @@ from garda.run import describe
 from garda.sequence import Domain, DomainSequence, read_domain
 from garda.stopping import Stopping
 from garda.tracking import Tracker
-from garda.volumes import check_case
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def evaluate(
     domains = [read_domain(manifest, manifest.stem, stage, task) for manifest in manifests]
     unlabelled = [domain for domain in domains if not labelled_cases(domain)]
     raise_all([DataError(d.name, "has no labelled test scan", "give a manifest with one") for d in unlabelled])
-    raise_all([problem for d in domains for case in labelled_cases(d) for problem in check_case(case, task, data)])
+    raise_all(check_cases([case for domain in domains for case in labelled_cases(domain)], task, data, reporter))
     stems = [manifest.stem for manifest in manifests]
     twice = [manifest for manifest in manifests if stems.count(manifest.stem) > 1]
     raise_all([DataError(manifest, "has the name of another manifest", "rename one") for manifest in twice[:1]])

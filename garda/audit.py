@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from garda.cases import Case
-from garda.checks import without_label
+from garda.checks import check_cases, without_label
 from garda.errors import PackageError, raise_all
 from garda.files import read_json, write_json
 from garda.generators.features import FeatureSettings, build_encoder
@@ -30,7 +30,7 @@ from garda.report import Reporter
 from garda.sequence import Domain, read_domain
 from garda.slices import Slices
 from garda.task import Task
-from garda.volumes import check_case, read_volume
+from garda.volumes import read_volume
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def audit_package(package: Path, manifest: Path, data: Path, reporter: Reporter,
         drawn = "no domain" if generator is None else ", ".join(generator.domains)
         raise PackageError(package, f"its generator draws {drawn}, not {domain.name!r}", "give --name, or the manifest")
     cases = [without_label(case) for case in domain.cases]
-    raise_all([problem for case in cases for problem in check_case(case, learnt.method.task, data)])
+    raise_all(check_cases(cases, learnt.method.task, data, reporter))
     reporter.line(f"audit of {domain.name}: {len(cases)} scans")
     return audit_domain(learnt.method, learnt.knowledge, domain, data, verified.setup.seed)
 

@@ -28,7 +28,7 @@ class Case:
         case: the scan's name, unique in its domain.
         patient: whose scan it is. Known within its site only: ``001`` of two domains is two people.
         split: train, val or test.
-        image: an image file, or a folder with one DICOM series.
+        image: an image file, a folder with one DICOM series, or a zipped study; ``study.zip/T1`` is one folder of it.
         labels: one label map, or one mask a foreground class; empty where there is no label.
         digests: (relative path, SHA-256, bytes) of each file that the manifest records.
         where: manifest file and line, for messages.

@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from garda.cases import Case
+from garda.dicom import is_dicom, says_identity_removed
 from garda.errors import DataError, GardaError, raise_all
 from garda.report import Reporter
+from garda.scan_files import ScanFile
 from garda.sequence import Domain, DomainSequence, find_gaps
 from garda.task import Task
 from garda.volumes import check_case, read_volume
@@ -33,16 +35,37 @@ def check(
     problems: list[GardaError] = find_gaps(sequence, target_labels)
     if not os.access(data, os.R_OK | os.X_OK):
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
-    progress = reporter.bar("check")
-    for index, case in enumerate(cases):
-        problems += check_case(case, sequence.task, data)
-        progress(index + 1, len(cases))
+    problems += check_cases(cases, sequence.task, data, reporter)
     lessons = [case for case in sequence.source.split("train") if case in cases]
     if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
         problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
     raise_all(problems)
     if not any(labelled_cases(domain) for domain in sequence.domains):
         reporter.line("no domain has a labelled test scan: nothing will be scored")
+
+
+def check_cases(cases: Sequence[Case], task: Task, data: Path, reporter: Reporter) -> list[GardaError]:
+    """What is wrong with any of the cases' files, after all have been read.
+
+    Also tells, once, of DICOM series whose headers do not say that the patient's identity was removed. garda keeps
+    nothing of a header, but what is burnt into the pixels is in what it learns from.
+    """
+    problems: list[GardaError] = []
+    identified = 0
+    progress = reporter.bar("check")
+    for index, case in enumerate(cases):
+        found = check_case(case, task, data)
+        file = ScanFile(data / case.image, f"image {case.image}", case.where)
+        if not found and is_dicom(file.path) and not says_identity_removed(file):
+            identified += 1
+        problems += found
+        progress(index + 1, len(cases))
+    if identified:
+        reporter.line(
+            f"warning: {identified} of {len(cases)} scans are DICOM without PatientIdentityRemoved=YES: look whether "
+            "names are burnt into the pixels; headers are not kept"
+        )
+    return problems
 
 
 def _marks_something(case: Case, task: Task, data: Path) -> bool:

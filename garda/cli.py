@@ -13,6 +13,7 @@ import typer
 from garda import cli_handover
 from garda.cli_options import Changes, DataFolder, parse_changes
 from garda.errors import DataError, GardaError, Interrupted
+from garda.private import remove_leftovers
 from garda.stopping import Stopping
 
 
@@ -145,7 +146,9 @@ def check(
 @app.command()
 def predict(
     package: cli_handover.PackagePath,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files or DICOM series folders.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, DICOM series folders or zips.")
+    ],
     out: OutFolder,
     stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
     domain: Annotated[str | None, typer.Option("--domain", help="Where the images come from; the last met.")] = None,
@@ -234,6 +237,7 @@ def ui(
 def main() -> None:
     """Entry point: errors a user can cause are one line and an exit code, everything else keeps its traceback."""
     stopping = Stopping()
+    remove_leftovers()
     try:
         with stopping.listening():
             app(obj=stopping)

@@ -1,4 +1,4 @@
-"""Scan files to arrays and back: NIfTI, DICOM series, MetaImage, PNG and TIFF."""
+"""Scan files to arrays and back: NIfTI, MetaImage, PNG and TIFF; DICOM by :mod:`garda.dicom`."""
 
 from __future__ import annotations
 
@@ -9,64 +9,19 @@ import io
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from garda.dicom import is_dicom, read_series
 from garda.errors import DataError, GardaError
-from garda.files import reason
+from garda.scan_files import ScanFile, Stored, cannot_read, from_itk, split_archive
 
 NIFTI = (".nii.gz", ".nii")
 META_IMAGE = (".mha", ".mhd")
 PICTURE = (".png", ".tif", ".tiff")
 NUMBERED = re.compile(r"%\d*d")  # where MetaImage writes a number into the names of several data files
-IMAGE_POSITION = "0020|0032"
-UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes to NIfTI's
-
-
-@dataclass(frozen=True)
-class ScanFile:
-    """One file or series folder, and how messages speak of it.
-
-    Attributes:
-        path: where it lies.
-        name: what it is and its path relative to the data folder, such as ``image site/a.nii.gz``.
-        where: the manifest row that names it.
-    """
-
-    path: Path
-    name: str
-    where: str
-
-    def error(self, what: str, remedy: str) -> DataError:
-        """What is wrong with this file, as an error to raise."""
-        return DataError(self.where, f"{self.name} {what}", remedy)
-
-    def require(self) -> None:
-        """Raise a DataError if the file does not exist or its folder may not be entered."""
-        try:
-            self.path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            raise self.error("does not exist", "check the path and --data") from None
-        except OSError as error:
-            raise self.error(*cannot_read(error)) from None
-
-
-@dataclass(frozen=True)
-class Stored:
-    """An image as its file holds it.
-
-    Attributes:
-        pixels: (X, Y, Z, C) real numbers in the file's own order; X runs along a picture's columns, Y along its rows.
-        header: geometry in NIfTI's terms (RAS, mm); None for a picture, which has none.
-    """
-
-    pixels: np.ndarray
-    header: nib.Nifti1Header | None
 
 
 def split_name(path: Path) -> tuple[str, str]:
@@ -79,7 +34,7 @@ def read_stored(file: ScanFile, *, palette: bool = False) -> Stored:
     """Read a scan or a label map.
 
     Args:
-        file: what to read; a folder is read as one DICOM series.
+        file: what to read; a folder or a zipped study is read as one DICOM series.
         palette: True for the indices of a palette image, False for its colours.
 
     Raises:
@@ -126,13 +81,16 @@ def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, comp
 def digest(path: Path) -> tuple[str, int]:
     """SHA-256 (hexadecimal) and bytes of a scan: a file, a series folder, or an ``.mhd`` header with its data files.
 
-    Several files have the SHA-256 of their digests one after the other, and the sum of their bytes. A folder's are
-    sorted by digest, so that it outlives renaming, and hidden files are left out.
+    A series in a zipped study has those of the whole zip file. Several files have the SHA-256 of their digests one
+    after the other, and the sum of their bytes. A folder's are sorted by digest, so that it outlives renaming, and
+    hidden files are left out.
 
     Raises:
         DataError: a file is missing or cannot be read.
     """
     try:
+        if packed := split_archive(path):
+            return _digest_file(packed[0])
         if path.is_dir():
             visible = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
             return _join(sorted(map(_digest_file, visible)))
@@ -144,11 +102,6 @@ def digest(path: Path) -> tuple[str, int]:
         if error.filename is not None and Path(error.filename) != path:
             what = f"has a part {Path(error.filename).name} that {what}"
         raise DataError(path, what, remedy) from None
-
-
-def cannot_read(error: OSError) -> tuple[str, str]:
-    """What is wrong with a file that the system does not give, and the remedy."""
-    return f"cannot be read ({reason(error)})", "check the path and its permissions"
 
 
 def _digest_file(path: Path) -> tuple[str, int]:
@@ -181,8 +134,8 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], Stored]:
-    if file.path.is_dir():
-        return _read_series
+    if is_dicom(file.path):
+        return read_series
     suffix = split_name(file.path)[1]
     if suffix in NIFTI:
         return _read_nifti
@@ -190,7 +143,9 @@ def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], Stored]:
         return _read_meta_image
     if suffix in PICTURE:
         return lambda picture: _read_picture(picture, palette)
-    raise file.error("is of no known format", "give .nii, .nii.gz, .mha, .mhd, .png, .tif or a DICOM series folder")
+    raise file.error(
+        "is of no known format", "give .nii, .nii.gz, .mha, .mhd, .png, .tif, a DICOM series folder or its .zip"
+    )
 
 
 def _read_nifti(file: ScanFile) -> Stored:
@@ -207,47 +162,7 @@ def _read_nifti(file: ScanFile) -> Stored:
 def _read_meta_image(file: ScanFile) -> Stored:
     import SimpleITK as sitk
 
-    return _from_itk(sitk.ReadImage(file.path), file)
-
-
-def _read_series(file: ScanFile) -> Stored:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is raised below, as one line
-    series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(file.path))
-    if not series:
-        raise file.error("is a folder without a DICOM series", "give an image file, or a folder with one series")
-    if len(series) > 1:
-        raise file.error(f"holds {len(series)} DICOM series", "give every series a folder of its own")
-    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(file.path), series[0])
-    reader = sitk.ImageSeriesReader()
-    reader.MetaDataDictionaryArrayUpdateOn()
-    reader.SetFileNames(names)
-    image = reader.Execute()
-    if image.HasMetaDataKey("ITK_non_uniform_sampling_deviation"):  # which ITK also sets where positions are rounded
-        places = [reader.GetMetaData(index, IMAGE_POSITION).split("\\") for index in range(len(names))]
-        steps = np.linalg.norm(np.diff(np.array(places, float), axis=0), axis=1)
-        if steps.max() - steps.min() > UNEVEN * steps.min():
-            raise file.error("has slices at uneven distances", "add the missing slices, or take the surplus ones out")
-    return _from_itk(image, file)
-
-
-def _from_itk(image: Any, file: ScanFile) -> Stored:
-    import SimpleITK as sitk
-
-    if image.GetDimension() == 2:
-        image = sitk.JoinSeries(image)
-    if image.GetDimension() != 3:
-        raise file.error(f"has {image.GetDimension()} dimensions", "give a 2-D or 3-D image")
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    header = nib.Nifti1Header()
-    header.set_data_shape(image.GetSize())
-    header.set_sform(LPS_TO_RAS @ affine, code="scanner")
-    header.set_qform(LPS_TO_RAS @ affine, code="scanner")
-    pixels = sitk.GetArrayFromImage(image)
-    return Stored(pixels.reshape(*pixels.shape[:3], -1).transpose(2, 1, 0, 3), header)
+    return from_itk(sitk.ReadImage(file.path), file)
 
 
 def _read_picture(file: ScanFile, palette: bool) -> Stored:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from garda.dicom import archived_folders, is_series
 from garda.errors import DataError
 from garda.formats import split_name
+from garda.scan_files import ARCHIVE
 
 Layout = Literal["pairs", "nnunet", "bids"]
 SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "sub-*"}  # the folder that gives it away
@@ -26,7 +28,7 @@ class Scan:
 
     Attributes:
         key: the image's path below the layout's image folder without suffix, such as ``p1/a``; its name alone in BIDS.
-        image: file, or folder with one DICOM series.
+        image: file, folder with one DICOM series, or zipped study with the folder in it where there are several.
         labels: files in the order of the suffixes that were asked for; empty where there is none.
         patient: whose scan it is, where the layout tells.
         test: True where the layout sets it apart for testing.
@@ -163,20 +165,18 @@ def _masks(
 
 
 def _find_images(root: Path) -> Iterator[tuple[str, Path]]:
-    """(path below ``root`` without suffix, path) of every image file and DICOM series folder, sorted."""
+    """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted."""
     if root.is_dir():
         os.scandir(root).close()  # rglob passes over a folder that it may not list
     for path in sorted(root.rglob("*")):
         name, suffix = split_name(path)
-        if not name.startswith(".") and (_is_series(path) if path.is_dir() else suffix and path.is_file()):
-            yield path.relative_to(root).with_name(name).as_posix(), path
-
-
-def _is_series(folder: Path) -> bool:
-    return any(file.is_file() and _is_dicom(file) for file in folder.iterdir())
-
-
-def _is_dicom(file: Path) -> bool:
-    """Whether a file begins as DICOM PS3.10, section 7.1, says: 128 bytes of anything, then DICM."""
-    with file.open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM"
+        key = path.relative_to(root).with_name(name)
+        if name.startswith("."):
+            continue
+        if path.suffix.lower() == ARCHIVE and path.is_file():
+            folders = archived_folders(path)
+            for folder in folders:  # the folder is named where there is a choice
+                within = folder if len(folders) > 1 else ""
+                yield (key.with_suffix("") / within).as_posix(), path / within
+        elif is_series(path) if path.is_dir() else suffix and path.is_file():
+            yield key.as_posix(), path

@@ -10,8 +10,9 @@ from typing import Literal
 
 from garda.cases import SEVERAL, SPLITS, Case, Split
 from garda.errors import DataError
-from garda.formats import cannot_read, digest
+from garda.formats import digest
 from garda.layouts import Layout, find_scans, recognise_layout
+from garda.scan_files import cannot_read
 from garda.seeds import derive_seed
 
 
@@ -33,7 +34,8 @@ def build_manifest(
         nnunet: ``imagesTr/`` with ``labelsTr/``, and ``imagesTs/`` with ``labelsTs/`` if there is one; images are
             ``<case>_0000``, labels ``<case>``. Patients of ``imagesTs`` get the split test.
         bids: ``sub-*/`` with labels below ``derivatives/``; the patient is ``sub-*``.
-    A folder with DICOM files is one image. A scan without a label gets an empty one.
+    A folder with DICOM files is one image, and so is each folder with DICOM files in a zipped study. A scan without a
+    label gets an empty one.
 
     Args:
         folder: the domain's folder, below ``data``.

@@ -6,14 +6,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from garda.cases import Case
-from garda.errors import ConfigError, DataError, raise_all
+from garda.checks import check_cases
+from garda.dicom import is_dicom
+from garda.dicom_seg import Origin, can_write_dicom_seg, dicom_seg_name, write_dicom_seg
+from garda.errors import ConfigError, DataError, GardaError, raise_all
 from garda.handover.learnt import load_package
 from garda.handover.package import opened
 from garda.handover.signing import Trusted
 from garda.handover.verify import verify
 from garda.report import Reporter
+from garda.scan_files import ScanFile, split_archive
 from garda.segmenter import segment
-from garda.volumes import check_case, prediction_name, read_volume, write_label_map
+from garda.volumes import in_stored_order, prediction_name, read_volume, write_label_map
 
 OTHER = "other"  # a domain that has not been met
 
@@ -27,11 +31,11 @@ def predict(
     domain: str | None = None,
     trusted: Collection[Trusted] = (),
 ) -> list[Path]:
-    """Write a label map for each image, in the image's own space.
+    """Write a label map for each image, in the image's own space; for DICOM also a DICOM-SEG, where highdicom is there.
 
     Args:
         source: a package, as a folder or a zip file, or a run folder.
-        images: image files, or folders with one DICOM series each.
+        images: image files, folders with one DICOM series each, or zipped studies.
         out: where the label maps go.
         reporter: tells the user.
         stage: of a run folder, the stage whose segmenter is used; None for the last one learnt.
@@ -40,19 +44,19 @@ def predict(
             met. It decides something for methods that keep parameters for each domain.
 
     Returns:
-        the files written, in the order of ``images``.
+        the files written, in the order of ``images``: a label map each, and the DICOM-SEG beside it.
 
     Raises:
         RunFolderError: the run has no such stage, or has not learnt it yet.
         PackageError: there is no package, or it is damaged.
         ConfigError: no such domain has been met.
         GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
-            written.
+            written. Or a series cannot become a DICOM-SEG, which is told after every label map has been written.
     """
     _check_exist(images)
     targets = _name_outputs(images, out)
     with opened(source, stage) as folder:
-        verify(folder, trusted)
+        found = verify(folder, trusted)
         learnt = load_package(folder)
     method, knowledge = learnt.method, learnt.knowledge
     if domain not in (None, OTHER, *knowledge.domains):
@@ -61,19 +65,34 @@ def predict(
     domain = domain or knowledge.domains[-1]
     network = method.compute.prepare(method.network(knowledge, domain)).eval()
     cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]
-    problems = [problem for case in cases for problem in check_case(case, method.task, Path())]
-    raise_all(problems)
+    raise_all(check_cases(cases, method.task, Path(), reporter))
+    segments = can_write_dicom_seg()
+    if not segments and any(map(is_dicom, images)):
+        reporter.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
+    origin = Origin(found.setup.name, found.setup.method, found.digest, domain)
+    written: list[Path] = []
+    problems: list[GardaError] = []
     progress = reporter.bar("predict")
     for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
         volume = read_volume(case, method.task, Path(), with_label=False)
         label_map = segment(network, method.standardise(knowledge, volume, domain), method.task, method.compute)
         write_label_map(label_map, volume, target)
+        written.append(target)
+        if segments and is_dicom(images[index]):
+            try:
+                array, path = in_stored_order(label_map, volume), dicom_seg_name(target)
+                write_dicom_seg(array, ScanFile(images[index], "image", str(images[index])), method.task, path, origin)
+                written.append(path)
+            except DataError as error:
+                problems.append(error)
         progress(index + 1, len(images))
-    return targets
+    raise_all(problems)
+    return written
 
 
 def _check_exist(images: Sequence[Path]) -> None:
-    raise_all([DataError(image, "does not exist", "check the path") for image in images if not image.exists()])
+    missing = [image for image in images if not (split_archive(image) or (image,))[0].exists()]
+    raise_all([DataError(image, "does not exist", "check the path") for image in missing])
 
 
 def _name_outputs(images: Sequence[Path], out: Path) -> list[Path]:
@@ -81,6 +100,7 @@ def _name_outputs(images: Sequence[Path], out: Path) -> list[Path]:
     for index, target in enumerate(targets):
         if target in targets[:index]:
             raise DataError(images[index], f"would be written to {target}, as another image", "predict them apart")
-        if target.exists():
-            raise DataError(target, "exists already", "give another --out folder, or remove it")
+        existing = next((file for file in (target, dicom_seg_name(target)) if file.exists()), None)
+        if existing is not None:
+            raise DataError(existing, "exists already", "give another --out folder, or remove it")
     return targets

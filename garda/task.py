@@ -54,6 +54,20 @@ class LabelFormat(Config):
         return self
 
 
+class Code(Config):
+    """What a class is, in words that other programs know: a coded concept (DICOM PS3.3, section 8).
+
+    Attributes:
+        value: the code, such as ``87878005``.
+        scheme: who has given it, such as ``SCT`` for SNOMED CT; names that begin with ``99`` are private.
+        meaning: the code in words.
+    """
+
+    value: str = Field(min_length=1, max_length=16)
+    scheme: str = Field(default="SCT", min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
 class Task(Config):
     """What is segmented, and on which grid: the contents of a ``task.yaml``.
 
@@ -70,6 +84,7 @@ class Task(Config):
         any_orientation: True where a flipped or turned image is as likely as the original (microscopy).
         intensity: how intensities are scaled.
         label: how label files are read.
+        codes: class name -> coded concept, for the segments of DICOM-SEG; a class without one gets a private code.
         same_patient_in_splits: the reason why one patient may stand in two splits; every table repeats it.
     """
 
@@ -83,6 +98,7 @@ class Task(Config):
     any_orientation: bool = False
     intensity: Intensity = Intensity()
     label: LabelFormat = LabelFormat()
+    codes: dict[str, Code] = Field(default_factory=dict)
     same_patient_in_splits: str | None = None
 
     @field_validator("channels", mode="before")
@@ -106,6 +122,9 @@ class Task(Config):
             raise ValueError("spacing_mm must be greater than 0")
         if any(side < 16 or side % 16 for side in self.size):
             raise ValueError("size must be multiples of 16 pixels, at least 16")
+        strange = next((name for name in self.codes if name not in self.classes[1:]), None)
+        if strange is not None:
+            raise ValueError(f"codes names {strange!r}, which is no foreground class")
         if self.label.masks and len(self.label.masks) != len(self.classes) - 1:
             raise ValueError(f"label.masks needs one mask for each of {len(self.classes) - 1} foreground classes")
         if any(not 0 <= value < len(self.classes) for value in self.label.values.values()):

@@ -15,9 +15,10 @@ from torch import Tensor
 from garda.cases import Case
 from garda.errors import DataError, GardaError
 from garda.files import replacing
-from garda.formats import NIFTI, PICTURE, ScanFile, Stored, digest, encode_label_map, read_stored, split_name
+from garda.formats import NIFTI, PICTURE, digest, encode_label_map, read_stored, split_name
 from garda.grids import Grid
 from garda.intensity import scale_intensity
+from garda.scan_files import ScanFile, Stored, split_archive
 from garda.task import Task
 
 AFFINE_TOLERANCE = 1e-3  # mm, the largest difference of an entry between the affines of an image and its label
@@ -162,20 +163,30 @@ def write_label_map(label: Tensor, like: Volume, path: Path) -> None:
     Raises:
         RunFolderError: no space is left, or the folder cannot be written.
     """
-    array = label.cpu().numpy().transpose(2, 1, 0)
-    header = like.stored.header
-    if header is not None:
-        back = orientations.ornt_transform(
-            orientations.axcodes2ornt(like.stored.codes), orientations.io_orientation(header.get_best_affine())
-        )
-        array = orientations.apply_orientation(array, back)
-    encoded = encode_label_map(array, header, compress=path.suffix == ".gz")
+    encoded = encode_label_map(in_stored_order(label, like), like.stored.header, compress=path.suffix == ".gz")
     with replacing(path) as temporary:
         temporary.write_bytes(encoded)
 
 
+def in_stored_order(label: Tensor, like: Volume) -> np.ndarray:
+    """A (D, H, W) label map as (X, Y, Z), the order in which the file that ``like`` was read from holds its voxels."""
+    array = label.cpu().numpy().transpose(2, 1, 0)
+    if like.stored.header is None:
+        return array
+    own = orientations.io_orientation(like.stored.header.get_best_affine())
+    back = orientations.ornt_transform(orientations.axcodes2ornt(like.stored.codes), own)
+    return orientations.apply_orientation(array, back)
+
+
 def prediction_name(image: Path) -> str:
-    """The name of an image's label map: NIfTI names stay, pictures become ``.png``, all others ``.nii.gz``."""
+    """The name of an image's label map: NIfTI names stay, pictures become ``.png``, all others ``.nii.gz``.
+
+    A zipped study's is its own name, with that of the folder where one is named.
+    """
+    packed = split_archive(image.absolute())
+    if packed is not None:
+        archive, inside = packed
+        return "_".join([archive.stem, *Path(inside).parts]) + ".nii.gz"
     name, suffix = split_name(image.absolute())
     if image.is_dir():
         return f"{image.absolute().name}.nii.gz"

@@ -353,7 +353,10 @@ def test_bad_pictures_and_unknown_formats_are_one_line(tmp_path: Path):
     for name, message in (
         ("half.png", r"cannot be read \(OSError\); copy it again, it may be truncated"),
         ("pages.tif", "holds 3 pages; store every page as a file of its own"),
-        ("scan.jpg", "is of no known format; give .nii, .nii.gz, .mha, .mhd, .png, .tif or a DICOM series folder"),
+        (
+            "scan.jpg",
+            "is of no known format; give .nii, .nii.gz, .mha, .mhd, .png, .tif, a DICOM series folder or its .zip",
+        ),
     ):
         with pytest.raises(DataError, match=f"^m.csv:2: image {name} {message}$"):
             read(tmp_path, name)

@@ -7,7 +7,6 @@ nothing in it is code, and none of its files is looked at that does not belong t
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from garda.files import describe, read_json, replacing
 from garda.handover.ledger import LEDGER, FileRecord, record
 from garda.handover.results import RESULTS
 from garda.plan import FORMAT, Setup, read_plan
+from garda.private import private_folder
 from garda.task import Task
 
 SETUP, CARD, NOTICE, SIGNATURES = "setup.json", "card.md", "NOTICE.md", "signatures.jsonl"
@@ -50,9 +50,9 @@ def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
     if path.is_dir():
         yield _check(find_stage(path, stage) if (path / "plan.json").exists() else path)
     elif path.is_file():
-        with tempfile.TemporaryDirectory(prefix="garda-") as folder:
-            _unfold(path, Path(folder))
-            yield _check(Path(folder), path)
+        with private_folder() as folder:
+            _unfold(path, folder)
+            yield _check(folder, path)
     else:
         raise PackageError(path, "does not exist", "check the path")
 

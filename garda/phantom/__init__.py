@@ -38,6 +38,11 @@ TASK = {
     "spacing_mm": [2.5, 2.5],
     "fit": "crop",
     "plane": "axial",
+    "codes": {
+        "right_ventricle": {"value": "53085002", "meaning": "Right ventricle"},
+        "myocardium": {"value": "49848007", "meaning": "Left Ventricle Myocardium"},
+        "left_ventricle": {"value": "87878005", "meaning": "Left ventricle"},
+    },
 }
 
 

@@ -1,0 +1,387 @@
+"""DICOM both ways: series in folders and zipped studies in, DICOM-SEG out, and no header anywhere else."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import namedtuple
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from rich.console import Console
+
+from garda import dicom, dicom_seg
+from garda.cases import Case
+from garda.dicom_seg import Origin, dicom_seg_name, write_dicom_seg
+from garda.errors import DataError, Problems
+from garda.formats import digest
+from garda.handover.package import find_stage
+from garda.manifest import build_manifest
+from garda.predict import predict
+from garda.private import NEW, private_folder, remove_leftovers
+from garda.report import Reporter
+from garda.scan_files import ScanFile
+from garda.task import Code, Task
+from garda.volumes import prediction_name, read_volume
+
+from .phantoms import run_tiny, write_tiny
+from .test_cli import garda
+
+HEADERS = {
+    "PatientName": "Mustermann^Erika",
+    "PatientID": "MRN-4711-0815",
+    "PatientBirthDate": "19640812",
+    "PatientSex": "F",
+    "StudyID": "STUDY-99",
+    "StudyDate": "20240229",
+    "StudyTime": "101112",
+    "AccessionNumber": "ACC-31337",
+    "ReferringPhysicianName": "Hausarzt^Hans",
+    "InstitutionName": "Conspicuous Clinic",
+    "StudyDescription": "conspicuous study",
+    "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.1.77771",
+    "FrameOfReferenceUID": "1.2.826.0.1.3680043.8.498.1.77773",
+    "SeriesNumber": 7,
+}
+UID = "1.2.826.0.1.3680043.8.498.1.77772"  # of the series; its slices' go on after it
+PRIVATE = [b"Mustermann", b"MRN-4711", b"STUDY-99", b"ACC-31337", b"Hausarzt", b"onspicuous", b"7777", b"19640812"]
+TASK = Task(
+    name="t",
+    classes=("background", "right_ventricle", "myocardium", "left_ventricle"),
+    size=(16, 16),
+    codes={"left_ventricle": Code(value="87878005", scheme="SCT", meaning="Left ventricle")},
+)
+
+
+def write_series(nifti: Path, folder: Path, uid: str = UID, leave_out: str = "", **headers: str) -> Path:
+    """A NIfTI file as a DICOM series, a file a slice, named in no order."""
+    image = nib.load(nifti)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
+    pixels = np.asarray(image.dataobj)
+    pixels = np.round(pixels * (3000 / pixels.max())).astype(np.int16)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(pixels.shape[2]):
+        data = Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = MRImageStorage
+        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = f"{uid}.{index + 1}"
+        data.Modality, data.SeriesInstanceUID, data.InstanceNumber = "MR", uid, index + 1
+        for name, value in (HEADERS | headers).items():
+            if name != leave_out:
+                setattr(data, name, value)
+        data.Rows, data.Columns = pixels.shape[1], pixels.shape[0]
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PixelRepresentation = 1, "MONOCHROME2", 1
+        data.BitsAllocated, data.BitsStored, data.HighBit = 16, 16, 15
+        data.PixelSpacing, data.SliceThickness = [float(spacing[1]), float(spacing[0])], float(spacing[2])
+        turned = [*(affine[:3, 0] / spacing[0]), *(affine[:3, 1] / spacing[1])]
+        data.ImageOrientationPatient = [f"{value:.6g}" for value in turned]
+        data.ImagePositionPatient = [f"{value:.6g}" for value in (affine @ (0, 0, index, 1))[:3]]
+        data.PixelData = pixels[:, :, index].T.tobytes()
+        data.save_as(folder / f"IM{(index * 7 + 3) % 10}{index}", enforce_file_format=True)
+    return folder
+
+
+def zip_study(path: Path, folders: dict[str, Path]) -> Path:
+    """A study as a hospital's archive sends it: series in folders of any name, a directory file and a viewer."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("DICOMDIR", b"\0" * 128 + b"DICM")
+        archive.writestr("VIEWER/start.exe", b"MZ")
+        archive.writestr("__MACOSX/._IM0", b"\0" * 128 + b"DICM")
+        for name, folder in folders.items():
+            for file in sorted(folder.iterdir()):
+                archive.write(file, f"{name}/{file.name}")
+    return path
+
+
+def case(image: str) -> Case:
+    return Case("c", "p", "train", image, (), (), "m.csv:2")
+
+
+def scan_file(path: Path) -> ScanFile:
+    return ScanFile(path, f"image {path.name}", "m.csv:2")
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(quiet=True))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def nifti(pipeline: Path) -> Path:
+    return sorted((pipeline.parent / "data" / "tse_1p5t" / "images").glob("*.nii.gz"))[0]
+
+
+@pytest.fixture(scope="module")
+def package(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    run_tiny(pipeline, out, method="source_only")
+    return find_stage(out)
+
+
+def test_a_zipped_study_is_its_series(nifti: Path, tmp_path: Path):
+    series = write_series(nifti, tmp_path / "series")
+    zip_study(tmp_path / "study.zip", {"../../DICOM": series})
+    folder, packed = (read_volume(case(name), TASK, tmp_path, with_label=False) for name in ("series", "study.zip"))
+    assert np.array_equal(folder.image, packed.image) and np.array_equal(folder.affine, packed.affine)
+    original = read_volume(case(str(nifti)), TASK, Path(), with_label=False)
+    np.testing.assert_allclose(packed.image, original.image, atol=0.005)
+    np.testing.assert_allclose(packed.affine, original.affine, atol=1e-3)
+    assert digest(tmp_path / "study.zip") == digest(tmp_path / "study.zip" / "DICOM")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["series", "study.zip"]
+    assert not (tmp_path.parent / "DICOM").exists()  # a member's name becomes no path
+
+
+def test_a_series_of_a_zipped_study_is_named_by_its_folder(nifti: Path, tmp_path: Path):
+    one = write_series(nifti, tmp_path / "one")
+    other = write_series(nifti, tmp_path / "other", uid="1.2.3.4")
+    zip_study(tmp_path / "study.zip", {"T1": one, "a/T2": other})
+    assert read_volume(case("study.zip/a/T2"), TASK, tmp_path, with_label=False).image.shape[0] == 2
+    assert prediction_name(tmp_path / "study.zip" / "a" / "T2") == "study_a_T2.nii.gz"
+    with pytest.raises(DataError) as error:
+        read_volume(case("study.zip"), TASK, tmp_path, with_label=False)
+    assert str(error.value) == (
+        "m.csv:2: image study.zip holds 2 folders with DICOM files; name one behind it: T1, a/T2"
+    )
+    with pytest.raises(DataError, match=r"image study.zip/T3 is a zip file without a DICOM series there; check"):
+        read_volume(case("study.zip/T3"), TASK, tmp_path, with_label=False)
+    for file in other.iterdir():
+        shutil.copy(file, one / f"other_{file.name}")
+    zip_study(tmp_path / "mixed.zip", {"all": one})
+    with pytest.raises(DataError, match=r"image mixed.zip holds 2 DICOM series; give every series a folder of its own"):
+        read_volume(case("mixed.zip"), TASK, tmp_path, with_label=False)
+
+
+def test_zip_files_that_cannot_be_read_are_one_line(nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = zip_study(tmp_path / "whole.zip", {"a": write_series(nifti, tmp_path / "series")}).read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.zip").write_bytes(b"no zip")
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("report.pdf", b"%PDF")
+    locked = bytearray(whole)
+    for found in re.finditer(rb"PK\x01\x02", whole):
+        locked[found.start() + 8] |= 1  # the flag of a password, in the central directory
+    (tmp_path / "locked.zip").write_bytes(bytes(locked))
+    for name, what in {
+        "cut.zip": "is no zip file, or damaged; copy it again",
+        "text.zip": "is no zip file, or damaged; copy it again",
+        "empty.zip": "is a zip file without a DICOM series there",
+        "locked.zip": "is encrypted, or packed in an unknown way; zip it again without a password",
+        "none.zip": "does not exist; check the path and --data",
+        "none.zip/T1": "does not exist; check the path and --data",
+    }.items():
+        with pytest.raises(DataError, match=f"m.csv:2: image {name} {what}"):
+            read_volume(case(name), TASK, tmp_path, with_label=False)
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(dicom.shutil, "disk_usage", lambda path: Usage(10, 10, 10))
+    with pytest.raises(DataError, match=r"whole.zip takes 0.0 GB unpacked, .* has 0.0; set TMPDIR to a folder with"):
+        read_volume(case("whole.zip"), TASK, tmp_path, with_label=False)
+
+
+def test_a_manifest_lists_every_series_of_a_zipped_study(nifti: Path, tmp_path: Path):
+    one, other = (write_series(nifti, tmp_path / name, uid=f"1.2.{name[-1]}") for name in ("s1", "s2"))
+    images = tmp_path / "data" / "images"
+    images.mkdir(parents=True)
+    zip_study(images / "p1.zip", {"DICOM": one})
+    zip_study(images / "p2.zip", {"T1": one, "T2": other})
+    (images / "notes.zip").write_bytes(b"no zip")
+    cases = build_manifest(tmp_path / "data", tmp_path / "data")
+    assert [(found.case, found.image) for found in cases] == [
+        ("p1", "images/p1.zip"),
+        ("p2_T1", "images/p2.zip/T1"),
+        ("p2_T2", "images/p2.zip/T2"),
+    ]
+    only = build_manifest(tmp_path / "data", tmp_path / "data", image_suffix="T2", patient_pattern=r"/(p\d)")
+    assert [(found.patient, found.image) for found in only] == [("p2", "images/p2.zip/T2")]
+
+
+def test_private_folders_go_with_their_command_or_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with private_folder() as mine:
+        assert mine.stat().st_mode & 0o777 == 0o700
+        code = (
+            "import os, garda.private as p\nwith p.private_folder() as f: (f / 'scan').write_bytes(b'1'); os._exit(9)"
+        )
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+        (killed,) = set(tmp_path.iterdir()) - {mine}
+        new = tmp_path / "garda-new"
+        new.mkdir()
+        (tmp_path / "garda-file").write_text("another's")
+        for old in (mine, killed):
+            os.utime(old, (0, 0))
+        remove_leftovers()
+        assert mine.exists() and not killed.exists()
+        assert new.exists(), f"a folder younger than {NEW} s may still be without its lock"
+        assert (tmp_path / "garda-file").exists()
+    assert not mine.exists()
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as stored", "turned and downwards"])
+def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path, turned: bool):
+    if turned:  # slices against the normal of rows and columns, and a tilt
+        image = nib.load(nifti)
+        affine = image.affine.copy()
+        tilt = np.eye(4)
+        tilt[1:3, 1:3] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+        affine[:3, 2] *= -1
+        nifti = tmp_path / "turned.nii.gz"
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), tilt @ affine), nifti)
+    series = write_series(nifti, tmp_path / "series", PatientIdentityRemoved="YES")
+    study = zip_study(tmp_path / "study.zip", {"DICOM": series})
+    shape = read_volume(case("study.zip"), TASK, tmp_path, with_label=False).stored.header.get_data_shape()
+    array = np.random.default_rng(0).integers(0, 4, shape)
+    array[:, :, 1][array[:, :, 1] == 2] = 0  # one class is in one slice alone
+    out = tmp_path / "out.seg.dcm"
+    write_dicom_seg(array, scan_file(study), TASK, out, Origin("sequence", "garda", "f" * 64, "site"))
+
+    made = pydicom.dcmread(out)
+    sources = {file.SOPInstanceUID: file for file in map(pydicom.dcmread, sorted(series.iterdir()))}
+    for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "AccessionNumber", "StudyDate"):
+        assert made[name].value == next(iter(sources.values()))[name].value
+    assert (made.Modality, made.SegmentationType, made.PatientIdentityRemoved) == ("SEG", "BINARY", "YES")
+    assert made.FrameOfReferenceUID == HEADERS["FrameOfReferenceUID"]
+    assert made.SeriesInstanceUID != UID and made.DeviceSerialNumber == "f" * 64
+    referenced = made.ReferencedSeriesSequence[0]
+    assert referenced.SeriesInstanceUID == UID
+    assert {item.ReferencedSOPInstanceUID for item in referenced.ReferencedInstanceSequence} == sources.keys()
+    assert [segment.SegmentLabel for segment in made.SegmentSequence] == list(TASK.classes[1:])
+    coded = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in made.SegmentSequence]
+    assert [(code.CodeValue, code.CodingSchemeDesignator) for code in coded] == [
+        ("right_ventricle", "99GARDA"),
+        ("myocardium", "99GARDA"),
+        ("87878005", "SCT"),
+    ]
+    assert {segment.SegmentAlgorithmName for segment in made.SegmentSequence} == {"garda garda"}
+
+    affine = read_volume(case("series"), TASK, tmp_path, with_label=False).stored.header.get_best_affine()
+    painted = np.zeros(shape, int)
+    for pixels, frame in zip(made.pixel_array, made.PerFrameFunctionalGroupsSequence, strict=True):
+        uid = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        place = frame.PlanePositionSequence[0].ImagePositionPatient
+        assert np.allclose(place, sources[uid].ImagePositionPatient, atol=1e-4)
+        index = np.linalg.solve(affine, np.array([-place[0], -place[1], place[2], 1.0]))[2]
+        painted[:, :, round(index)][pixels.T == 1] = frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    assert np.array_equal(painted, array)
+
+
+def test_an_empty_answer_is_a_dicom_seg_too(nifti: Path, tmp_path: Path):
+    series = write_series(nifti, tmp_path / "series")
+    shape = read_volume(case("series"), TASK, tmp_path, with_label=False).stored.header.get_data_shape()
+    out = tmp_path / "out.seg.dcm"
+    write_dicom_seg(np.zeros(shape, int), scan_file(series), TASK, out, Origin("s", "m", "f" * 64, "d"))
+    assert not pydicom.dcmread(out).pixel_array.any()
+
+
+def test_predict_writes_dicom_seg_beside_nifti(package: Path, pipeline: Path, nifti: Path, tmp_path: Path):
+    series = write_series(nifti, tmp_path / "series")
+    study = zip_study(tmp_path / "study.zip", {"DICOM": write_series(nifti, tmp_path / "other")})
+    out = tmp_path / "maps"
+    with quiet() as reporter:
+        written = predict(package, [series, nifti, study], out, reporter)
+    names = ["series.nii.gz", "series.seg.dcm", nifti.name, "study.nii.gz", "study.seg.dcm"]
+    assert written == [out / name for name in names] and all(path.stat().st_size for path in written)
+    marks = np.asarray(nib.load(out / "series.nii.gz").dataobj)
+    segments = pydicom.dcmread(out / "series.seg.dcm")
+    counted = np.zeros(4, int)
+    for pixels, frame in zip(segments.pixel_array, segments.PerFrameFunctionalGroupsSequence, strict=True):
+        counted[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(pixels.sum())
+    assert counted[1:].tolist() == np.bincount(marks.ravel(), minlength=4)[1:].tolist()
+    with quiet() as reporter, pytest.raises(DataError, match=r"series.nii.gz: exists already; give another --out"):
+        predict(package, [series], out, reporter)
+    (out / "series.nii.gz").unlink()
+    with quiet() as reporter, pytest.raises(DataError, match=r"series.seg.dcm: exists already; give another --out"):
+        predict(package, [series], out, reporter)
+    assert dicom_seg_name(Path("a/b.nii.gz")) == Path("a/b.seg.dcm")
+
+
+def test_without_highdicom_predict_says_so(package: Path, nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dicom_seg, "find_spec", lambda name: None)
+    said = io.StringIO()
+    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
+        written = predict(package, [write_series(nifti, tmp_path / "series")], tmp_path / "maps", reporter)
+        predict(package, [nifti], tmp_path / "other", reporter)
+    assert [path.name for path in written] == ["series.nii.gz"]
+    assert said.getvalue().count('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"') == 1
+
+
+def test_headers_that_fit_no_dicom_seg_cost_no_label_map(package: Path, nifti: Path, tmp_path: Path):
+    bad = write_series(nifti, tmp_path / "bad", leave_out="FrameOfReferenceUID")
+    good = write_series(nifti, tmp_path / "good")
+    with quiet() as reporter, pytest.raises(DataError) as error:
+        predict(package, [bad, good], tmp_path / "maps", reporter)
+    assert str(error.value) == (
+        f"{bad}: image cannot become a DICOM-SEG, its headers lack FrameOfReferenceUID; "
+        "send the series as the scanner wrote it; its label map has been written"
+    )
+    written = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert written == ["bad.nii.gz", "good.nii.gz", "good.seg.dcm"]
+    worse = write_series(nifti, tmp_path / "worse", leave_out="StudyInstanceUID")
+    with quiet() as reporter, pytest.raises(Problems, match="lack StudyInstanceUID"):
+        predict(package, [bad, worse], tmp_path / "again", reporter)
+
+
+def test_a_header_that_names_a_patient_is_warned_of_once(package: Path, nifti: Path, tmp_path: Path):
+    named = write_series(nifti, tmp_path / "named")
+    removed = write_series(nifti, tmp_path / "removed", PatientIdentityRemoved="YES")
+    kept = write_series(nifti, tmp_path / "kept", PatientIdentityRemoved="NO")
+    said = io.StringIO()
+    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
+        predict(package, [named, removed, kept, nifti], tmp_path / "maps", reporter)
+    assert said.getvalue().count("warning: ") == 1
+    assert "warning: 2 of 4 scans are DICOM without PatientIdentityRemoved=YES: look whether" in said.getvalue()
+    with Reporter(Console(file=(said := io.StringIO()), soft_wrap=True)) as reporter:
+        predict(package, [removed, nifti], tmp_path / "more", reporter)
+    assert "warning" not in said.getvalue()
+
+
+def test_no_header_reaches_run_package_or_store(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = tmp_path / "site"
+    shutil.copytree(pipeline.parent, folder)
+    data = folder / "data"
+    for site, packed in (("tse_1p5t", False), ("bssfp_1p5t", True)):
+        manifest = data / "manifests" / f"{site}.csv"
+        rows = [line.split(",")[:5] for line in manifest.read_text().splitlines()]
+        for row in rows[1:]:
+            image = data / row[3]
+            name = image.name.removesuffix(".nii.gz")
+            series = write_series(image, data / site / name, uid=f"{UID}.{len(row[0])}{row[0][-1]}")
+            row[3] = f"{site}/{name}"
+            if packed:
+                zip_study(data / site / f"{name}.zip", {"Mustermann": series})
+                shutil.rmtree(series)
+                row[3] += ".zip"
+            image.unlink()
+        manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    out = tmp_path / "run"
+    store = tmp_path / "store"
+    assert garda("run", folder / "pipeline.yaml", "--data", data, "--out", out, "--method", "garda") == 0
+    said = capsys.readouterr()
+    assert "are DICOM without PatientIdentityRemoved=YES" in said.out
+    target, adapted = data / "manifests" / "tse_1p5t.csv", tmp_path / "next.zip"
+    first = out / "stages" / "0-bssfp_1p5t" / "package"
+    assert garda("adapt", first, target, "--data", data, "--out", adapted, "--track", store) == 0
+    said = said.out + said.err + "".join(capsys.readouterr())
+    files = [path for root in (out, store) for path in root.rglob("*") if path.is_file()] + [adapted]
+    assert len(files) > 20
+    for path in files:
+        content = path.read_bytes()
+        for private in PRIVATE:
+            assert private not in content, f"{private!r} in {path}"
+    for private in PRIVATE:
+        assert private.decode() not in said
