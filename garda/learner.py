@@ -113,7 +113,7 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, so
     Returns:
         what is kept: what was learnt, or ``before`` where the gate has refused it.
     """
-    folder = make_private(_training_folder(run, domain))
+    folder = make_private(training_folder(run, domain))
     offer = partial(keep_candidates, run.kept(domain).parent) if run.judging else _forget
     stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
     slices = read_slices(run, method, domain, folder)
@@ -148,7 +148,7 @@ def _learn_ungated(
 ) -> Knowledge:
     if not isinstance(method, Bound):
         return method.adapt(before, domain.name, slices, stages)
-    folder, earlier = _training_folder(run, domain), run.sequence.domains[: domain.index]
+    folder, earlier = training_folder(run, domain), run.sequence.domains[: domain.index]
     met = {other.name: read_slices(run, method, other, folder) for other in earlier}
     return method.adapt_jointly(before, {**met, domain.name: slices}, stages)
 
@@ -167,7 +167,7 @@ def _judge(run: Run, domain: Domain, verdict: Verdict) -> dict[str, Any]:
 
 def forget_training(run: Run, domain: Domain) -> None:
     """Delete the checkpoints of a stage; what cannot be removed is told, since it may hold a discriminator."""
-    folder = _training_folder(run, domain)
+    folder = training_folder(run, domain)
     try:
         if folder.exists():
             shutil.rmtree(folder)
@@ -215,7 +215,7 @@ def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> St
     name = f"{stage_name(domain)}-{part}"
     return Stage(
         name=name,
-        folder=_training_folder(run, domain) / part,
+        folder=training_folder(run, domain) / part,
         seed=derive_seed(run.sequence.seed, name),
         stopping=run.stopping,
         log=partial(run.tracker.losses, name),
@@ -235,7 +235,7 @@ def _records(folder: Path) -> tuple[FileRecord, ...]:
     return tuple(record(path, path.relative_to(folder).as_posix()) for path in found)
 
 
-def _training_folder(run: Run, domain: Domain) -> Path:
+def training_folder(run: Run, domain: Domain) -> Path:
     """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
     return run.kept(domain).parent / "training"
 

@@ -25,6 +25,7 @@ from garda.stopping import Stopping
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
+CHECKPOINT = "checkpoint.pt"
 LOSS_POINTS = 500  # logged points of one loss in one stage, at most
 
 
@@ -75,7 +76,7 @@ class Stage:
     @property
     def checkpoint(self) -> Path:
         """The stage's only checkpoint."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT
 
 
 O = TypeVar("O", bound=Objective)  # noqa: E741
@@ -141,6 +142,22 @@ def _save(objective: Objective, step: int, stage: Stage, seconds: float) -> None
     torch.save({"seed": stage.seed, "step": step, "seconds": seconds, "state": state}, buffer)
     with replacing(stage.checkpoint) as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def read_state(folder: Path, part: str) -> Mapping[str, Any] | None:
+    """The state of one part of what was trained in a stage's folder; None where no checkpoint lies there (any more).
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or has no such part.
+    """
+    file = folder / CHECKPOINT
+    if not file.exists():
+        return None
+    try:
+        state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)["state"][part]
+    except Exception:  # torch raises many kinds for a damaged file
+        raise CheckpointError(file, f"is damaged, or has no {part}", "delete it to repeat the stage") from None
+    return state
 
 
 def _restore(objective: Objective, stage: Stage) -> tuple[int, float]:

@@ -140,9 +140,8 @@ class FromStyle(Adversarial):
         self._encoder = compute.prepare(encoder)
         generator = copy.deepcopy(previous).requires_grad_(True)
         generator.add_domain(domain)
-        with torch.no_grad(), compute.autocast():
-            shape = self._encoder(compute.place(torch.zeros(1, task.channels, *task.size))).shape
-        discriminator = Discriminator(shape[1], (shape[2], shape[3]), lesson.widths, generator.domains)
+        channels, height, width = feature_shape(self._encoder, task, compute)
+        discriminator = Discriminator(channels, (height, width), lesson.widths, generator.domains)
         self._duel = Duel(generator, discriminator, lesson, compute)
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
@@ -239,6 +238,14 @@ class Duel:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+@torch.no_grad()
+def feature_shape(encoder: Callable[[Tensor], Tensor], task: Task, compute: Compute) -> tuple[int, int, int]:
+    """(channels, height, width) of the features of an image at the task's size."""
+    with compute.autocast():
+        _, channels, height, width = encoder(compute.place(torch.zeros(1, task.channels, *task.size))).shape
+    return channels, height, width
 
 
 def r1_penalty(discriminator: Callable[[Tensor, Tensor], Tensor], real: Tensor, domains: Tensor) -> Tensor:

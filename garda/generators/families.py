@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
 from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
 
 from garda.compute import Compute
 from garda.config import Config
-from garda.generators.adversarial import FromImages, FromStyle, ImageLessonSettings, StyleLessonSettings
+from garda.generators.adversarial import (
+    FromImages,
+    FromStyle,
+    ImageLessonSettings,
+    StyleLessonSettings,
+    feature_shape,
+)
 from garda.generators.base import Generator
 from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
 from garda.generators.features import FeatureSettings, build_encoder
@@ -30,7 +39,7 @@ from garda.seeds import derive_seed
 from garda.shelf import Stages, fingerprint
 from garda.slices import Slices
 from garda.task import Task
-from garda.training import Stage, fit
+from garda.training import Stage, fit, read_state
 
 
 class StyleRecipeSettings(Config):
@@ -98,6 +107,28 @@ class StyleRecipe(Recipe[StyleRecipeSettings, StyleGenerator]):
             lesson.steps,
             stage,
         ).generator
+
+    def read_discriminator(
+        self, generator: StyleGenerator, domain: str, teacher: BasicUNet, training: Path
+    ) -> Callable[[Tensor], Tensor] | None:
+        """Of images in the source's stage, of their features in a target's."""
+        state = read_state(training / "generator", "discriminator")
+        if state is None:
+            return None
+        index = generator.domains.index(domain)
+        see: Callable[[Tensor], Tensor] = nn.Identity()
+        if index == 0:
+            discriminator = Discriminator(
+                self.task.channels, self.task.size, self.settings.images.widths, generator.domains[:1]
+            )
+        else:
+            see = self.compute.prepare(build_encoder(self.settings.features, teacher))
+            channels, *size = feature_shape(see, self.task, self.compute)
+            widths, domains = self.settings.style.widths, generator.domains[: index + 1]
+            discriminator = Discriminator(channels, (size[0], size[1]), widths, domains)
+        discriminator.load_state_dict(state)
+        judge = self.compute.prepare(discriminator).eval()
+        return lambda image: judge(see(image), torch.full((len(image),), index))
 
 
 class FactorisedRecipeSettings(Config):
