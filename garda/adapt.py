@@ -141,7 +141,12 @@ def adapt(hop: Hop) -> Path:
 
 
 def evaluate(
-    package: Path, manifests: Sequence[Path], data: Path, reporter: Reporter, pseudonyms: Pseudonyms
+    package: Path,
+    manifests: Sequence[Path],
+    data: Path,
+    reporter: Reporter,
+    pseudonyms: Pseudonyms,
+    trusted: Collection[Trusted] = (),
 ) -> list[Score]:
     """Score a package on every labelled test scan of some sites; nothing is written.
 
@@ -151,12 +156,13 @@ def evaluate(
         data: the folder that their paths are relative to.
         reporter: tells the user.
         pseudonyms: stand for patients and scans.
+        trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
 
     Raises:
         GardaError: the package, a manifest or a scan does not fit.
     """
     with opened(package) as folder:
-        verified = verify(folder)
+        verified = verify(folder, trusted)
         learnt = load_package(folder)
     task, stage = learnt.method.task, len(verified.entries) - 1
     domains = [read_domain(manifest, manifest.stem, stage, task) for manifest in manifests]

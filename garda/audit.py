@@ -6,7 +6,7 @@ looks for the ones among what the generator gives away, and learns nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from garda.generators.features import FeatureSettings, build_encoder
 from garda.handover.learnt import load_package
 from garda.handover.ledger import Lesson
 from garda.handover.package import OPEN, opened
+from garda.handover.signing import Trusted
 from garda.handover.verify import verify
 from garda.knowledge import Knowledge
 from garda.learner import Run, stage_name, training_folder
@@ -61,7 +62,14 @@ class PatientScans(Sequence[Tensor]):
         return (self[index] for index in range(len(self)))
 
 
-def audit_package(package: Path, manifest: Path, data: Path, reporter: Reporter, name: str | None = None) -> Audit:
+def audit_package(
+    package: Path,
+    manifest: Path,
+    data: Path,
+    reporter: Reporter,
+    name: str | None = None,
+    trusted: Collection[Trusted] = (),
+) -> Audit:
     """Audit a package's generator for one domain, with the manifest that the domain was learnt from.
 
     Args:
@@ -71,12 +79,13 @@ def audit_package(package: Path, manifest: Path, data: Path, reporter: Reporter,
         data: the folder that its paths are relative to.
         reporter: tells the user.
         name: the domain's name; None for the manifest's.
+        trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
 
     Raises:
         GardaError: the package has no generator, or has not learnt the domain; a scan does not fit.
     """
     with opened(package) as folder:
-        verified = verify(folder)
+        verified = verify(folder, trusted)
         learnt = load_package(folder)
     domain = read_domain(manifest, name or manifest.stem, 0, learnt.method.task)
     generator = learnt.knowledge.generator

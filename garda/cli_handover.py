@@ -84,15 +84,18 @@ def evaluate(
     package: PackagePath,
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="CSV files of sites with labels.")],
     data: DataFolder,
+    trust: Trust = None,
 ) -> None:
     """Score a package on the labelled test scans of any sites; nothing is written."""
     from garda.adapt import evaluate as evaluate_package
     from garda.figures import scores_table
+    from garda.handover.signing import read_trusted
     from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
 
     with Reporter() as reporter:
-        scores = evaluate_package(package, manifests, data, reporter, Pseudonyms(load_key()))
+        trusted = [read_trusted(text) for text in trust or []]
+        scores = evaluate_package(package, manifests, data, reporter, Pseudonyms(load_key()), trusted)
         reporter.show(scores_table(scores))
 
 
@@ -113,16 +116,18 @@ def audit(
     data: DataFolder,
     name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for all figures.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Look for a site's patients in what the generator gives away, while their scans are still there."""
     from garda.audit import audit_package, describe_audit
     from garda.files import write_json
+    from garda.handover.signing import read_trusted
     from garda.report import Reporter
 
     if out is not None and out.exists():
         raise RunFolderError(out, "exists already", "give another name, or remove it")
     with Reporter() as reporter:
-        found = audit_package(package, manifest, data, reporter, name)
+        found = audit_package(package, manifest, data, reporter, name, [read_trusted(text) for text in trust or []])
         for line in describe_audit(found):
             reporter.line(line)
     if out is not None:
@@ -139,16 +144,23 @@ def export(
     domain: Annotated[
         str | None, typer.Option("--domain", help="Whose network: a domain met, or other; the last one met.")
     ] = None,
+    trust: Trust = None,
+    with_generator: Annotated[bool, typer.Option("--with-generator", help="Put it into a bundle too.")] = False,
 ) -> None:
     """Write a package in another form."""
+    from garda.handover.signing import read_trusted
+
+    trusted = [read_trusted(text) for text in trust or []]
     if to is not Format.zip:
         from garda.handover.export import export_network
 
-        export_network(package, out, to.value, domain)
+        export_network(package, out, to.value, domain, trusted, with_generator)
     elif domain is not None:
         raise ConfigError("--domain", "a zip file holds the networks of all domains", "leave it out")
+    elif with_generator:
+        raise ConfigError("--with-generator", "a zip file holds the whole package", "leave it out")
     else:
-        _zip(package, out)
+        _zip(package, out, trusted)
     print(out)
 
 
@@ -161,13 +173,13 @@ def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key 
     print(f"{key}: private, keep it\n{public}: public, give it to the other sites\n{digits}")
 
 
-def _zip(package: Path, out: Path) -> None:
+def _zip(package: Path, out: Path, trusted: Sequence[Trusted]) -> None:
     """A package as one file, once it has been found whole."""
     from garda.handover.package import opened, pack
     from garda.handover.verify import verify as verify_package
 
     with opened(package) as folder:
-        found = verify_package(folder)
+        found = verify_package(folder, trusted)
         pack(folder, out)
     print(f"package {found.digest}")
 

@@ -26,6 +26,7 @@ from garda.figures import draw_matrix
 from garda.handover.ledger import parse_lines, read_lines
 from garda.handover.observe import Reference
 from garda.handover.package import is_package
+from garda.handover.signing import public_digits, read_signatures
 from garda.judging import judge, judged_stages, load_candidates
 from garda.knowledge import Knowledge
 from garda.learner import Run, forget_training, learn, seal_stage, stage_name
@@ -50,6 +51,7 @@ def run_sequence(run: Run) -> list[Score]:
     settings = parse_settings(sequence.method, sequence.settings, sequence.config)
     plan = make_plan(sequence, settings, run.pseudonyms)
     check_folder(run.out, plan)
+    _check_signed(run)
     method = build_method(sequence.method, settings, sequence.task)
     if run.to_learn():
         method.check()
@@ -64,6 +66,16 @@ def run_sequence(run: Run) -> list[Score]:
             raise
         run.tracker.finish("finished")
     return scores
+
+
+def _check_signed(run: Run) -> None:
+    """Refuse a key that has not signed what is sealed already: the chain would stay half signed, and nobody be told."""
+    mine = None if run.key is None else public_digits(run.key)
+    for domain in run.sequence.domains if mine else ():
+        package, line = run.kept(domain), domain.index + 1
+        if is_package(package) and (line, mine) not in [(own.line, own.key) for own in read_signatures(package)]:
+            remedy = "leave out --sign, or give another --out"
+            raise RunFolderError(package, "was sealed without this key's signature, and is not signed later", remedy)
 
 
 def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:

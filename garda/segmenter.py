@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -31,6 +31,8 @@ from garda.task import Task
 from garda.training import Stateful, set_rate
 from garda.volumes import Volume, grid_for
 
+Width = Annotated[int, Field(gt=0, le=2048)]  # a package from elsewhere may ask for any
+
 
 class SegmenterSettings(Config):
     """Architecture: a U-Net (Ronneberger et al. 2015) with batch normalisation, MONAI's BasicUNet.
@@ -39,14 +41,7 @@ class SegmenterSettings(Config):
         widths: channels of the five resolutions, then of the last layer before the classes.
     """
 
-    widths: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (
-        16,
-        32,
-        64,
-        128,
-        128,
-        16,
-    )
+    widths: tuple[Width, Width, Width, Width, Width, Width] = (16, 32, 64, 128, 128, 16)
 
 
 class LessonSettings(Config):

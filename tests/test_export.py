@@ -282,6 +282,25 @@ def test_no_patient_no_path_and_no_day_is_exported(run, pipeline, onnx_file, tmp
         assert not re.search(rb"20\d\d-\d\d-\d\d", contents), file
 
 
+def test_a_generator_goes_with_a_bundle_that_is_asked_to_hold_it(run, pipeline, tmp_path, capsys):
+    run_tiny(pipeline, tmp_path / "run", method="garda")
+    package = find_stage(tmp_path / "run")
+    export_network(package, tmp_path / "plain", "bundle")
+    assert not list((tmp_path / "plain").rglob("generator*"))
+    assert garda("export", package, "--to", "bundle", "--with-generator", "--out", tmp_path / "both") == 0
+    held = tmp_path / "both" / "models" / "generator.safetensors"
+    assert held.read_bytes() == (package / "generator.safetensors").read_bytes()
+    for words, what in (
+        (("--to", "zip"), "--with-generator: a zip file holds the whole package; leave it out"),
+        (("--to", "onnx"), "--with-generator: onnx holds one network; leave it out, or use --to bundle"),
+    ):
+        assert garda("export", package, *words, "--with-generator", "--out", tmp_path / "no") == 2
+        assert what in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="--with-generator: 'batchnorm' has no generator; leave it out"):
+        export_network(run, tmp_path / "none", "bundle", with_generator=True)
+    assert not (tmp_path / "none").exists() and not (tmp_path / "no").exists()
+
+
 def test_a_method_that_prepares_its_images_is_refused(pipeline, tmp_path):
     run_tiny(pipeline, tmp_path / "run", method="histogram")
     for form in WRITERS:

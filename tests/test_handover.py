@@ -29,6 +29,7 @@ from garda.stopping import Stopping
 from garda.tracking import InMemory
 
 from .phantoms import SITES, run_tiny, tiny_run, write_tiny
+from .test_cli import garda
 from .test_run import StopAt
 
 
@@ -469,6 +470,46 @@ def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
     with pytest.raises(PackageError, match="ledger line 2: nobody has signed it; ask its site to sign"):
         verify(tmp_path / "unsigned", [Trusted(a), Trusted(b)])
     assert len(verify(tmp_path / "unsigned").signatures) == 1
+
+
+def test_a_key_that_comes_after_the_sealing_is_refused(pipeline, tmp_path):
+    (first, _), (second, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
+    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run_sequence(replace(run, key=first))
+    run_sequence(replace(run, key=first))
+    run_sequence(run)
+    with pytest.raises(RunFolderError, match="was sealed without this key's signature, and is not signed later; leave"):
+        run_sequence(replace(run, key=second))
+
+
+def test_every_command_that_reads_a_package_asks_for_trusted_signatures(pipeline, tmp_path, capsys):
+    (key, _), (_, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
+    run = tiny_run(read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
+    run_sequence(replace(run, key=key))
+    package, data = find_stage(tmp_path / "run"), pipeline.parent / "data"
+    manifest = data / "manifests" / f"{SITES[2]}.csv"
+    image = next((data / SITES[2] / "images").glob("*.nii.gz"))
+    for number, words in enumerate(
+        [
+            ("evaluate", package, manifest, "--data", data),
+            ("audit", package, manifest, "--data", data),
+            ("export", package, "--out", tmp_path / "0.zip"),
+            ("export", package, "--to", "bundle", "--out", tmp_path / "bundle"),
+            ("predict", package, image, "--out", tmp_path / "maps"),
+        ]
+    ):
+        assert garda(*words, "--trust", tmp_path / "b.key.pub") == 2, number
+        assert "signed by a stranger" in capsys.readouterr().err
+        assert garda(*words, "--trust", tmp_path / "a.key.pub") == 0, number
+
+
+def test_widths_that_fit_no_machine_are_one_line(finished, tmp_path):
+    shutil.copytree(find_stage(finished), tmp_path / "package")
+    setup = json.loads((tmp_path / "package" / "setup.json").read_text())
+    setup["settings"]["segmenter"] = {"widths": [10**9] * 6}
+    (tmp_path / "package" / "setup.json").write_text(json.dumps(setup))
+    with pytest.raises(ConfigError, match=r"setup.json: segmenter.widths.0: input should be less than or equal to 2048, got 1000000000"):
+        load_package(tmp_path / "package")
 
 
 def test_a_signature_of_another_line_does_not_fit(pipeline, tmp_path):

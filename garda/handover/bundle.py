@@ -62,7 +62,10 @@ def write_bundle(exported: Exported, out: Path) -> None:
     }
     files = {name: text.encode() for name, text in texts.items()}
     try:
-        for name, contents in {**files, "models/model.pt": _weights(exported)}.items():
+        models = {"models/model.pt": _weights(exported)}
+        if exported.generator is not None:
+            models["models/generator.safetensors"] = exported.generator
+        for name, contents in {**files, **models}.items():
             with replacing(draft / name) as temporary:
                 temporary.write_bytes(contents)
         os.replace(draft, out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from garda.handover.bundle import write_bundle
 from garda.handover.exported import Exported
 from garda.handover.learnt import Learnt, load_package
 from garda.handover.onnx_file import write_onnx
-from garda.handover.package import CARD, NOTICE, opened
+from garda.handover.package import CARD, GENERATOR, NOTICE, opened
+from garda.handover.signing import Trusted
 from garda.handover.verify import verify
 from garda.methods import Method
 from garda.predict import OTHER
@@ -22,7 +23,14 @@ from garda.predict import OTHER
 WRITERS: Mapping[str, Callable[[Exported, Path], None]] = {"bundle": write_bundle, "onnx": write_onnx}
 
 
-def export_network(package: Path, out: Path, form: str, domain: str | None = None) -> None:
+def export_network(
+    package: Path,
+    out: Path,
+    form: str,
+    domain: str | None = None,
+    trusted: Collection[Trusted] = (),
+    with_generator: bool = False,
+) -> None:
     """Write one domain's network in a form that other programs read.
 
     Args:
@@ -30,6 +38,8 @@ def export_network(package: Path, out: Path, form: str, domain: str | None = Non
         out: the bundle's folder or the ONNX file; appears whole or not at all.
         form: a key of ``WRITERS``.
         domain: the domain whose network is written; None for the last one met, ``other`` for one that has not been met.
+        trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
+        with_generator: also write the weights of the generator; a bundle alone has room for them.
 
     Raises:
         PackageError: there is no package, or it is damaged.
@@ -39,15 +49,23 @@ def export_network(package: Path, out: Path, form: str, domain: str | None = Non
     """
     if out.exists():
         raise RunFolderError(out, "exists already", "give another name, or remove it")
-    WRITERS[form](read_exported(package, domain), out)
+    if with_generator and form != "bundle":
+        raise ConfigError("--with-generator", f"{form} holds one network", "leave it out, or use --to bundle")
+    WRITERS[form](read_exported(package, domain, trusted, with_generator), out)
 
 
-def read_exported(package: Path, domain: str | None = None) -> Exported:
+def read_exported(
+    package: Path, domain: str | None = None, trusted: Collection[Trusted] = (), with_generator: bool = False
+) -> Exported:
     """One domain's network, from a package that has been found whole; arguments and errors as above."""
     with opened(package) as folder:
-        verified = verify(folder)
+        verified = verify(folder, trusted)
         learnt = load_package(folder)
         card, notice = ((folder / name).read_text(encoding="utf-8") for name in (CARD, NOTICE))
+        generator = folder / GENERATOR
+        if with_generator and not generator.exists():
+            raise ConfigError("--with-generator", f"{learnt.setup.method!r} has no generator", "leave it out")
+        weights = generator.read_bytes() if with_generator else None
     chosen = _choose(learnt, domain)
     _refuse_standardising(learnt)
     return Exported(
@@ -60,6 +78,7 @@ def read_exported(package: Path, domain: str | None = None) -> Exported:
         digest=verified.digest,
         card=card,
         notice=notice,
+        generator=weights,
     )
 
 

@@ -25,6 +25,7 @@ class Exported:
         digest: of the package.
         card: the package's, as Markdown.
         notice: the package's, as Markdown.
+        generator: safetensors, where it was asked for.
     """
 
     network: BasicUNet
@@ -36,3 +37,4 @@ class Exported:
     digest: str
     card: str
     notice: str
+    generator: bytes | None = None

@@ -24,11 +24,12 @@ from garda.task import Task
 SETUP, CARD, NOTICE, SIGNATURES = "setup.json", "card.md", "NOTICE.md", "signatures.jsonl"
 DIGEST = "digest.txt"
 OPEN = "stage.json"  # beside the knowledge of a stage that has not been sealed yet
-WEIGHTS = tuple(f"{part}.safetensors" for part in ("segmenter", "teacher", "generator", "statistics"))
+GENERATOR = "generator.safetensors"
+WEIGHTS = ("segmenter.safetensors", "teacher.safetensors", GENERATOR, "statistics.safetensors")
 KNOWLEDGE = (*WEIGHTS, "knowledge.json")
 CONTENTS = (*KNOWLEDGE, SETUP, RESULTS, CARD, NOTICE)
 KNOWN = (*CONTENTS, LEDGER, DIGEST, SIGNATURES)
-OPTIONAL = ("generator.safetensors", SIGNATURES)
+OPTIONAL = (GENERATOR, SIGNATURES)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest date, in place of every file's own
 
 
