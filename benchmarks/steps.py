@@ -1,74 +1,161 @@
-"""Seconds of every kind of training step of a pipeline's method, on random images.
+"""Every kind of step of the published recipe, tuned and plain in turn in one process, on random images.
 
-    python -m benchmarks.steps pipelines/phantom.yaml [--config configs/small.yaml] [--steps 10]
+    python -m benchmarks.steps pipelines/phantom.yaml --config configs/paper.yaml --size 256 256 [--json FILE]
 
-Prints the median, the fastest and the slowest step of each kind, after two steps that are not counted.
+*Tuned* is how garda computes with the configuration's settings; *plain* the same mathematics in float32 and torch's
+default layout, and for the prediction MONAI's SliceInferer, a slice at a time. Each line gives the median, the fastest
+and the slowest step, the peak of memory, and the share of what a plain product of matrices of the same type reaches on
+this machine. A step of the discriminator's penalty (R1), which comes every so many steps, has a line of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
-from collections.abc import Callable, Mapping
+import gc
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from monai.inferers import SliceInferer
+from torch import nn
 
+from benchmarks.measure import Measured, Plain, describe, frozen_noise, matrix_limit, measure
+from garda.compute import Compute
 from garda.generators.adversarial import FromImages, FromStyle
-from garda.generators.features import build_encoder
-from garda.methods import build_method, parse_settings
-from garda.segmenter import FromLabels, FromReplay
+from garda.generators.features import VGG19Encoder, build_encoder
+from garda.methods import parse_settings
+from garda.methods.garda_paper import GardaPaperSettings
+from garda.segmenter import FromLabels, FromReplay, build_segmenter, segment
 from garda.sequence import read_sequence
 from garda.slices import Batch
+from garda.task import Task
+from garda.volumes import Frame, Volume
 
-WARM_UP = 2
+Step = Callable[[int], object]
+KINDS = ("source segmenter", "source generator", "target generator", "replay segmenter", "prediction")
 
 
-def measure(step: Callable[[int], Mapping[str, Tensor]], count: int) -> list[float]:
-    """Seconds of ``count`` steps; R1 falls on the steps on which training would apply it."""
-    seconds = []
-    for index in range(WARM_UP + count):
-        started = time.perf_counter()
-        for loss in step(index).values():
-            loss.item()
-        seconds.append(time.perf_counter() - started)
-    return seconds[WARM_UP:]
+class Bench:
+    """The steps of one recipe on one device, each built when it is asked for."""
+
+    def __init__(self, task: Task, settings: GardaPaperSettings, compute: Compute, slices: int) -> None:
+        """Nothing is built yet; ``slices`` is the depth of the volume that is predicted."""
+        self._task, self._settings, self._compute, self._slices = task, settings, compute, slices
+        self._recipe: GardaPaperSettings = settings.garda_paper  # type: ignore[attr-defined]
+
+    def steps(self, kind: str) -> Iterator[tuple[str, Step]]:
+        """The kinds of steps of one lesson by name; one with the penalty and one without, where there is one."""
+        torch.manual_seed(0)
+        if kind == "source segmenter":
+            lesson = self._settings.source  # type: ignore[attr-defined]
+            labels = FromLabels(self._task, self._settings.segmenter, lesson, self._compute)  # type: ignore[attr-defined]
+            batch = self._batch(lesson.batch)
+            yield kind, lambda index: labels.step(batch, index)
+        elif kind == "source generator":
+            images = FromImages(self._task, "a", self._recipe.generator, self._recipe.images, self._compute)
+            yield from self._with_penalty(
+                kind, images.step, self._batch(self._recipe.images.batch), self._recipe.images
+            )
+        elif kind == "target generator":
+            style = FromStyle(self._task, "b", self._generator(), self._encoder(), self._recipe.style, self._compute)
+            batch = self._batch(self._recipe.style.real_images)
+            yield from self._with_penalty(kind, style.step, batch, self._recipe.style)
+        elif kind == "replay segmenter":
+            segmenter = self._segmenter()
+            lesson, generator = self._recipe.replay, self._generator()
+            replay = FromReplay(segmenter, copy.deepcopy(segmenter), generator, lesson, self._compute)
+            yield kind, lambda index: replay.step(None, index)
+        else:
+            yield kind, self._prediction()
+
+    def _with_penalty(
+        self, kind: str, step: Callable[[Batch, int], object], batch: Batch, lesson: object
+    ) -> Iterator[tuple[str, Step]]:
+        interval: int = lesson.r1_interval  # type: ignore[attr-defined]
+        yield kind, lambda index: step(batch, 1 + index % (interval - 1) if interval > 1 else index)
+        yield f"{kind}, with R1", lambda index: step(batch, index * interval)
+
+    def _prediction(self) -> Step:
+        task, network = self._task, self._compute.prepare(self._segmenter()).eval()
+        image = torch.rand(self._slices, task.channels, *task.size)
+        spacing = (10.0, *(task.spacing_mm or (1.0, 1.0)))
+        volume = Volume("v", image, None, None, np.eye(4), spacing, Frame())
+        if not isinstance(self._compute, Plain):
+            return lambda index: segment(network, volume, task, self._compute)
+        infer = SliceInferer(roi_size=task.size, spatial_dim=0, sw_batch_size=1)
+        whole = self._compute.place(image.swapaxes(0, 1)[None])
+
+        def plain(index: int) -> object:
+            with torch.no_grad():
+                return infer(whole, network).argmax(dim=1).cpu()
+
+        return plain
+
+    def _batch(self, size: int) -> Batch:
+        task = self._task
+        return Batch(torch.rand(size, task.channels, *task.size), torch.randint(len(task.classes), (size, *task.size)))
+
+    def _segmenter(self) -> nn.Module:
+        return build_segmenter(self._task, self._settings.segmenter)  # type: ignore[attr-defined]
+
+    def _generator(self) -> nn.Module:
+        return FromImages(self._task, "a", self._recipe.generator, self._recipe.images, self._compute).generator
+
+    def _encoder(self) -> nn.Module:
+        """The recipe's encoder; in place of VGG19's weights, which garda does not ship, random ones take as long."""
+        if self._recipe.features.encoder == "vgg19" and self._recipe.features.weights is None:
+            return frozen_noise(VGG19Encoder())
+        return build_encoder(self._recipe.features, self._segmenter())
+
+
+def show(name: str, how: str, found: Measured, limit: float) -> str:
+    """One line."""
+    busy = "" if found.utilisation is None else f", GPU busy {found.utilisation:.0%}"
+    seconds = f"{found.median:8.4f} s ({found.fastest:.4f} to {found.slowest:.4f})"
+    return (
+        f"{name:26} {how:6} {seconds}, peak {found.peak / 2**30:5.2f} GiB, {found.rate / limit:5.1%} of a product{busy}"
+    )
 
 
 def main() -> None:
-    """Measure the four lessons of ``garda_paper``, from the source segmenter to the replay."""
+    """Measure, print, and write JSON where it is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("--config", type=Path)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--size", type=int, nargs=2, help="of the network's input, in place of the task's")
+    parser.add_argument("--slices", type=int, default=100, help="of the volume that is predicted")
+    parser.add_argument("--steps", type=int, default=10, help="that are timed, of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sequence = read_sequence(given.pipeline, config=given.config, method="garda_paper")
-    task, settings = sequence.task, parse_settings("garda_paper", sequence.settings, sequence.config)
-    compute, recipe = build_method("garda_paper", settings, task).compute, settings.garda_paper
-    torch.manual_seed(0)
-
-    def batch(size: int) -> Batch:
-        return Batch(torch.rand(size, task.channels, *task.size), torch.randint(len(task.classes), (size, *task.size)))
-
-    labels = FromLabels(task, settings.segmenter, settings.source, compute)
-    images = FromImages(task, "a", recipe.generator, recipe.images, compute)
-    encoder = build_encoder(recipe.features, labels.segmenter)
-    style = FromStyle(task, "b", images.generator, encoder, recipe.style, compute)
-    teacher = copy.deepcopy(labels.segmenter)
-    replay = FromReplay(labels.segmenter, teacher, style.generator, recipe.replay, compute)
-    print(f"{torch.get_num_threads()} threads, {compute.device}, {settings.compute.precision}, {task.size} pixels")
-    kinds: dict[str, Callable[[int], Mapping[str, Tensor]]] = {
-        "source segmenter": lambda step: labels.step(batch(settings.source.batch), step),
-        "source generator": lambda step: images.step(batch(recipe.images.batch), step),
-        "target generator": lambda step: style.step(batch(recipe.style.batch), step),
-        "replay segmenter": lambda step: replay.step(None, step),
-    }
-    for name, step in kinds.items():
-        seconds = measure(step, given.steps)
-        print(f"{name:18} median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s")
+    task = sequence.task if given.size is None else sequence.task.model_copy(update={"size": tuple(given.size)})
+    settings = parse_settings("garda_paper", sequence.settings, sequence.config)
+    computes = {"tuned": Compute(settings.compute), "plain": Plain(settings.compute)}
+    device = computes["tuned"].device
+    kinds = {"tuned": {"bf16": torch.bfloat16, "32": torch.float32}[settings.compute.precision], "plain": torch.float32}
+    limits = {how: matrix_limit(device, kind) for how, kind in kinds.items()}
+    machine = describe(device)
+    print(f"{machine}, {task.size} pixels, batch {settings.garda_paper.images.batch}")
+    print({how: f"{limit / 1e12:.3f} TFLOP/s" for how, limit in limits.items()}, "by a product of matrices")
+    results: dict[str, dict[str, Measured]] = {}
+    for kind in given.kinds:
+        for how, compute in computes.items():
+            for name, step in Bench(task, settings, compute, given.slices).steps(kind):
+                found = measure(step, device, given.steps)
+                results.setdefault(name, {})[how] = found
+                print(show(name, how, found, limits[how]), flush=True)
+            gc.collect()
+    for name, found in results.items():
+        times, memory = found["plain"].median / found["tuned"].median, found["tuned"].peak / found["plain"].peak
+        print(f"{name:26} tuned is {times:.2f} times as fast with {memory:.0%} of the memory")
+    if given.json:
+        rows = {name: {how: asdict(found) for how, found in both.items()} for name, both in results.items()}
+        given.json.write_text(json.dumps({"machine": machine, "limits": limits, "steps": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

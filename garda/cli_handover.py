@@ -76,7 +76,7 @@ def adapt(
             package, manifest, data, out, *own, name, parse_changes(change or []), trusted, key, force, audited, expect
         )
         adapt_package(hop)
-        _tell(out, reporter)
+        _tell(out, reporter, None)
 
 
 @app.command()
@@ -184,13 +184,13 @@ def _zip(package: Path, out: Path, trusted: Sequence[Trusted]) -> None:
     print(f"package {found.digest}")
 
 
-def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] = (), expected: str = "") -> None:
-    """What a package is, a line a stage, once it has been found whole."""
+def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] | None, expected: str = "") -> None:
+    """What a package is, a line a stage, once it has been found whole; no keys (None) where they were asked before."""
     from garda.handover.package import opened
     from garda.handover.verify import verify as verify_package
 
     with opened(package) as folder:
-        found = verify_package(folder, trusted, expected)
+        found = verify_package(folder, trusted or (), expected)
     reporter.line(f"package {found.digest}")
     for number, entry in enumerate(found.entries, 1):
         how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
@@ -200,5 +200,5 @@ def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] = (), ex
                 reporter.line(f"  signed {signature.key}")
         for reason in entry.reasons:
             reporter.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
-    if found.signatures and not trusted:
+    if found.signatures and trusted is not None and not trusted:
         reporter.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")

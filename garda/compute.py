@@ -26,7 +26,8 @@ class ComputeSettings(Config):
         accelerator: ``auto`` takes a GPU where there is one.
         precision: ``bf16`` computes convolutions in bfloat16 and keeps weights, losses and statistics in float32.
         threads: CPU threads; None leaves torch's own choice. Equal results need an equal number.
-        deterministic: let torch refuse operations that are not deterministic on a GPU, at a price in speed.
+        deterministic: let torch take deterministic operations on a GPU where it has them, at a price in speed, and
+            name in a warning each one that it does not have.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -59,7 +60,7 @@ class Compute:
             raise ConfigError("compute.accelerator", "no MPS device is available", "use auto or cpu")
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        torch.use_deterministic_algorithms(settings.deterministic)
+        torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
         precision: Any = {"bf16": "bf16-mixed", "32": "32-true"}[settings.precision]
         self._fabric = Fabric(accelerator=settings.accelerator, devices=1, precision=precision)
 

@@ -32,6 +32,10 @@ class GardaError(Exception):
         self.where, self.what, self.remedy = str(where), what, remedy
         super().__init__(f"{where}: {what}; {remedy}")
 
+    def moved(self, here: object, there: object) -> GardaError:
+        """The same error, its place ``here`` called ``there``."""
+        return type(self)(self.where.replace(str(here), str(there)), self.what, self.remedy)
+
 
 class ConfigError(GardaError):
     """A YAML file does not say what it must."""
@@ -86,6 +90,10 @@ class Problems(GardaError):
     def __init__(self, problems: list[GardaError]) -> None:
         self.problems = problems
         Exception.__init__(self, "\n".join(str(problem) for problem in problems))
+
+    def moved(self, here: object, there: object) -> GardaError:
+        """All of them moved."""
+        return Problems([problem.moved(here, there) for problem in self.problems])
 
 
 def raise_all(problems: list[GardaError]) -> None:

@@ -221,8 +221,8 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
             return segmenter(compute.place(windows)).float()
 
     with torch.inference_mode():
-        logits = [infer(part, network) for part in image.split(batch)]
-        labels = [grid.to_volume(torch.softmax(part, dim=1).cpu()).argmax(dim=1) for part in logits]
+        logits = (infer(compute.place(part), network) for part in image.split(batch))
+        labels = [grid.to_volume(torch.softmax(part, dim=1)).argmax(dim=1).cpu() for part in logits]
     return torch.cat(labels)
 
 

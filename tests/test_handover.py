@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from garda import adapt as adapting
 from garda.adapt import Hop, adapt, evaluate
 from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, PackageError, RunFolderError
 from garda.evaluate import read_scores
@@ -503,12 +504,36 @@ def test_every_command_that_reads_a_package_asks_for_trusted_signatures(pipeline
         assert garda(*words, "--trust", tmp_path / "a.key.pub") == 0, number
 
 
+def test_messages_name_the_zip_file_and_not_where_it_was_unpacked(finished, tmp_path):
+    pack(find_stage(finished), tmp_path / "a.zip")
+    with pytest.raises(PackageError) as error, opened(tmp_path / "a.zip") as folder:
+        verify(folder, expected="0" * 64)
+    assert str(error.value).startswith(f"{tmp_path / 'a.zip'}: has the digest ")
+
+
+def test_a_package_that_vanishes_while_it_is_learnt_from_gives_no_package(pipeline, finished, tmp_path, monkeypatch):
+    own = adapting.learn
+
+    def learn(*given):
+        learnt = own(*given)
+        shutil.rmtree(tmp_path / "source")
+        return learnt
+
+    shutil.copytree(find_stage(finished, 0), tmp_path / "source")
+    monkeypatch.setattr(adapting, "learn", learn)
+    with pytest.raises(PackageError, match="has lost its ledger since it was opened; run the same command again"):
+        adapt(hop(pipeline, tmp_path / "source", 1, tmp_path / "1"))
+    assert not (tmp_path / "1").exists()
+
+
 def test_widths_that_fit_no_machine_are_one_line(finished, tmp_path):
     shutil.copytree(find_stage(finished), tmp_path / "package")
     setup = json.loads((tmp_path / "package" / "setup.json").read_text())
     setup["settings"]["segmenter"] = {"widths": [10**9] * 6}
     (tmp_path / "package" / "setup.json").write_text(json.dumps(setup))
-    with pytest.raises(ConfigError, match=r"setup.json: segmenter.widths.0: input should be less than or equal to 2048, got 1000000000"):
+    with pytest.raises(
+        ConfigError, match=r"setup.json: segmenter.widths.0: input should be less than or equal to 2048, got 1000000000"
+    ):
         load_package(tmp_path / "package")
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from garda.config import parse
-from garda.errors import PackageError, RunFolderError
+from garda.errors import GardaError, PackageError, RunFolderError
 from garda.files import describe, read_json, replacing
 from garda.handover.ledger import LEDGER, FileRecord, record
 from garda.handover.results import RESULTS
@@ -52,8 +52,11 @@ def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
         yield _check(find_stage(path, stage) if (path / "plan.json").exists() else path)
     elif path.is_file():
         with private_folder() as folder:
-            _unfold(path, folder)
-            yield _check(folder, path)
+            try:
+                _unfold(path, folder)
+                yield _check(folder, path)
+            except GardaError as error:
+                raise error.moved(folder, path) from None
     else:
         raise PackageError(path, "does not exist", "check the path")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from garda.errors import PackageError
 from garda.files import read_json, replacing, write_json
 from garda.handover.card import NOTICE_TEXT, write_card
 from garda.handover.ledger import (
@@ -49,12 +50,14 @@ def seal(
 
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
-        PackageError: the previous package is damaged.
+        PackageError: the previous package is damaged, or gone.
     """
     if not (folder / OPEN).exists():
         return
     lesson = Lesson.model_validate(read_json(folder / OPEN))
     lines = [] if previous is None else read_lines(previous)
+    if previous is not None and not lines:
+        raise PackageError(previous, "has lost its ledger since it was opened", "run the same command again")
     before = [] if previous is None else parse_lines(previous, lines)
     entry = Entry(
         **dict(lesson),

@@ -1,0 +1,156 @@
+"""A measurement: seconds with the device awaited, peak memory, operations, and what the machine can do at most."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from garda.compute import Compute, ComputeSettings, M
+
+PROBE = {"cpu": 2048, "cuda": 8192}  # side of the matrices of the practical limit
+PROBES = 5  # products, after one that is not counted
+RESET_PEAK = "5"  # what Linux takes for: let VmHWM begin anew (proc(5), /proc/pid/clear_refs)
+
+
+class Plain(Compute):
+    """Float32 in torch's default memory layout: what a plain implementation computes with."""
+
+    def __init__(self, settings: ComputeSettings) -> None:
+        """The device of ``settings``, and nothing else of them."""
+        super().__init__(settings.model_copy(update={"precision": "32"}))
+
+    def prepare(self, module: M) -> M:
+        """``module`` on the device."""
+        return module.to(device=self.device)
+
+    def place(self, image: Tensor) -> Tensor:
+        """``image`` on the device."""
+        return image.to(device=self.device).contiguous()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of one kind of step.
+
+    Attributes:
+        median: seconds.
+        fastest: seconds.
+        slowest: seconds.
+        peak: bytes, of the device's memory on a GPU, of the process's resident memory on a CPU.
+        operations: floating-point operations of a step: multiplications and additions of products and convolutions.
+        utilisation: share of time in which a GPU had work, as its driver says; None on a CPU.
+    """
+
+    median: float
+    fastest: float
+    slowest: float
+    peak: int
+    operations: int
+    utilisation: float | None
+
+    @property
+    def rate(self) -> float:
+        """Floating-point operations a second."""
+        return self.operations / self.median
+
+
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations by torch's own formulas.
+
+    torch's FlopCounterMode counts the same by module, and cannot be used where gradients are differentiated again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            with self:  # in inference mode a convolution comes whole
+                parts = func.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **(kwargs or {}))
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def measure(step: Callable[[int], object], device: torch.device, count: int, warm_up: int = 2) -> Measured:
+    """Time ``count`` calls of ``step(index)``, after some that are not timed and one whose operations are counted."""
+    for index in range(warm_up):
+        step(index)
+    with Operations() as operations:
+        step(warm_up)
+    _wait(device)
+    _reset_peak(device)
+    seconds, busy = [], []
+    for index in range(count):
+        started = time.perf_counter()
+        step(warm_up + 1 + index)
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+        if device.type == "cuda":
+            busy.append(torch.cuda.utilization(device) / 100)
+    return Measured(
+        statistics.median(seconds),
+        min(seconds),
+        max(seconds),
+        _peak(device),
+        operations.total,
+        statistics.mean(busy) if busy else None,
+    )
+
+
+def matrix_limit(device: torch.device, kind: torch.dtype) -> float:
+    """Operations a second of a plain product of square matrices: what the machine gives at most in practice."""
+    side = PROBE[device.type]
+    left, right = (torch.randn(side, side, device=device, dtype=kind) for _ in range(2))
+    seconds = []
+    for _ in range(PROBES + 1):
+        started = time.perf_counter()
+        torch.mm(left, right)
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return 2 * side**3 / min(seconds[1:])
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """The machine, in words."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def frozen_noise(network: nn.Module) -> nn.Module:
+    """A network whose weights are drawn anew and never change: for timing what needs weights that are not at hand."""
+    return network.eval().requires_grad_(False)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text(RESET_PEAK)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
