@@ -214,6 +214,7 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
     """
     grid = grid_for(volume, task)
     image = grid.to_network(volume.image)
+    one_window = tuple(image.shape[-2:]) == tuple(task.size)
     infer = SlidingWindowInferer(task.size, sw_batch_size=batch, overlap=0.25, mode="gaussian")
 
     def network(windows: Tensor) -> Tensor:
@@ -221,7 +222,8 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
             return segmenter(compute.place(windows)).float()
 
     with torch.inference_mode():
-        logits = (infer(compute.place(part), network) for part in image.split(batch))
+        parts = (compute.place(part) for part in image.split(batch))
+        logits = (network(part) if one_window else infer(part, network) for part in parts)
         labels = [grid.to_volume(torch.softmax(part, dim=1)).argmax(dim=1).cpu() for part in logits]
     return torch.cat(labels)
 
