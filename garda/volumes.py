@@ -273,6 +273,14 @@ def _compare(
 
 def _class_indices(pixels: np.ndarray, file: ScanFile, values: dict[int, int], count: int) -> np.ndarray:
     """(D, H, W) file values as int64 class indices below ``count``."""
+    if pixels.dtype.kind in "biu" and pixels.min() >= 0 and pixels.max() < 2**16:  # nearly all labels: by a table
+        table = np.arange(int(pixels.max()) + 1)
+        for value, index in values.items():
+            if 0 <= value < len(table):
+                table[value] = index
+        indices = table[pixels.astype(np.uint16, copy=False)]
+        if indices.max() < count:
+            return np.ascontiguousarray(indices)
     with np.errstate(invalid="ignore"):
         whole = np.rint(pixels).astype(np.int64)
     indices = whole.copy()
