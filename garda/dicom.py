@@ -1,4 +1,4 @@
-"""DICOM series, in folders or zipped studies: their files in order, their pixels, and what their headers promise.
+"""DICOM series, in folders or zipped studies: their files in order, geometry, pixels, and what their headers promise.
 
 Of a header only the geometry goes further than this file; what a DICOM-SEG must repeat of its source is
 :mod:`garda.dicom_seg`'s.
@@ -6,22 +6,72 @@ Of a header only the geometry goes further than this file; what a DICOM-SEG must
 
 from __future__ import annotations
 
+import lzma
 import shutil
+import warnings
 import zipfile
+import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
+import nibabel as nib
 import numpy as np
 
+from garda.files import reason
 from garda.private import private_folder
-from garda.scan_files import ScanFile, Stored, from_itk, split_archive
+from garda.scan_files import LPS_TO_RAS, ScanFile, Stored, cannot_read, split_archive
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 PREAMBLE = 128  # bytes of anything before DICM (PS3.10, section 7.1)
-IMAGE_POSITION = "0020|0032"
-IDENTITY_REMOVED = "0012|0062"  # Patient Identity Removed (PS3.3, table C.7-1)
+DIRECTORY = "DICOMDIR"
 UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
+SAME = 1e-3  # of a direction cosine or mm: what differs less is rounding
+TILT = 0.02  # of the slice distance: slices that are moved sideways by less are not sheared
+HEADER = (  # what is read of a header
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "NumberOfFrames",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "FrameOfReferenceUID",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "PatientIdentityRemoved",
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One stack of parallel slices.
+
+    Attributes:
+        files: in the order of the slices, along the normal of rows and columns (PS3.3, section C.7.6.2.1.1).
+        size: rows and columns of a slice.
+        affine: (4, 4), (column, row, slice, 1) to RAS coordinates in mm; sheared where the gantry was tilted.
+        sheared: whether it is.
+        rescaled: whether slices have scales of their own, and so no whole numbers in common.
+        identity_removed: whether every header says PatientIdentityRemoved=YES (0012,0062).
+    """
+
+    files: tuple[str, ...]
+    size: tuple[int, int]
+    affine: np.ndarray
+    sheared: bool
+    rescaled: bool
+    identity_removed: bool
 
 
 def is_dicom(path: Path) -> bool:
@@ -31,109 +81,217 @@ def is_dicom(path: Path) -> bool:
 
 def is_series(folder: Path) -> bool:
     """Whether a folder holds a DICOM file."""
-    return any(file.is_file() and _begins_as_dicom(file) for file in folder.iterdir())
+    return any(file.is_file() and _begins_as_dicom(file) for file in folder.iterdir() if file.name != DIRECTORY)
 
 
-def archived_folders(path: Path) -> list[str]:
-    """The folders of a zip file that hold DICOM files, sorted; nothing for what is no zip file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sorted(_by_folder(archive))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):  # reading it as a scan says what is wrong
-        return []
+def archived_folders(file: ScanFile) -> list[str]:
+    """The folders of a zip file that hold DICOM files, sorted.
+
+    Raises:
+        DataError: it is damaged, encrypted, or no zip file.
+    """
+    with _opened(file, file.path) as archive:
+        return sorted(_by_folder(archive))
 
 
 def read_series(file: ScanFile) -> Stored:
-    """The one series of a folder or a zipped study.
-
-    Raises:
-        DataError: there is none, or more than one, or its slices lie at uneven distances.
-    """
+    """The one series of a folder or a zipped study; errors as :func:`series`."""
     import SimpleITK as sitk
 
-    with series(file) as names:
+    with series(file) as found:
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)  # geometry has been looked at in :func:`series`
         reader = sitk.ImageSeriesReader()
-        reader.MetaDataDictionaryArrayUpdateOn()
-        reader.SetFileNames(names)
-        image = reader.Execute()
-        if image.HasMetaDataKey(
-            "ITK_non_uniform_sampling_deviation"
-        ):  # which ITK also sets where positions are rounded
-            places = [reader.GetMetaData(index, IMAGE_POSITION).split("\\") for index in range(len(names))]
-            steps = np.linalg.norm(np.diff(np.array(places, float), axis=0), axis=1)
-            if steps.max() - steps.min() > UNEVEN * steps.min():
-                raise file.error(
-                    "has slices at uneven distances", "add the missing slices, or take the surplus ones out"
-                )
-        return from_itk(image, file)
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileNames(found.files)
+        if found.rescaled:
+            reader.SetOutputPixelType(sitk.sitkFloat32)
+        pixels = sitk.GetArrayFromImage(reader.Execute())
+    pixels = pixels.reshape(len(found.files), *found.size, -1).transpose(2, 1, 0, 3)
+    header = nib.Nifti1Header()
+    header.set_data_shape(pixels.shape[:3])
+    header.set_sform(found.affine, code="scanner")
+    if not found.sheared:  # which a qform cannot hold
+        header.set_qform(found.affine, code="scanner")
+    return Stored(pixels, header)
 
 
 def says_identity_removed(file: ScanFile) -> bool:
     """Whether every header of a series says PatientIdentityRemoved=YES; errors as :func:`series`."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    with series(file) as names:
-        for name in names:
-            reader.SetFileName(name)
-            reader.ReadImageInformation()
-            if not reader.HasMetaDataKey(IDENTITY_REMOVED) or reader.GetMetaData(IDENTITY_REMOVED).strip() != "YES":
-                return False
-    return True
+    with series(file) as found:
+        return found.identity_removed
 
 
 @contextmanager
-def series(file: ScanFile) -> Iterator[tuple[str, ...]]:
-    """The files of one series, in the order of its slices.
+def series(file: ScanFile) -> Iterator[Series]:
+    """The one series of a folder or a zipped study.
 
     A zipped study is unpacked into a private folder that goes with the block, under names of its own: what a zip file
     calls its members never becomes a path.
 
     Raises:
-        DataError: the folder or zip file holds no series or several, or cannot be unpacked.
+        DataError: there is none or more than one, a file cannot be read, slices are no stack of one size and
+            orientation at even distances, or the zip file cannot be unpacked.
     """
     packed = split_archive(file.path)
     if packed is None:
-        yield _in_order(file, file.path)
+        yield _look(file, file.path)
         return
     with private_folder() as folder:
         _unpack(file, *packed, folder)
-        yield _in_order(file, folder)
+        yield _look(file, folder)
 
 
-def _in_order(file: ScanFile, folder: Path) -> tuple[str, ...]:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)  # what matters is raised below, as one line
-    found = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
-    if not found:
+def _look(file: ScanFile, folder: Path) -> Series:
+    """A series by its headers, all of them: what a library drops in silence would be missing in the volume."""
+    headers = [(str(path), _read_header(file, path)) for path in _dicom_files(file, folder)]
+    slices = [(path, header) for path, header in headers if "Rows" in header]  # no reports, no presentation states
+    if not slices:
         raise file.error("is a folder without a DICOM series", "give an image file, or a folder with one series")
-    if len(found) > 1:
-        raise file.error(f"holds {len(found)} DICOM series", "give every series a folder of its own")
-    return tuple(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), found[0]))
+    if (count := len({header.get("SeriesInstanceUID") for _, header in slices})) > 1:
+        raise file.error(f"holds {count} DICOM series", "give every series a folder of its own")
+    if any(int(header.get("NumberOfFrames") or 1) > 1 for _, header in slices):
+        raise file.error("has several frames in a DICOM file", "export the series with a file for each slice")
+    try:
+        return _stack(file, slices)
+    except (TypeError, ValueError):  # a value of the header that is no number
+        raise file.error("has a DICOM header with a damaged geometry", "export the series again") from None
+
+
+def _stack(file: ScanFile, slices: Sequence[tuple[str, Dataset]]) -> Series:
+    headers = [header for _, header in slices]
+    apart = "give every stack of parallel slices a folder of its own"
+    if len({(header.Rows, header.Columns, header.get("FrameOfReferenceUID")) for header in headers}) > 1:
+        raise file.error("has slices of several sizes or frames of reference", apart)
+    placed = all("ImagePositionPatient" in header and "ImageOrientationPatient" in header for header in headers)
+    if not placed and len(slices) > 1:
+        raise file.error("has slices whose DICOM headers do not say where they lie", "convert the series to NIfTI")
+    spacings = _numbers(headers, "PixelSpacing", (1.0, 1.0))
+    turns = _numbers(headers, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    if np.ptp(spacings, axis=0).max() > SAME or np.ptp(turns, axis=0).max() > SAME:
+        raise file.error("has slices of several orientations or pixel sizes", apart)
+    along_row, along_column = turns[0, :3], turns[0, 3:]
+    normal = np.cross(along_row, along_column)
+    places = _numbers(headers, "ImagePositionPatient", (0.0, 0.0, 0.0))
+    order = np.argsort(places @ normal, kind="stable")
+    places = places[order]
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along_row * spacings[0, 1], along_column * spacings[0, 0]
+    affine[:3, 2], affine[:3, 3] = _step(file, places, normal, headers[0]), places[0]
+    sideways = affine[:3, 2] - affine[:3, 2] @ normal * normal
+    scales = {(header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)) for header in headers}
+    return Series(
+        tuple(slices[index][0] for index in order),
+        (int(headers[0].Rows), int(headers[0].Columns)),
+        LPS_TO_RAS @ affine,
+        bool(np.linalg.norm(sideways) > TILT * np.linalg.norm(affine[:3, 2])),
+        len(scales) > 1,
+        all(str(header.get("PatientIdentityRemoved", "")).strip() == "YES" for header in headers),
+    )
+
+
+def _step(file: ScanFile, places: np.ndarray, normal: np.ndarray, header: Dataset) -> np.ndarray:
+    """From one slice to the next, in mm; of a single one, its thickness along the normal."""
+    if len(places) == 1:
+        return normal * float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0)
+    steps = np.diff(places, axis=0)
+    if (steps @ normal).min() < SAME:
+        raise file.error("has several slices at one place", "give every phase or echo a folder of its own")
+    lengths = np.linalg.norm(steps, axis=1)
+    mean = (places[-1] - places[0]) / len(steps)
+    if lengths.max() - lengths.min() > UNEVEN * lengths.min():
+        raise file.error("has slices at uneven distances", "add the missing slices, or take the surplus ones out")
+    if np.linalg.norm(steps - mean, axis=1).max() > UNEVEN * np.linalg.norm(mean):
+        raise file.error("has slices that lie on no line", "give every stack of parallel slices a folder of its own")
+    return mean
+
+
+def _numbers(headers: Sequence[Dataset], name: str, default: Sequence[float]) -> np.ndarray:
+    return np.array([[float(value) for value in header.get(name) or default] for header in headers])
+
+
+def _dicom_files(file: ScanFile, folder: Path) -> list[Path]:
+    """Every file of a folder that begins as DICOM says; one that cannot be opened is told."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == DIRECTORY:
+            continue
+        if path.is_symlink() and not path.exists():
+            raise file.error(f"has a part {path.name} that leads nowhere", "fetch it, or take it out")
+        try:
+            if path.is_file() and _begins_as_dicom(path):
+                found.append(path)
+        except OSError as error:
+            what, remedy = cannot_read(error)
+            raise file.error(f"has a part {path.name} that {what}", remedy) from None
+    return found
+
+
+def _read_header(file: ScanFile, path: Path) -> Dataset:
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote what is in a header
+        try:
+            with path.open("rb") as opened:
+                header = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=[*HEADER])
+                header.decode()
+                left = path.stat().st_size - opened.tell()
+            whole = _is_whole(header, left)
+        except Exception as error:  # pydicom meets damaged bytes with many kinds
+            what = f"has a part that cannot be read ({type(error).__name__})"
+            raise file.error(what, "copy it again, it may be truncated") from None
+    if not whole:
+        raise file.error("has a part that ends too early", "copy it again, it may be truncated")
+    return header
+
+
+def _is_whole(header: Dataset, left: int) -> bool:
+    """Whether a file has an end: an image its pixels, ``left`` bytes of which follow the header.
+
+    Libraries fill up what is missing of plain pixels, or pass over the file. Compressed ones are left to the decoder.
+    """
+    if "Rows" not in header:
+        return "Image Storage" not in header.SOPClassUID.name
+    if header.file_meta.TransferSyntaxUID.is_compressed:
+        return left > 0
+    pixels = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel", 1))
+    return left >= pixels * int(header.BitsAllocated) // 8
 
 
 def _unpack(file: ScanFile, path: Path, inside: str, folder: Path) -> None:
+    with _opened(file, path) as archive:
+        folders = _by_folder(archive)
+        if not inside and "" not in folders and len(folders) > 1:
+            known = ", ".join(sorted(folders)[:3])
+            raise file.error(f"holds {len(folders)} folders with DICOM files", f"name one behind it: {_shown(known)}")
+        only = next(iter(folders)) if len(folders) == 1 else ""
+        members = folders.get(inside or only, [])
+        if not members:
+            raise file.error("is a zip file without a DICOM series there", "check the file and the folder behind it")
+        size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+        if size > free:
+            what = f"takes {size / 1e9:.1f} GB unpacked, {folder.parent.parent} has {free / 1e9:.1f}"
+            raise file.error(what, "set TMPDIR to a folder with more space")
+        for index, member in enumerate(members):
+            with archive.open(member) as source:
+                _copy(file, source, folder / f"{index:06}.dcm")
+
+
+def _copy(file: ScanFile, source: IO[bytes], target: Path) -> None:
+    try:
+        with target.open("xb") as opened:
+            shutil.copyfileobj(source, opened)
+    except OSError as error:
+        raise file.error(f"cannot be unpacked ({reason(error)})", "set TMPDIR to a folder with more space") from None
+
+
+@contextmanager
+def _opened(file: ScanFile, path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip file; whatever is wrong with it is the scan's error."""
     try:
         with zipfile.ZipFile(path) as archive:
-            folders = _by_folder(archive)
-            if not inside and len(folders) > 1:
-                known = ", ".join(sorted(folders)[:3])
-                raise file.error(f"holds {len(folders)} folders with DICOM files", f"name one behind it: {known}")
-            members = folders.get(inside) or (next(iter(folders.values()), []) if not inside else [])
-            if not members:
-                raise file.error(
-                    "is a zip file without a DICOM series there", "check the file and the folder behind it"
-                )
-            size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-            if size > free:
-                what = f"takes {size / 1e9:.1f} GB unpacked, {folder.parent} has {free / 1e9:.1f}"
-                raise file.error(what, "set TMPDIR to a folder with more space")
-            for index, member in enumerate(members):
-                with archive.open(member) as source, (folder / f"{index:06}.dcm").open("xb") as target:
-                    shutil.copyfileobj(source, target)
-    except zipfile.BadZipFile:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError):
         raise file.error("is no zip file, or damaged", "copy it again, it may be truncated") from None
     except (NotImplementedError, RuntimeError):  # an unknown compression, or a password
         raise file.error("is encrypted, or packed in an unknown way", "zip it again without a password") from None
@@ -143,15 +301,25 @@ def _by_folder(archive: zipfile.ZipFile) -> dict[str, list[zipfile.ZipInfo]]:
     """The DICOM files of a zip file by their folder in it, without its directory file, hidden files and viewers."""
     found = defaultdict(list)
     for member in archive.infolist():
-        folder, _, name = member.filename.rpartition("/")
-        if not name or name.startswith(".") or name == "DICOMDIR" or folder.split("/")[0] == "__MACOSX":
+        parts = [part for part in member.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        if member.is_dir() or not parts or parts[0] == "__MACOSX":
+            continue
+        if parts[-1].startswith(".") or parts[-1].upper() == DIRECTORY:
             continue
         with archive.open(member) as opened:
-            if opened.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM":
-                found[folder].append(member)
+            if _is_dicom(opened):
+                found["/".join(parts[:-1])].append(member)
     return dict(found)
 
 
 def _begins_as_dicom(file: Path) -> bool:
     with file.open("rb") as opened:
-        return opened.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
+        return _is_dicom(opened)
+
+
+def _is_dicom(opened: Any) -> bool:
+    return opened.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
+
+
+def _shown(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)

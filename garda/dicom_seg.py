@@ -5,6 +5,7 @@ It repeats the patient and the study of its source, as PS3.3 requires: the one f
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from garda.scan_files import ScanFile
 from garda.task import Code, Task
 
 if TYPE_CHECKING:
-    from highdicom.seg import SegmentDescription
+    from highdicom.seg import Segmentation, SegmentDescription
     from highdicom.sr import CodedConcept
 
 SUFFIX = ".seg.dcm"
@@ -27,6 +28,17 @@ PRIVATE_SCHEME = "99GARDA"  # of classes that task.yaml gives no code (PS3.16, s
 CODE_LENGTH = 16  # characters of a code value (value representation SH)
 ANATOMY = Code(value="91723000", meaning="Anatomical Structure")  # the category of every segment (CID 7150)
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "FrameOfReferenceUID", "ImageOrientationPatient")
+MAY_BE_EMPTY = (  # attributes of type 2, which some programs take out altogether
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 SERIES_NUMBER = 1000  # added to that of the source, so that a viewer sorts them together
 
 
@@ -68,23 +80,33 @@ def write_dicom_seg(array: np.ndarray, file: ScanFile, task: Task, path: Path, o
         origin: stands in the object as equipment and algorithm.
 
     Raises:
-        DataError: the headers lack what a segmentation has to repeat, or a file holds several frames.
+        DataError: the headers lack what a segmentation has to repeat.
         RunFolderError: no space is left, or the folder cannot be written.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote what is in a header
+        made = _build(array.transpose(2, 1, 0).astype(np.uint8), file, task, origin)
+        with replacing(path) as temporary:
+            made.save_as(temporary)
+
+
+def _build(frames: np.ndarray, file: ScanFile, task: Task, origin: Origin) -> Segmentation:
     import highdicom
     import pydicom
 
-    frames = array.transpose(2, 1, 0).astype(np.uint8)
-    with series(file) as names:
-        sources = [pydicom.dcmread(name, stop_before_pixels=True) for name in names]
+    with series(file) as found:
+        sources = [pydicom.dcmread(name, stop_before_pixels=True) for name in found.files]
     missing = next((name for name in NEEDED if any(name not in source for source in sources)), None)
     if missing is not None:
         what = f"cannot become a DICOM-SEG, its headers lack {missing}"
         raise file.error(what, "send the series as the scanner wrote it; its label map has been written")
-    if len(sources) != len(frames):
-        what = "cannot become a DICOM-SEG, it has several frames in a file"
-        raise file.error(what, "store every slice as its own file; its label map has been written")
     try:
+        for source in sources:
+            for name in MAY_BE_EMPTY:
+                if name not in source:
+                    setattr(source, name, "")
+            source.decode()
+            source.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, in which every name can be written
         made = highdicom.seg.Segmentation(
             source_images=sources,
             pixel_array=frames,
@@ -100,14 +122,13 @@ def write_dicom_seg(array: np.ndarray, file: ScanFile, task: Task, path: Path, o
             device_serial_number=origin.digest,
             series_description=f"garda: {task.name}"[:64],
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # whose words may quote a header
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # whose words may quote a header
         what = f"cannot become a DICOM-SEG, its headers do not fit ({type(error).__name__})"
         raise file.error(what, "send the series as the scanner wrote it; its label map has been written") from None
     for name in ("PatientIdentityRemoved", "DeidentificationMethod"):
         if name in sources[0] and name not in made:
             setattr(made, name, sources[0][name].value)
-    with replacing(path) as temporary:
-        made.save_as(temporary)
+    return made
 
 
 def _segments(task: Task, origin: Origin) -> list[SegmentDescription]:
@@ -125,7 +146,7 @@ def _segments(task: Task, origin: Origin) -> list[SegmentDescription]:
             segment_number=number,
             segment_label=name[:64],
             segmented_property_category=_coded(ANATOMY),
-            segmented_property_type=_coded(task.codes.get(name) or _private(name)),
+            segmented_property_type=_coded(task.codes.get(name) or _private(name, number)),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
@@ -133,8 +154,10 @@ def _segments(task: Task, origin: Origin) -> list[SegmentDescription]:
     ]
 
 
-def _private(name: str) -> Code:
-    return Code(value=name[:CODE_LENGTH], scheme=PRIVATE_SCHEME, meaning=name[:64])
+def _private(name: str, number: int) -> Code:
+    """The class's name where it fits, else its beginning and its number."""
+    value = name if len(name) <= CODE_LENGTH else f"{name[: CODE_LENGTH - 4]}_{number:03}"
+    return Code(value=value, scheme=PRIVATE_SCHEME, meaning=name[:64])
 
 
 def _coded(code: Code) -> CodedConcept:

@@ -13,7 +13,7 @@ from typing import Literal
 from garda.dicom import archived_folders, is_series
 from garda.errors import DataError
 from garda.formats import split_name
-from garda.scan_files import ARCHIVE
+from garda.scan_files import ARCHIVE, ScanFile, split_archive
 
 Layout = Literal["pairs", "nnunet", "bids"]
 SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "sub-*"}  # the folder that gives it away
@@ -86,13 +86,14 @@ def _pairs(folder: Path) -> tuple[list[Scan], Found]:
         raise DataError(
             folder, f"has the folders {names}", "keep one of them, so that it is clear which holds the labels"
         )
-    images = [Scan(key, image) for key, image in _find_images(folder / "images")]
+    root = folder / "images"
+    images = [Scan(key, image, patient=_owner(image, root)) for key, image in _find_images(root)]
     return images, [found for labels in folders for found in _find_images(labels)]
 
 
 def _nnunet(folder: Path) -> tuple[list[Scan], Found]:
     images = [
-        Scan(_without_channel(key, image), image, test=name == "imagesTs")
+        Scan(_without_channel(key, image), image, patient=_owner(image, folder / name), test=name == "imagesTs")
         for name in ("imagesTr", "imagesTs")
         for key, image in _find_images(folder / name)
     ]
@@ -107,6 +108,12 @@ def _bids(folder: Path) -> tuple[list[Scan], Found]:
         for key, image in _find_images(subject)
     ]
     return images, [(Path(key).name, label) for key, label in _find_images(folder / "derivatives")]
+
+
+def _owner(image: Path, root: Path) -> str | None:
+    """Whose a series of a zipped study is: all of a study's are one person's."""
+    packed = split_archive(image)
+    return packed[0].relative_to(root).with_suffix("").as_posix() if packed and packed[1] else None
 
 
 def _without_channel(key: str, image: Path) -> str:
@@ -174,8 +181,8 @@ def _find_images(root: Path) -> Iterator[tuple[str, Path]]:
         if name.startswith("."):
             continue
         if path.suffix.lower() == ARCHIVE and path.is_file():
-            folders = archived_folders(path)
-            for folder in folders:  # the folder is named where there is a choice
+            folders = archived_folders(ScanFile(path, "scan", str(path)))
+            for folder in folders:  # which is named where there is a choice
                 within = folder if len(folders) > 1 else ""
                 yield (key.with_suffix("") / within).as_posix(), path / within
         elif is_series(path) if path.is_dir() else suffix and path.is_file():

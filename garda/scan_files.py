@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ class Stored:
 
 def split_archive(path: Path) -> tuple[Path, str] | None:
     """The zip file of a path such as ``study.zip/T1`` and the folder in it, ``T1``; None for other paths."""
-    for archive in (path, *path.parents):
-        if archive.suffix.lower() == ARCHIVE and not archive.is_dir():
+    for archive in reversed((path, *path.parents)):
+        if archive.suffix.lower() == ARCHIVE and not os.path.isdir(archive):  # which asks without an error
             inside = path.relative_to(archive).as_posix()
             return archive, "" if inside == "." else inside
     return None

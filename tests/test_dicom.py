@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections import namedtuple
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, MRImageStorage
 from rich.console import Console
 
 from garda import dicom, dicom_seg
@@ -29,7 +30,7 @@ from garda.formats import digest
 from garda.handover.package import find_stage
 from garda.manifest import build_manifest
 from garda.predict import predict
-from garda.private import NEW, private_folder, remove_leftovers
+from garda.private import private_folder, remove_leftovers
 from garda.report import Reporter
 from garda.scan_files import ScanFile
 from garda.task import Code, Task
@@ -55,7 +56,7 @@ HEADERS = {
     "SeriesNumber": 7,
 }
 UID = "1.2.826.0.1.3680043.8.498.1.77772"  # of the series; its slices' go on after it
-PRIVATE = [b"Mustermann", b"MRN-4711", b"STUDY-99", b"ACC-31337", b"Hausarzt", b"onspicuous", b"7777", b"19640812"]
+PRIVATE = [b"Mustermann", b"MRN-4711", b"STUDY-99", b"ACC-31337", b"Hausarzt", b"onspicuous", b"3680043.8.498.1.7777", b"19640812"]
 TASK = Task(
     name="t",
     classes=("background", "right_ventricle", "myocardium", "left_ventricle"),
@@ -65,7 +66,7 @@ TASK = Task(
 
 
 def write_series(nifti: Path, folder: Path, uid: str = UID, leave_out: str = "", **headers: str) -> Path:
-    """A NIfTI file as a DICOM series, a file a slice, named in no order."""
+    """A NIfTI file as a DICOM series, a file a slice, named in no order: IM, a digit, the slice's number."""
     image = nib.load(nifti)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
     pixels = np.asarray(image.dataobj)
@@ -200,7 +201,8 @@ def test_a_manifest_lists_every_series_of_a_zipped_study(nifti: Path, tmp_path: 
     images.mkdir(parents=True)
     zip_study(images / "p1.zip", {"DICOM": one})
     zip_study(images / "p2.zip", {"T1": one, "T2": other})
-    (images / "notes.zip").write_bytes(b"no zip")
+    with zipfile.ZipFile(images / "notes.zip", "w") as archive:
+        archive.writestr("notes.txt", "no scan")
     cases = build_manifest(tmp_path / "data", tmp_path / "data")
     assert [(found.case, found.image) for found in cases] == [
         ("p1", "images/p1.zip"),
@@ -213,28 +215,210 @@ def test_a_manifest_lists_every_series_of_a_zipped_study(nifti: Path, tmp_path: 
 
 def test_private_folders_go_with_their_command_or_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for name in ("garda-results", ".garda-private-12345678"):  # the user's own, and another user's
+        (tmp_path / name / "stages").mkdir(parents=True)
+        os.utime(tmp_path / name, (0, 0))
+    theirs = sorted(tmp_path.iterdir())
     with private_folder() as mine:
-        assert mine.stat().st_mode & 0o777 == 0o700
-        code = (
-            "import os, garda.private as p\nwith p.private_folder() as f: (f / 'scan').write_bytes(b'1'); os._exit(9)"
-        )
+        assert mine.stat().st_mode & 0o777 == mine.parent.stat().st_mode & 0o777 == 0o700
+        code = "import os, garda.private as p\nwith p.private_folder() as f: (f / 'a').write_bytes(b'1'); os._exit(9)"
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
-        (killed,) = set(tmp_path.iterdir()) - {mine}
-        new = tmp_path / "garda-new"
-        new.mkdir()
-        (tmp_path / "garda-file").write_text("another's")
-        for old in (mine, killed):
-            os.utime(old, (0, 0))
+        (killed,) = set(mine.parent.iterdir()) - {mine}
         remove_leftovers()
         assert mine.exists() and not killed.exists()
-        assert new.exists(), f"a folder younger than {NEW} s may still be without its lock"
-        assert (tmp_path / "garda-file").exists()
     assert not mine.exists()
+    assert sorted(set(tmp_path.iterdir()) - {mine.parent}) == theirs and all(
+        (own / "stages").exists() for own in theirs
+    )
+
+
+def test_a_private_folder_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    home = tmp_path / f".garda-private-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir()
+    home.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError), private_folder():
+        pass
+    home.unlink()
+    home.mkdir(mode=0o777)
+    home.chmod(0o777)
+    (home / "planted").mkdir()
+    with pytest.raises(PermissionError, match="is not this user's alone"), private_folder():
+        pass
+    remove_leftovers()
+    assert (home / "planted").exists()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    remove_leftovers()
+
+
+def by_number(folder: Path) -> list[Path]:
+    """The files of a series of :func:`write_series` as the NIfTI file has its slices."""
+    return sorted(folder.iterdir(), key=lambda file: int(file.name.removeprefix("IM")[1:]))
+
+
+def change(folder: Path, index: int | None = None, **headers: object) -> None:
+    """Change headers of one file, in the order of their slices, or of all."""
+    files = by_number(folder)
+    for file in files if index is None else [files[index]]:
+        data = pydicom.dcmread(file)
+        for name, value in headers.items():
+            if value is None:
+                del data[name]
+            else:
+                setattr(data, name, value)
+        data.save_as(file)
+
+
+@pytest.fixture
+def deep(nifti: Path, tmp_path: Path) -> Path:
+    """A series of six slices."""
+    image = nib.load(nifti)
+    slices = np.concatenate([np.asarray(image.dataobj) * (1 + step / 9) for step in range(3)], axis=2)
+    nib.save(nib.Nifti1Image(slices[:, :, :6], image.affine), tmp_path / "deep.nii.gz")
+    return write_series(tmp_path / "deep.nii.gz", tmp_path / "deep")
+
+
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_slice_that_cannot_be_read_is_no_smaller_volume(deep: Path, tmp_path: Path, place: int):
+    assert read_volume(case("deep"), TASK, tmp_path, with_label=False).image.shape[0] == 6
+    file = by_number(deep)[place]
+    whole = file.read_bytes()
+    for size in (len(whole) // 2, 200, 140):
+        file.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="copy it again, it may be truncated"):
+            read_volume(case("deep"), TASK, tmp_path, with_label=False)
+    file.unlink()
+    file.symlink_to(tmp_path / "annexed")
+    with pytest.raises(DataError, match=f"has a part {file.name} that leads nowhere; fetch it, or take it out"):
+        read_volume(case("deep"), TASK, tmp_path, with_label=False)
+
+
+@pytest.mark.parametrize(
+    ("index", "headers", "what"),
+    [
+        (5, {"ImagePositionPatient": [0, 0, 500]}, "slices at uneven distances; add the missing slices"),
+        (2, {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "slices of several orientations or pixel sizes; give"),
+        (2, {"PixelSpacing": [1.0, 1.0]}, "slices of several orientations or pixel sizes; give every stack"),
+        (2, {"FrameOfReferenceUID": "1.2.3"}, "slices of several sizes or frames of reference; give every stack"),
+        (2, {"ImagePositionPatient": None}, "slices whose DICOM headers do not say where they lie; convert"),
+        (None, {"ImagePositionPatient": [0, 0, 0]}, "several slices at one place; give every phase or echo a folder"),
+        (None, {"NumberOfFrames": 4}, "several frames in a DICOM file; export the series with a file for each slice"),
+        (2, {"SeriesInstanceUID": "1.2.3"}, "holds 2 DICOM series; give every series a folder of its own"),
+    ],
+)
+def test_what_is_no_stack_of_slices_is_refused(deep: Path, tmp_path: Path, index: int | None, headers: dict, what: str):
+    change(deep, index, **headers)
+    with pytest.raises(DataError, match=what):
+        read_volume(case("deep"), TASK, tmp_path, with_label=False)
+
+
+def test_a_tilted_gantry_shears_the_geometry(deep: Path, tmp_path: Path):
+    plain = read_volume(case("deep"), TASK, tmp_path, with_label=False)
+    files = by_number(deep)
+    places = []
+    for index in range(len(files)):
+        x, y, z = pydicom.dcmread(files[index]).ImagePositionPatient
+        places.append([x, y + 2 * index, z])
+        change(deep, index, ImagePositionPatient=places[-1])
+    tilted = read_volume(case("deep"), TASK, tmp_path, with_label=False)
+    assert np.array_equal(tilted.image, plain.image)
+    header = tilted.stored.header
+    for index, (x, y, z) in enumerate(reversed(places)):  # the normal points down
+        assert np.allclose(header.get_best_affine() @ (0, 0, index, 1), (-x, -y, z, 1), atol=1e-3)
+    assert header["qform_code"] == 0
+
+
+def test_slices_with_scales_of_their_own_keep_their_fractions(deep: Path, tmp_path: Path):
+    for index in range(6):
+        change(deep, index, RescaleSlope=1 if index == 0 else 0.013, RescaleIntercept=0)
+    stored = dicom.read_series(scan_file(deep))
+    assert stored.pixels.dtype == np.float32
+    for index, file in enumerate(reversed(by_number(deep))):  # the normal points down
+        raw = pydicom.dcmread(file).pixel_array * (1 if index == 5 else 0.013)
+        np.testing.assert_allclose(stored.pixels[:, :, index, 0].T, raw, rtol=1e-4)
+
+
+def test_a_single_slice_is_as_thick_as_it_says(deep: Path, tmp_path: Path):
+    for file in sorted(deep.iterdir())[1:]:
+        file.unlink()
+    change(deep, None, SliceThickness=7.5)
+    volume = read_volume(case("deep"), TASK, tmp_path, with_label=False)
+    assert volume.image.shape[0] == 1 and volume.spacing_mm[0] == pytest.approx(7.5)
+
+
+def test_what_is_no_image_is_passed_over(deep: Path, tmp_path: Path):
+    report = pydicom.dcmread(sorted(deep.iterdir())[0])
+    for name in ("Rows", "Columns", "PixelData"):
+        del report[name]
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = BasicTextSRStorage
+    report.save_as(deep / "report")
+    (deep / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    (deep / "viewer.exe").write_bytes(b"MZ")
+    assert read_volume(case("deep"), TASK, tmp_path, with_label=False).image.shape[0] == 6
+
+
+@pytest.mark.parametrize(
+    "names", [("/T1", "/T2"), ("./T1", "a//T2"), ("..\\T1", "..\\T2"), ("T1.zip", "T2.zip"), ("", "T2")]
+)
+def test_every_row_of_a_zipped_study_can_be_read(nifti: Path, tmp_path: Path, names: tuple[str, str]):
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    one, other = (write_series(nifti, tmp_path / name, uid=f"1.2.{name[-1]}") for name in ("s1", "s2"))
+    with zipfile.ZipFile(data / "images" / "study.zip", "w") as archive:
+        archive.writestr("dicomdir", b"\0" * 128 + b"DICM")
+        for name, folder in zip(names, (one, other), strict=True):
+            for file in folder.iterdir():
+                archive.write(file, f"{name}/{file.name}" if "\\" not in name else f"{name}\\{file.name}")
+    cases = build_manifest(data, data)
+    assert len(cases) == 2 and {found.patient for found in cases} <= {"study"}
+    assert {found.split for found in cases} != {"train", "test"}
+    for found in cases:
+        assert read_volume(found, TASK, data, with_label=False).image.shape[0] == 2
+
+
+def test_a_damaged_zip_file_is_no_missing_patient(nifti: Path, tmp_path: Path):
+    (tmp_path / "images").mkdir()
+    study = zip_study(tmp_path / "images" / "study.zip", {"T1": write_series(nifti, tmp_path / "series")})
+    content = bytearray(study.read_bytes())
+    place = content.find(b"T1/") + 60
+    content[place : place + 40] = b"\xff" * 40
+    study.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="is no zip file, or damaged; copy it again, it may be truncated"):
+        build_manifest(tmp_path, tmp_path)
+
+
+def test_a_name_that_pydicom_finds_odd_is_not_printed(package: Path, nifti: Path, tmp_path: Path, capfd):
+    odd = {"PatientName": "Mustermann Erika", "StudyInstanceUID": "1.2.03.77771"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        series = write_series(nifti, tmp_path / "series", **odd)
+    with warnings.catch_warnings(), Reporter() as reporter:
+        warnings.simplefilter("default")
+        written = predict(package, [series], tmp_path / "maps", reporter)
+    assert [path.suffix for path in written] == [".gz", ".dcm"]
+    said = "".join(capfd.readouterr())
+    assert "Mustermann" not in said and "77771" not in said
+
+
+def test_headers_without_what_may_be_empty_become_a_dicom_seg(nifti: Path, tmp_path: Path):
+    series = write_series(nifti, tmp_path / "series")
+    change(series, None, PatientID=None, PatientBirthDate=None, StudyID=None, AccessionNumber=None, StudyDate=None)
+    shape = read_volume(case("series"), TASK, tmp_path, with_label=False).stored.header.get_data_shape()
+    names = TASK.model_copy(
+        update={"classes": ("background", "zone_of_transition_left", "zone_of_transition_right", "沢")}
+    )
+    out = tmp_path / "out.seg.dcm"
+    write_dicom_seg(np.ones(shape, int), scan_file(series), names, out, Origin("s", "m", "f" * 64, "d"))
+    made = pydicom.dcmread(out)
+    assert made.PatientID == "" and made.PatientName == HEADERS["PatientName"]
+    coded = [segment.SegmentedPropertyTypeCodeSequence[0].CodeValue for segment in made.SegmentSequence]
+    assert len(set(coded)) == 3 and max(map(len, coded)) <= 16
+    assert made.SegmentSequence[2].SegmentLabel == "沢"
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["as stored", "turned and downwards"])
 def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path, turned: bool):
-    if turned:  # slices against the normal of rows and columns, and a tilt
+    if turned:  # slices against the normal of rows and columns, and an oblique stack
         image = nib.load(nifti)
         affine = image.affine.copy()
         tilt = np.eye(4)
