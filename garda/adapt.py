@@ -20,7 +20,7 @@ from garda.audit import audit_stage
 from garda.checks import check, check_cases, labelled_cases, needed_cases
 from garda.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
 from garda.evaluate import Score
-from garda.evaluator import TestScans, reads_equally, score, score_scans
+from garda.evaluator import TestScans, reads_equally, score, score_scans, tell_fall
 from garda.files import describe as describe_error
 from garda.handover.learnt import Learnt, load_package
 from garda.handover.ledger import read_lines
@@ -169,6 +169,9 @@ def evaluate(
     unlabelled = [domain for domain in domains if not labelled_cases(domain)]
     raise_all([DataError(d.name, "has no labelled test scan", "give a manifest with one") for d in unlabelled])
     raise_all(check_cases([case for domain in domains for case in labelled_cases(domain)], task, data, reporter))
+    for domain in domains:
+        if domain.name not in learnt.knowledge.domains:
+            reporter.line(f"{domain.name} has not been met under this name: read as another site's scans")
     stems = [manifest.stem for manifest in manifests]
     twice = [manifest for manifest in manifests if stems.count(manifest.stem) > 1]
     raise_all([DataError(manifest, "has the name of another manifest", "rename one") for manifest in twice[:1]])
@@ -260,6 +263,7 @@ def _learn(run: Run, verified: Verified, learnt: Learnt, previous: Path) -> None
         knowledge = knowledge or learnt.method.load(run.kept(domain))
         scores = _score(run, learnt, replace(learnt, knowledge=knowledge), domain)
         _publish(run, domain, scores)
+        tell_fall(run, domain, scores)
         seal_stage(run, verified.setup, domain, previous, scores)
 
 

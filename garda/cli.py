@@ -147,11 +147,11 @@ def check(
 def predict(
     package: cli_handover.PackagePath,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, DICOM series folders or zips.")
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images, DICOM series, zips, or folders of them.")
     ],
     out: OutFolder,
     stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
-    domain: Annotated[str | None, typer.Option("--domain", help="Where the images come from; the last met.")] = None,
+    domain: Annotated[str | None, typer.Option("--domain", help="A domain met, or other; the last.")] = None,
     trust: cli_handover.Trust = None,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
@@ -221,6 +221,8 @@ def phantom(
         counts: dict[Split, int] = {"train": train, "val": val, "test": test}
         folder = write_phantom(out, seed=seed, patients=counts, slices=slices, progress=reporter.bar("phantom"))
         reporter.line(f"manifests: {folder}")
+        if (train, val, test) != (16, 2, 8):
+            reporter.line("pipelines/phantom.yaml is of the default numbers: give these manifests in a copy of it")
 
 
 @app.command()

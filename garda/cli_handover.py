@@ -170,7 +170,7 @@ def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key 
     from garda.handover.signing import make_keys
 
     public, digits = make_keys(key)
-    print(f"{key}: private, keep it\n{public}: public, give it to the other sites\n{digits}")
+    print(f"{key}: private, keep it\n{public}: public, give it to the other sites\nshown as: signed {digits}")
 
 
 def _zip(package: Path, out: Path, trusted: Sequence[Trusted]) -> None:
@@ -195,9 +195,11 @@ def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] | None, 
     for number, entry in enumerate(found.entries, 1):
         how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
         reporter.line(f"stage {entry.stage} {entry.domain}: {how}{', overruled' if entry.forced else ''}")
-        for signature in found.signatures:
-            if signature.line == number:
-                reporter.line(f"  signed {signature.key}")
+        keys = [signature.key for signature in found.signatures if signature.line == number]
+        for key in keys:
+            reporter.line(f"  signed {key}")
+        if found.signatures and not keys:
+            reporter.line("  NOT signed")
         for reason in entry.reasons:
             reporter.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
     if found.signatures and trusted is not None and not trusted:

@@ -267,7 +267,8 @@ def _unpack(file: ScanFile, path: Path, inside: str, folder: Path) -> None:
         only = next(iter(folders)) if len(folders) == 1 else ""
         members = folders.get(inside or only, [])
         if not members:
-            raise file.error("is a zip file without a DICOM series there", "check the file and the folder behind it")
+            remedy = f"name one that has: {_shown(', '.join(sorted(folders)[:3]))}" if folders else "check the file"
+            raise file.error("is a zip file without a DICOM series there", remedy)
         size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
         if size > free:
             what = f"takes {size / 1e9:.1f} GB unpacked, {folder.parent.parent} has {free / 1e9:.1f}"

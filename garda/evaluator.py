@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from monai.networks.nets import BasicUNet
 
 from garda.checks import labelled_cases
+from garda.continual import patient_scores
 from garda.evaluate import Score, evaluate
 from garda.knowledge import Knowledge
 from garda.learner import Run, stage_name
@@ -19,6 +21,8 @@ from garda.pseudonyms import Pseudonyms
 from garda.segmenter import segment
 from garda.sequence import Domain
 from garda.volumes import read_volume
+
+FALL = 0.02  # of Dice: what falls by less is noise of few test patients
 
 
 def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
@@ -82,6 +86,24 @@ def score_scans(
         if row.name == task.classes[-1]:
             progress(len(rows) // (len(task.classes) - 1), total)
     return rows
+
+
+def tell_fall(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
+    """Tell where a site's own labels say that its stage has done harm; no gate sees a label.
+
+    Args:
+        run: whose reporter tells.
+        domain: the stage's.
+        scores: rows of this stage and the one before.
+    """
+    own = [row for row in scores if row.domain == domain.name and row.stage in (domain.index - 1, domain.index)]
+    before, after = (
+        patient_scores([row for row in own if row.stage == stage], "dice").values()
+        for stage in (domain.index - 1, domain.index)
+    )
+    if before and after and fmean(before) - fmean(after) > FALL:
+        fell = f"from {fmean(before):.3f} to {fmean(after):.3f}"
+        run.reporter.line(f"{stage_name(domain)}: warning: Dice of {domain.name} fell {fell} in its own stage")
 
 
 def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:

@@ -87,33 +87,33 @@ def _pairs(folder: Path) -> tuple[list[Scan], Found]:
             folder, f"has the folders {names}", "keep one of them, so that it is clear which holds the labels"
         )
     root = folder / "images"
-    images = [Scan(key, image, patient=_owner(image, root)) for key, image in _find_images(root)]
-    return images, [found for labels in folders for found in _find_images(labels)]
+    images = [Scan(key, image, patient=_owner(image, root)) for key, image in find_images(root)]
+    return images, [found for labels in folders for found in find_images(labels)]
 
 
 def _nnunet(folder: Path) -> tuple[list[Scan], Found]:
     images = [
         Scan(_without_channel(key, image), image, patient=_owner(image, folder / name), test=name == "imagesTs")
         for name in ("imagesTr", "imagesTs")
-        for key, image in _find_images(folder / name)
+        for key, image in find_images(folder / name)
     ]
-    return images, [found for name in ("labelsTr", "labelsTs") for found in _find_images(folder / name)]
+    return images, [found for name in ("labelsTr", "labelsTs") for found in find_images(folder / name)]
 
 
 def _bids(folder: Path) -> tuple[list[Scan], Found]:
     subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
     images = [
-        Scan(Path(key).name, image, patient=subject.name)
-        for subject in subjects
-        for key, image in _find_images(subject)
+        Scan(Path(key).name, image, patient=subject.name) for subject in subjects for key, image in find_images(subject)
     ]
-    return images, [(Path(key).name, label) for key, label in _find_images(folder / "derivatives")]
+    return images, [(Path(key).name, label) for key, label in find_images(folder / "derivatives")]
 
 
 def _owner(image: Path, root: Path) -> str | None:
-    """Whose a series of a zipped study is: all of a study's are one person's."""
+    """Whose a DICOM series is: all of a zipped study are one person's, and all below one folder of the images'."""
     packed = split_archive(image)
-    return packed[0].relative_to(root).with_suffix("").as_posix() if packed and packed[1] else None
+    if packed is not None:
+        return packed[0].relative_to(root).parts[0].removesuffix(packed[0].suffix)
+    return image.relative_to(root).parts[0] if image.is_dir() else None
 
 
 def _without_channel(key: str, image: Path) -> str:
@@ -171,7 +171,7 @@ def _masks(
     return tuple(candidates[0] for candidates in found.values())
 
 
-def _find_images(root: Path) -> Iterator[tuple[str, Path]]:
+def find_images(root: Path) -> Iterator[tuple[str, Path]]:
     """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted."""
     if root.is_dir():
         os.scandir(root).close()  # rglob passes over a folder that it may not list

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from garda.cases import Case
 from garda.checks import check_cases
-from garda.dicom import is_dicom
+from garda.dicom import is_dicom, is_series
 from garda.dicom_seg import Origin, can_write_dicom_seg, dicom_seg_name, write_dicom_seg
 from garda.errors import ConfigError, DataError, GardaError, raise_all
 from garda.handover.learnt import load_package
 from garda.handover.package import opened
 from garda.handover.signing import Trusted
 from garda.handover.verify import verify
+from garda.layouts import find_images
 from garda.report import Reporter
 from garda.scan_files import ScanFile, split_archive
 from garda.segmenter import segment
@@ -35,7 +36,7 @@ def predict(
 
     Args:
         source: a package, as a folder or a zip file, or a run folder.
-        images: image files, folders with one DICOM series each, or zipped studies.
+        images: image files, folders with one DICOM series each, zipped studies, or folders of these.
         out: where the label maps go.
         reporter: tells the user.
         stage: of a run folder, the stage whose segmenter is used; None for the last one learnt.
@@ -54,7 +55,8 @@ def predict(
             written. Or a series cannot become a DICOM-SEG, which is told after every label map has been written.
     """
     _check_exist(images)
-    targets = _name_outputs(images, out)
+    images, names = _spread(images)
+    targets = _name_outputs(images, names, out)
     with opened(source, stage) as folder:
         found = verify(folder, trusted)
         learnt = load_package(folder)
@@ -63,6 +65,7 @@ def predict(
         known = ", ".join([*knowledge.domains, OTHER])
         raise ConfigError("--domain", f"{domain!r} has not been met", f"use one of {known}")
     domain = domain or knowledge.domains[-1]
+    reporter.line(f"read as scans of {domain}" + ("" if domain == OTHER else f"; --domain {OTHER} for another site's"))
     network = method.compute.prepare(method.network(knowledge, domain)).eval()
     cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]
     raise_all(check_cases(cases, method.task, Path(), reporter))
@@ -95,11 +98,41 @@ def _check_exist(images: Sequence[Path]) -> None:
     raise_all([DataError(image, "does not exist", "check the path") for image in missing])
 
 
-def _name_outputs(images: Sequence[Path], out: Path) -> list[Path]:
-    targets = [out / prediction_name(image) for image in images]
+def _spread(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Images with the names of their label maps; a folder that is no DICOM series stands for all images below it.
+
+    Raises:
+        DataError: it holds none.
+    """
+    paths, names = [], []
+    for image in images:
+        if not image.is_dir() or is_series(image):
+            paths.append(image)
+            names.append(prediction_name(image))
+            continue
+        found = list(find_images(image))
+        if not found:
+            raise DataError(image, "is a folder without an image or a DICOM series", "check the path")
+        paths += [path for _, path in found]
+        names += [path.with_name(key.replace("/", "_")).name + _suffix(path) for key, path in found]
+    return paths, names
+
+
+def _suffix(image: Path) -> str:
+    """What a label map's name ends with."""
+    name = prediction_name(image)
+    return next(end for end in (".nii.gz", ".nii", ".png") if name.endswith(end))
+
+
+def _name_outputs(images: Sequence[Path], names: Sequence[str], out: Path) -> list[Path]:
+    targets = [out / name for name in names]
     for index, target in enumerate(targets):
         if target in targets[:index]:
-            raise DataError(images[index], f"would be written to {target}, as another image", "predict them apart")
+            raise DataError(
+                images[index],
+                f"would be written to {target}, as another image",
+                "predict them apart, or give the folder that holds both",
+            )
         existing = next((file for file in (target, dicom_seg_name(target)) if file.exists()), None)
         if existing is not None:
             raise DataError(existing, "exists already", "give another --out folder, or remove it")

@@ -21,7 +21,7 @@ from garda.choice import Candidate
 from garda.continual import Metric, matrix, patient_scores, summary, write_matrix
 from garda.errors import Interrupted, RunFolderError
 from garda.evaluate import Score, read_scores, write_scores
-from garda.evaluator import reads_equally, score
+from garda.evaluator import reads_equally, score, tell_fall
 from garda.figures import draw_matrix
 from garda.handover.ledger import parse_lines, read_lines
 from garda.handover.observe import Reference
@@ -99,6 +99,7 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
             before = before or (method.load(previous) if previous else None)
             knowledge = knowledge or method.load(run.kept(domain))
             scores = _add_scores(run, method, domain, (before, knowledge), unscored, scores)
+            tell_fall(run, domain, scores)
         if run.judging:
             _judge(run, method, domain, knowledge)
         publish(run, domain, scores)

@@ -152,8 +152,9 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     digest = verified[0].removeprefix("package ")
     assert len(digest) == 64
     assert verified[1].startswith(f"stage 0 {SITES[0]}: 2 scans of 2 patients, 20")
-    assert verified[2].startswith(f"stage 1 {SITES[1]}: 2 scans of 2 patients, 20")
-    assert verified[3].startswith("  signed ") and len(verified[3]) == len("  signed ") + 64
+    assert verified[2] == "  NOT signed"  # once anybody has signed, who has not is told
+    assert verified[3].startswith(f"stage 1 {SITES[1]}: 2 scans of 2 patients, 20")
+    assert verified[4].startswith("  signed ") and len(verified[4]) == len("  signed ") + 64
     assert garda("verify", tmp_path / "b.zip", "--expect", digest) == 0
     assert garda("verify", tmp_path / "a.zip", "--expect", digest) == 2
     capsys.readouterr()

@@ -56,7 +56,8 @@ HEADERS = {
     "SeriesNumber": 7,
 }
 UID = "1.2.826.0.1.3680043.8.498.1.77772"  # of the series; its slices' go on after it
-PRIVATE = [b"Mustermann", b"MRN-4711", b"STUDY-99", b"ACC-31337", b"Hausarzt", b"onspicuous", b"3680043.8.498.1.7777", b"19640812"]
+PRIVATE = [b"Mustermann", b"MRN-4711", b"STUDY-99", b"ACC-31337", b"Hausarzt", b"onspicuous", b"19640812"]
+PRIVATE += [b"3680043.8.498.1.7777"]
 TASK = Task(
     name="t",
     classes=("background", "right_ventricle", "myocardium", "left_ventricle"),
@@ -160,7 +161,9 @@ def test_a_series_of_a_zipped_study_is_named_by_its_folder(nifti: Path, tmp_path
     assert str(error.value) == (
         "m.csv:2: image study.zip holds 2 folders with DICOM files; name one behind it: T1, a/T2"
     )
-    with pytest.raises(DataError, match=r"image study.zip/T3 is a zip file without a DICOM series there; check"):
+    with pytest.raises(
+        DataError, match=r"image study.zip/T3 is a zip file without a DICOM series there; name one that has: T1, a/T2"
+    ):
         read_volume(case("study.zip/T3"), TASK, tmp_path, with_label=False)
     for file in other.iterdir():
         shutil.copy(file, one / f"other_{file.name}")
@@ -211,6 +214,40 @@ def test_a_manifest_lists_every_series_of_a_zipped_study(nifti: Path, tmp_path: 
     ]
     only = build_manifest(tmp_path / "data", tmp_path / "data", image_suffix="T2", patient_pattern=r"/(p\d)")
     assert [(found.patient, found.image) for found in only] == [("p2", "images/p2.zip/T2")]
+
+
+def test_series_below_one_folder_are_one_patient_s(nifti: Path, tmp_path: Path):
+    for patient in ("pat1", "pat2"):
+        for name in ("ser1", "ser2"):
+            write_series(nifti, tmp_path / "images" / patient / name)
+    cases = build_manifest(tmp_path, tmp_path)
+    assert [(found.case, found.patient) for found in cases] == [
+        ("pat1_ser1", "pat1"),
+        ("pat1_ser2", "pat1"),
+        ("pat2_ser1", "pat2"),
+        ("pat2_ser2", "pat2"),
+    ]
+
+
+def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: Path):
+    for patient in ("pat1", "pat2"):
+        write_series(nifti, tmp_path / "export" / patient / "ser1")
+    shutil.copy(nifti, tmp_path / "export" / "scan.nii.gz")
+    (tmp_path / "empty").mkdir()
+    said = io.StringIO()
+    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
+        written = predict(package, [tmp_path / "export"], tmp_path / "maps", reporter)
+        names = [path.name for path in written]
+        assert names == [
+            "pat1_ser1.nii.gz",
+            "pat1_ser1.seg.dcm",
+            "pat2_ser1.nii.gz",
+            "pat2_ser1.seg.dcm",
+            "scan.nii.gz",
+        ]
+        with pytest.raises(DataError, match="is a folder without an image or a DICOM series; check the path"):
+            predict(package, [tmp_path / "empty"], tmp_path / "none", reporter)
+    assert "read as scans of lge_3t; --domain other for another site's" in said.getvalue()
 
 
 def test_private_folders_go_with_their_command_or_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -463,7 +463,8 @@ def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
     assert [(signature.line, signature.key) for signature in found.signatures] == [(1, a), (2, b)]
     with pytest.raises(PackageError, match="ledger line 2: signed by a stranger"):
         verify(tmp_path / "1", [Trusted(a)])
-    with pytest.raises(PackageError, match="ledger line 1: signed by a stranger"):  # b may sign for its own site alone
+    what = f"ledger line 1: is a line of {SITES[0]}, and its key is trusted for {SITES[1]} alone"
+    with pytest.raises(PackageError, match=what):  # b may sign for its own site alone
         lines = read_lines(tmp_path / "1")
         write_signatures(tmp_path / "1", [sign_line(line, number, second) for number, line in enumerate(lines, 1)])
         verify(tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from garda.checks import needed_cases
 from garda.errors import (
@@ -25,7 +27,8 @@ from garda.errors import (
     Problems,
     RunFolderError,
 )
-from garda.evaluate import read_scores
+from garda.evaluate import Score, read_scores
+from garda.evaluator import tell_fall
 from garda.handover.package import KNOWN, SIGNATURES
 from garda.knowledge import read_facts
 from garda.methods import METHODS, Bound
@@ -461,3 +464,22 @@ def test_signals_end_with_a_checkpoint_and_their_exit_code(pipeline, tmp_path, n
         f"{STAGES[0]}-segmenter: stopped on request; run the same command again to go on from here"
     )
     assert checkpoint.stat().st_mtime_ns > written
+
+
+def test_a_site_whose_dice_falls_in_its_own_stage_is_told(pipeline, tmp_path):
+    said = io.StringIO()
+    sequence = read_sequence(pipeline)
+    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
+        run = replace(tiny_run(sequence, pipeline, tmp_path), reporter=reporter)
+        domain = sequence.domains[1]
+        rows = {"p": 0.8, "q": 0.6}
+        before = [Score(0, domain.name, who, who, 0, "organ", dice, 1.0, "mm") for who, dice in rows.items()]
+        for fallen, told in ((0.03, True), (0.01, False), (-0.2, False)):
+            after = [replace(row, stage=1, dice=row.dice - fallen) for row in before]
+            others = [replace(row, domain="another", dice=0.0) for row in after]
+            tell_fall(run, domain, [*before, *after, *others])
+            assert ("fell from 0.700 to 0.670 in its own stage" in said.getvalue()) == told
+            said.truncate(0)
+            said.seek(0)
+        tell_fall(run, domain, before)
+    assert said.getvalue() == ""

@@ -84,9 +84,9 @@ def read_private(path: Path) -> Ed25519PrivateKey:
         ConfigError: no such key, or other users can read it.
     """
     try:
+        key = load_pem_private_key(path.read_bytes(), password=None)
         if path.stat().st_mode & 0o077:
             raise ConfigError(path, "other users have access to the key", f"run: chmod 600 {path}")
-        key = load_pem_private_key(path.read_bytes(), password=None)
     except OSError as error:
         raise ConfigError(path, f"the key cannot be read ({reason(error)})", "make one with `garda keygen`") from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -167,7 +167,11 @@ def check_signatures(
         if signature.line > len(lines) or not _fits(signature, lines[signature.line - 1]):
             raise PackageError(where, "the signature does not fit the line", "ask for the package again")
         site = domains[signature.line - 1]
-        if trusted and not any(signature.key == own.key and own.site in (None, site) for own in trusted):
+        sites = [own.site for own in trusted if own.key == signature.key]
+        if sites and None not in sites and site not in sites:
+            what = f"is a line of {site}, and its key is trusted for {', '.join(map(str, sites))} alone"
+            raise PackageError(where, what, f"trust it as {site}=PUBKEY, if it is that site's")
+        if trusted and not sites:
             raise PackageError(where, f"signed by a stranger, {signature.key}", "trust the key, or ask whose it is")
     signed = {signature.line for signature in signatures}
     missing = next((number for number in range(1, len(lines) + 1) if number not in signed), None)
