@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -130,11 +130,6 @@ def describe(device: torch.device) -> dict[str, Any]:
     """The machine, in words."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-
-
-def frozen_noise(network: nn.Module) -> nn.Module:
-    """A network whose weights are drawn anew and never change: for timing what needs weights that are not at hand."""
-    return network.eval().requires_grad_(False)
 
 
 def _wait(device: torch.device) -> None:

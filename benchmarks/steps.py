@@ -23,7 +23,7 @@ import torch
 from monai.inferers import SliceInferer
 from torch import nn
 
-from benchmarks.measure import Measured, Plain, describe, frozen_noise, matrix_limit, measure
+from benchmarks.measure import Measured, Plain, describe, matrix_limit, measure
 from garda.compute import Compute
 from garda.generators.adversarial import FromImages, FromStyle
 from garda.generators.features import VGG19Encoder, build_encoder
@@ -108,7 +108,7 @@ class Bench:
     def _encoder(self) -> nn.Module:
         """The recipe's encoder; in place of VGG19's weights, which garda does not ship, random ones take as long."""
         if self._recipe.features.encoder == "vgg19" and self._recipe.features.weights is None:
-            return frozen_noise(VGG19Encoder())
+            return VGG19Encoder().eval().requires_grad_(False)
         return build_encoder(self._recipe.features, self._segmenter())
 
 

@@ -14,6 +14,7 @@ from garda.handover.learnt import load_package
 from garda.handover.package import opened
 from garda.handover.signing import Trusted
 from garda.handover.verify import verify
+from garda.knowledge import Knowledge
 from garda.layouts import find_images
 from garda.report import Reporter
 from garda.scan_files import ScanFile, split_archive
@@ -61,10 +62,7 @@ def predict(
         found = verify(folder, trusted)
         learnt = load_package(folder)
     method, knowledge = learnt.method, learnt.knowledge
-    if domain not in (None, OTHER, *knowledge.domains):
-        known = ", ".join([*knowledge.domains, OTHER])
-        raise ConfigError("--domain", f"{domain!r} has not been met", f"use one of {known}")
-    domain = domain or knowledge.domains[-1]
+    domain = choose_domain(knowledge, domain)
     reporter.line(f"read as scans of {domain}" + ("" if domain == OTHER else f"; --domain {OTHER} for another site's"))
     network = method.compute.prepare(method.network(knowledge, domain)).eval()
     cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]
@@ -82,15 +80,27 @@ def predict(
         write_label_map(label_map, volume, target)
         written.append(target)
         if segments and is_dicom(images[index]):
+            file, path = ScanFile(images[index], "image", str(images[index])), dicom_seg_name(target)
             try:
-                array, path = in_stored_order(label_map, volume), dicom_seg_name(target)
-                write_dicom_seg(array, ScanFile(images[index], "image", str(images[index])), method.task, path, origin)
+                write_dicom_seg(in_stored_order(label_map, volume), file, method.task, path, origin)
                 written.append(path)
             except DataError as error:
                 problems.append(error)
         progress(index + 1, len(images))
     raise_all(problems)
     return written
+
+
+def choose_domain(knowledge: Knowledge, domain: str | None) -> str:
+    """The domain whose network reads: the one asked for, ``other`` among them, or the last one met.
+
+    Raises:
+        ConfigError: no such domain has been met.
+    """
+    if domain not in (None, OTHER, *knowledge.domains):
+        known = ", ".join([*knowledge.domains, OTHER])
+        raise ConfigError("--domain", f"{domain!r} has not been met", f"use one of {known}")
+    return domain or knowledge.domains[-1]
 
 
 def _check_exist(images: Sequence[Path]) -> None:

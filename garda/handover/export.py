@@ -18,7 +18,7 @@ from garda.handover.package import CARD, GENERATOR, NOTICE, opened
 from garda.handover.signing import Trusted
 from garda.handover.verify import verify
 from garda.methods import Method
-from garda.predict import OTHER
+from garda.predict import choose_domain
 
 WRITERS: Mapping[str, Callable[[Exported, Path], None]] = {"bundle": write_bundle, "onnx": write_onnx}
 
@@ -66,7 +66,7 @@ def read_exported(
         if with_generator and not generator.exists():
             raise ConfigError("--with-generator", f"{learnt.setup.method!r} has no generator", "leave it out")
         weights = generator.read_bytes() if with_generator else None
-    chosen = _choose(learnt, domain)
+    chosen = choose_domain(learnt.knowledge, domain)
     _refuse_standardising(learnt)
     return Exported(
         network=_on_cpu(learnt.method.network(learnt.knowledge, chosen)),
@@ -80,13 +80,6 @@ def read_exported(
         notice=notice,
         generator=weights,
     )
-
-
-def _choose(learnt: Learnt, domain: str | None) -> str:
-    met = learnt.knowledge.domains
-    if domain not in (None, OTHER, *met):
-        raise ConfigError("--domain", f"{domain!r} has not been met", f"use one of {', '.join([*met, OTHER])}")
-    return domain or met[-1]
 
 
 def _refuse_standardising(learnt: Learnt) -> None:
