@@ -106,6 +106,7 @@ def compare(
     against: Annotated[
         str | None, typer.Option("--against", metavar="ROW", help="Row that the others are compared with; the best.")
     ] = None,
+    judging: Judging = False,
 ) -> None:
     """Run several methods with several seeds and make one table of all that is finished. Run again to resume."""
     from garda.compare import compare as compare_methods
@@ -114,7 +115,8 @@ def compare(
     from garda.report import Reporter
 
     changes = parse_changes(change or [])
-    request = Request(pipeline, data, out, parse_methods(methods), parse_seeds(seeds), label, changes, config, against)
+    asked = (parse_methods(methods), parse_seeds(seeds), label, changes, config, against, judging)
+    request = Request(pipeline, data, out, *asked)
     with Reporter() as reporter:
         compare_methods(request, reporter, context.obj, Pseudonyms(load_key()))
 

@@ -3,13 +3,14 @@
     OUT/comparison.json                     what all runs have in common
     OUT/runs/<method>[-<label>]/seed-<n>    a run folder each
     OUT/shelf, OUT/mlflow.db                what the runs share
-    OUT/table.csv, comparison.csv, differences.csv, matrices.png, curves.png
+    OUT/table.csv, comparison.csv, differences.csv, matrices.png, curves.png, choice.csv
 
 The tables are made from every finished run in the folder, whichever call of the command made it.
 """
 
 from __future__ import annotations
 
+from garda.comparison.choices import choice_table, find_choices
 from garda.comparison.figures import draw_curves, draw_matrices
 from garda.comparison.measures import Comparison, differences, measure
 from garda.comparison.request import Planned, Request, plan_runs
@@ -88,7 +89,12 @@ def write_tables(request: Request, comparison: Comparison) -> list[Wide]:
     write_wide(request.out / "table.csv", tables)
     write_measures(request.out / "comparison.csv", comparison, measures)
     write_differences(request.out / "differences.csv", comparison, found)
-    return [*tables, difference_table(comparison, found)] if found else tables
+    shown = [*tables, difference_table(comparison, found)] if found else tables
+    choices = find_choices(request.out, comparison.rows)
+    if not choices:
+        return shown
+    write_wide(request.out / "choice.csv", [choice_table(choices)])
+    return [*shown, choice_table(choices)]
 
 
 def _open(request: Request, run: Planned, reporter: Reporter, stopping: Stopping, pseudonyms: Pseudonyms) -> Run:
@@ -103,5 +109,6 @@ def _open(request: Request, run: Planned, reporter: Reporter, stopping: Stopping
         stopping,
         pseudonyms,
         shelf=request.out / "shelf",
+        judging=request.judging,
         gated=False,
     )

@@ -14,6 +14,8 @@ from garda.errors import RunFolderError
 from garda.files import read_json, replacing, write_json
 from garda.weights import read_weights, save_weights
 
+CANDIDATES = "candidates.csv"  # in a run folder
+
 
 def keep_candidates(folder: Path, candidates: Sequence[Candidate]) -> None:
     """Write candidates into ``folder``; errors as in :func:`garda.files.replacing`."""
@@ -45,14 +47,14 @@ def judge(
     """Add a stage's candidates to the table of all; a row that stands there already is replaced.
 
     Args:
-        path: ``candidates.csv``, with the columns stage, domain, step, chosen, dice, and the label-free scores.
+        path: ``CANDIDATES``, with the columns stage, domain, step, chosen, dice, and the label-free scores.
         stage: the stage.
         domain: its domain.
         candidates: those among which was chosen.
         dice: a candidate's mean Dice over the domain's test patients.
     """
     chosen = candidates[choose(candidates)].step
-    rows = [row for row in _read(path) if row["stage"] != str(stage)]
+    rows = [row for row in read_candidates(path) if row["stage"] != str(stage)]
     for candidate in candidates:
         facts = {"stage": stage, "domain": domain, "step": candidate.step, "chosen": int(candidate.step == chosen)}
         rows.append({key: str(value) for key, value in {**facts, "dice": dice(candidate), **candidate.scores}.items()})
@@ -64,10 +66,11 @@ def judge(
 
 def judged_stages(path: Path) -> set[int]:
     """The stages that stand in the table."""
-    return {int(row["stage"]) for row in _read(path)}
+    return {int(row["stage"]) for row in read_candidates(path)}
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def read_candidates(path: Path) -> list[dict[str, str]]:
+    """The rows of the table that :func:`judge` writes; none where there is no table."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as file:

@@ -27,7 +27,7 @@ from garda.handover.ledger import parse_lines, read_lines
 from garda.handover.observe import Reference
 from garda.handover.package import is_package
 from garda.handover.signing import public_digits, read_signatures
-from garda.judging import judge, judged_stages, load_candidates
+from garda.judging import CANDIDATES, judge, judged_stages, load_candidates
 from garda.knowledge import Knowledge
 from garda.learner import Run, forget_training, learn, seal_stage, stage_name
 from garda.methods import Bound, Method, build_method, parse_settings
@@ -145,7 +145,7 @@ def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Dom
 
 
 def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None) -> None:
-    folder, table = run.kept(domain).parent, run.out / "candidates.csv"
+    folder, table = run.kept(domain).parent, run.out / CANDIDATES
     if domain.index in judged_stages(table) or not (folder / "candidates.json").exists() or not labelled_cases(domain):
         return
     known = knowledge or method.load(run.kept(domain))

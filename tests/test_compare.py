@@ -242,6 +242,37 @@ def test_the_note_stands_with_every_table(request_, tmp_path):
         assert {row["note"] for row in told.cells(name)} == {"one [bold]volunteer[/bold] a site"}
 
 
+def test_what_choices_cost_is_told_run_by_run_with_mean_and_worst(request_):
+    folder = fill(request_, "garda", BEST)
+    (folder / "candidates.csv").write_text(
+        "stage,domain,step,chosen,dice,density\n"
+        "1,lge_3t,50,0,0.81,1\n1,lge_3t,100,1,0.80,2\n2,tse_1p5t,50,1,0.40,1\n2,tse_1p5t,100,0,0.37,0\n"
+    )
+    told = tell(replace(request_, methods=["garda"]))
+    assert told.find("choice.csv", domain="lge_3t") == {
+        "row": "garda", "seed": "0", "domain": "lge_3t", "candidates": "2", "step": "100",
+        "chosen": "0.800", "best": "0.810", "last": "0.800", "short by": "0.010",
+    }  # fmt: skip
+    assert told.find("choice.csv", domain="tse_1p5t")["short by"] == "0.000"
+    assert told.find("choice.csv", domain="mean")["short by"] == "0.005"
+    assert told.find("choice.csv", domain="worst")["short by"] == "0.010"
+    assert "Dice of the checkpoint chosen without labels" in told.text
+
+
+def test_without_judged_choices_there_is_no_table_of_them(request_):
+    fill(request_, "source_only", FLAT)
+    assert "chosen without labels" not in tell(request_).text
+    assert not (request_.out / "choice.csv").exists()
+
+
+def test_judging_reaches_the_runs(request_, monkeypatch):
+    judged = []
+    monkeypatch.setattr(module, "run_sequence", lambda run: judged.append(run.judging))
+    tell(replace(request_, judging=True))
+    tell(request_)
+    assert judged == [True, False]
+
+
 def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, tmp_path):
     fill(request_, "source_only", FLAT)
     fill(request_, "supervised", BEST)

@@ -44,6 +44,7 @@ class Request:
         changes: settings that make the variant.
         config: takes the place of the pipeline's configuration.
         against: name of the row that the others are compared with; None for the best other one.
+        judging: keep the candidates of each target's stage and write what their hidden Dice was.
     """
 
     pipeline: Path
@@ -55,6 +56,7 @@ class Request:
     changes: Mapping[str, Any] = field(default_factory=dict)
     config: Path | None = None
     against: str | None = None
+    judging: bool = False
 
 
 @dataclass(frozen=True)
