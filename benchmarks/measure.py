@@ -94,7 +94,7 @@ def measure(step: Callable[[int], object], device: torch.device, count: int, war
     with Operations() as operations:
         step(warm_up)
     _wait(device)
-    _reset_peak(device)
+    reset_peak(device)
     seconds, busy = [], []
     for index in range(count):
         started = time.perf_counter()
@@ -107,7 +107,7 @@ def measure(step: Callable[[int], object], device: torch.device, count: int, war
         statistics.median(seconds),
         min(seconds),
         max(seconds),
-        _peak(device),
+        peak(device),
         operations.total,
         statistics.mean(busy) if busy else None,
     )
@@ -137,14 +137,16 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _reset_peak(device: torch.device) -> None:
+def reset_peak(device: torch.device) -> None:
+    """Let :func:`peak` begin anew."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         Path("/proc/self/clear_refs").write_text(RESET_PEAK)
 
 
-def _peak(device: torch.device) -> int:
+def peak(device: torch.device) -> int:
+    """Most bytes at once: of the device's memory on a GPU, of the process's resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))

@@ -16,19 +16,20 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from garda import parallel
 from garda.audit import audit_stage
 from garda.checks import check, check_cases, labelled_cases, needed_cases
 from garda.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
 from garda.evaluate import Score
-from garda.evaluator import TestScans, reads_equally, score, score_scans, tell_fall
+from garda.evaluator import TestScans, score, score_scans, tell_fall
 from garda.files import describe as describe_error
-from garda.handover.learnt import Learnt, load_package
+from garda.handover.learnt import HERE, Learnt, load_package
 from garda.handover.ledger import read_lines
 from garda.handover.package import SETUP, is_package, opened, pack, read_task
 from garda.handover.results import summarise
 from garda.handover.signing import Trusted, public_digits
 from garda.handover.verify import Verified, verify
-from garda.learner import Run, forget_training, learn, make_private, seal_stage, stage_name
+from garda.learner import Run, forget_training, learn, learn_along, make_private, seal_stage, stage_name
 from garda.methods import Bound, parse_settings
 from garda.plan import check_folder, claim, make_plan
 from garda.pseudonyms import Pseudonyms
@@ -124,10 +125,11 @@ def adapt(hop: Hop) -> Path:
         plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest, hop.forced)
         check_folder(run.out, plan)
         learnt.method.check()
+        parallel.check_batches(settings, plan.settings, parallel.count())
         to_learn = [] if run.kept(domain).exists() else [domain]
         check(run.sequence, hop.data, needed_cases(run.sequence, to_learn), hop.reporter)
         make_private(run.out)
-        with claim(run.out, plan):
+        with claim(run.out, plan), parallel.leading(run.stopping, bool(to_learn)):
             hop.tracker.start(describe(run.sequence, plan))
             try:
                 _learn(run, verified, learnt, folder)
@@ -138,6 +140,21 @@ def adapt(hop: Hop) -> Path:
             _deliver(run.kept(domain), hop.out)
     _remove(run.out)
     return _check_passed(hop)
+
+
+def enlist(changes: Mapping[str, Any], devices: int, nodes: int) -> bool:
+    """Whether this process leads a hop, whose machine's settings are ``changes``; see :func:`garda.parallel.enlist`."""
+    compute = {**HERE["compute"], **changes.get("compute", {})}
+    return parallel.enlist(devices, nodes, compute["accelerator"])
+
+
+def follow(hop: Hop) -> None:
+    """The part of a process that does not lead, as in :func:`garda.run.follow_sequence`."""
+    with opened(hop.package) as folder:
+        learnt = load_package(folder, hop.changes)
+        run = _prepare(hop, verify(folder, hop.trusted, hop.expected), learnt)
+        with parallel.following(hop.stopping):
+            learn_along(run, learnt.method, lambda domain: learnt.knowledge)
 
 
 def evaluate(
@@ -272,7 +289,7 @@ def _score(run: Run, before: Learnt, after: Learnt, domain: Domain) -> Sequence[
     if not labelled_cases(domain):
         return []
     came = score(run, before.method, domain, before.knowledge, [domain])
-    same = reads_equally(after.method, before.knowledge, after.knowledge, domain)
+    same = after.method.reads_equally(before.knowledge, after.knowledge, domain.name)
     goes = came if same else score(run, after.method, domain, after.knowledge, [domain])
     return [*(replace(row, stage=domain.index - 1) for row in came), *goes]
 

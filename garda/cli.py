@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Annotated
 import typer
 
 from garda import cli_handover
-from garda.cli_options import Changes, DataFolder, parse_changes
+from garda.cli_options import Changes, DataFolder, Devices, Nodes, parse_changes
 from garda.errors import DataError, GardaError, Interrupted
 from garda.private import remove_leftovers
-from garda.stopping import Stopping
+from garda.stopping import LEADER, Stopping
 
 
 class Layout(StrEnum):
@@ -24,6 +25,13 @@ class Layout(StrEnum):
     pairs = "pairs"
     nnunet = "nnunet"
     bids = "bids"
+
+
+class Runtime(StrEnum):
+    """What computes a network that predicts."""
+
+    torch = "torch"
+    onnx = "onnx"
 
 
 app = typer.Typer(
@@ -57,6 +65,8 @@ def run(
     judging: Judging = False,
     sign: cli_handover.SigningKey = None,
     audited: cli_handover.Audited = False,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.continual import forgetting, matrix, summary
@@ -65,11 +75,14 @@ def run(
     from garda.handover.signing import read_private
     from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
-    from garda.run import Run, run_sequence
+    from garda.run import Run, enlist, follow_sequence, run_sequence
     from garda.sequence import read_sequence
     from garda.tracking import open_tracker
 
     sequence = read_sequence(pipeline, config=config, method=method, seed=seed, changes=parse_changes(change or []))
+    if not enlist(sequence, devices, nodes):
+        follow_sequence(sequence, data, out, context.obj)
+        return
     key = None if sign is None else read_private(sign)
     with Reporter() as reporter:
         own = (open_tracker(out, tell=reporter.line), reporter, context.obj, Pseudonyms(load_key()))
@@ -128,6 +141,7 @@ def check(
     config: ConfigFile = None,
     method: MethodName = None,
     change: Changes = None,
+    rehash: Annotated[bool, typer.Option("--rehash", help="Hash also the files that are as last verified.")] = False,
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
     from garda.checks import check as check_cases
@@ -141,7 +155,7 @@ def check(
     learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
     with Reporter() as reporter:
-        check_cases(sequence, data, cases, reporter, learner.reads_target_labels)
+        check_cases(sequence, data, cases, reporter, learner.reads_target_labels, rehash)
         reporter.line(f"{len(cases)} cases of {len(sequence.domains)} domains: no problem found")
 
 
@@ -155,6 +169,8 @@ def predict(
     stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
     domain: Annotated[str | None, typer.Option("--domain", help="A domain met, or other; the last.")] = None,
     trust: cli_handover.Trust = None,
+    expect: cli_handover.Expect = "",
+    runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
     from garda.handover.signing import read_trusted
@@ -163,7 +179,8 @@ def predict(
 
     trusted = [read_trusted(text) for text in trust or []]
     with Reporter() as reporter:
-        for file in predict_images(package, images, out, reporter, stage, domain, trusted):
+        onnx = runtime is Runtime.onnx
+        for file in predict_images(package, images, out, reporter, stage, domain, trusted, expect, onnx):
             reporter.line(str(file))
 
 
@@ -241,6 +258,8 @@ def ui(
 def main() -> None:
     """Entry point: errors a user can cause are one line and an exit code, everything else keeps its traceback."""
     stopping = Stopping()
+    if LEADER in os.environ:  # the process that has started this one says when it ends
+        stopping.ignore()
     remove_leftovers()
     try:
         with stopping.listening():

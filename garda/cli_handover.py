@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from garda.cli_options import Changes, DataFolder, parse_changes
+from garda.cli_options import Changes, DataFolder, Devices, Nodes, parse_changes
 from garda.errors import ConfigError, Refused, RunFolderError
 
 if TYPE_CHECKING:
@@ -57,9 +58,13 @@ def adapt(
     audited: Audited = False,
     track: Annotated[Path | None, typer.Option("--track", help="Folder of this site's MLflow store.")] = None,
     change: Changes = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
 ) -> None:
     """Learn this site's unlabelled scans and write the package for the next site. Run again to resume."""
-    from garda.adapt import Hop, work_folder
+    from rich.console import Console
+
+    from garda.adapt import Hop, enlist, follow, work_folder
     from garda.adapt import adapt as adapt_package
     from garda.handover.signing import read_private, read_trusted
     from garda.pseudonyms import Pseudonyms, load_key
@@ -68,14 +73,17 @@ def adapt(
 
     key = None if sign is None else read_private(sign)
     trusted = [read_trusted(text) for text in trust or []]
+    changes = parse_changes(change or [])
+    leads = enlist(changes, devices, nodes)
+    silent = (InMemory(), Reporter(Console(quiet=True)), context.obj, Pseudonyms(b""))
+    hop = Hop(package, manifest, data, out, *silent, name, changes, trusted, key, force, audited, expect)
+    if not leads:
+        follow(hop)
+        return
     with Reporter() as reporter:
         tracked = track or os.environ.get("MLFLOW_TRACKING_URI")
         tracker = open_tracker(work_folder(out), reporter.line, track) if tracked else InMemory()
-        own = (tracker, reporter, context.obj, Pseudonyms(load_key()))
-        hop = Hop(
-            package, manifest, data, out, *own, name, parse_changes(change or []), trusted, key, force, audited, expect
-        )
-        adapt_package(hop)
+        adapt_package(replace(hop, tracker=tracker, reporter=reporter, pseudonyms=Pseudonyms(load_key())))
         _tell(out, reporter, None)
 
 

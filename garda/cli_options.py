@@ -11,6 +11,8 @@ from garda.errors import ConfigError
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manifests' paths are relative to.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="Devices that share each batch, a process each.")]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines that so many devices each are on.")]
 
 
 def parse_changes(texts: list[str]) -> dict[str, Any]:

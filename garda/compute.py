@@ -5,7 +5,6 @@ Training code asks for ``prepare`` and ``autocast`` and never names a device.
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +12,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from garda import parallel
 from garda.config import Config
 from garda.errors import ConfigError
 
@@ -52,8 +52,9 @@ class Compute:
             ConfigError: the device is not there.
         """
         from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments import LightningEnvironment
 
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it greets at every start
+        parallel.quieten()
         if settings.accelerator == "cuda" and not torch.cuda.is_available():
             raise ConfigError("compute.accelerator", "no CUDA device is available", "use auto or cpu")
         if settings.accelerator == "mps" and not torch.backends.mps.is_available():
@@ -62,7 +63,14 @@ class Compute:
             torch.set_num_threads(settings.threads)
         torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
         precision: Any = {"bf16": "bf16-mixed", "32": "32-true"}[settings.precision]
-        self._fabric = Fabric(accelerator=settings.accelerator, devices=1, precision=precision)
+        self._fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=[parallel.local_rank()] if _has_gpus(settings.accelerator) else 1,
+            precision=precision,
+            plugins=LightningEnvironment(),  # one process is one device here, whatever a cluster has started
+        )
+        if self.device.type == "cuda" and settings.precision == "bf16" and not _computes_bf16():
+            raise ConfigError("compute.precision", "this GPU cannot compute in bfloat16", "use '32'")
 
     @property
     def device(self) -> torch.device:
@@ -80,3 +88,11 @@ class Compute:
     def place(self, image: Tensor) -> Tensor:
         """(B, C, H, W) on the device, channels-last."""
         return image.to(device=self.device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def _has_gpus(accelerator: str) -> bool:
+    return accelerator in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def _computes_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)

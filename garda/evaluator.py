@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from monai.networks.nets import BasicUNet
 
 from garda.checks import labelled_cases
@@ -104,9 +103,3 @@ def tell_fall(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
     if before and after and fmean(before) - fmean(after) > FALL:
         fell = f"from {fmean(before):.3f} to {fmean(after):.3f}"
         run.reporter.line(f"{stage_name(domain)}: warning: Dice of {domain.name} fell {fell} in its own stage")
-
-
-def reads_equally(method: Method, before: Knowledge, after: Knowledge, domain: Domain) -> bool:
-    """Whether a stage has left a domain's network as it was to the bit, so that its scores are those of before."""
-    old, new = (method.network(knowledge, domain.name).state_dict() for knowledge in (before, after))
-    return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)

@@ -21,6 +21,7 @@ from garda.scan_files import ScanFile, Stored, cannot_read, from_itk, split_arch
 NIFTI = (".nii.gz", ".nii")
 META_IMAGE = (".mha", ".mhd")
 PICTURE = (".png", ".tif", ".tiff")
+Recorded = tuple[str, int]  # SHA-256 (hexadecimal) and bytes
 NUMBERED = re.compile(r"%\d*d")  # where MetaImage writes a number into the names of several data files
 
 
@@ -78,7 +79,7 @@ def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, comp
     return gzip.compress(encoded, mtime=0) if compress else encoded
 
 
-def digest(path: Path) -> tuple[str, int]:
+def digest(path: Path) -> Recorded:
     """SHA-256 (hexadecimal) and bytes of a scan: a file, a series folder, or an ``.mhd`` header with its data files.
 
     A series in a zipped study has those of the whole zip file. Several files have the SHA-256 of their digests one
@@ -89,14 +90,10 @@ def digest(path: Path) -> tuple[str, int]:
         DataError: a file is missing or cannot be read.
     """
     try:
-        if packed := split_archive(path):
-            return _digest_file(packed[0])
+        parts = [_digest_file(file) for file in files_of(path)]
         if path.is_dir():
-            visible = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-            return _join(sorted(map(_digest_file, visible)))
-        if data := _data_files(path):
-            return _join([_digest_file(file) for file in (path, *data)])
-        return _digest_file(path)
+            return _join(sorted(parts))
+        return parts[0] if len(parts) == 1 else _join(parts)
     except OSError as error:
         what, remedy = cannot_read(error)
         if error.filename is not None and Path(error.filename) != path:
@@ -104,12 +101,30 @@ def digest(path: Path) -> tuple[str, int]:
         raise DataError(path, what, remedy) from None
 
 
-def _digest_file(path: Path) -> tuple[str, int]:
+def has_digest(path: Path, recorded: Recorded) -> bool:
+    """Whether a scan has a digest; errors as in :func:`digest`."""
+    return digest(path) == recorded
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that a scan's digest is made of.
+
+    Raises:
+        OSError: a folder or a header cannot be read.
+    """
+    if packed := split_archive(path):
+        return [packed[0]]
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    return [path, *_data_files(path)]
+
+
+def _digest_file(path: Path) -> Recorded:
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest(), path.stat().st_size
 
 
-def _join(parts: Sequence[tuple[str, int]]) -> tuple[str, int]:
+def _join(parts: Sequence[Recorded]) -> Recorded:
     joined = "".join(sha for sha, _ in parts)
     return hashlib.sha256(joined.encode()).hexdigest(), sum(size for _, size in parts)
 

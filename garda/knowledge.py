@@ -12,11 +12,10 @@ from typing import Any
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
-from garda.config import Config
-from garda.errors import CheckpointError, RunFolderError
-from garda.files import describe, read_json, write_json
+from garda.errors import CheckpointError
+from garda.facts import Facts, read_facts
+from garda.files import describe, write_json
 from garda.generators.base import Generator
-from garda.sequence import DomainName
 from garda.weights import load_weights, read_weights, save_weights
 
 STATISTICS_LIMIT = 64 * 1024  # bytes a domain
@@ -66,7 +65,7 @@ class Knowledge:
             save_weights(draft / "segmenter.safetensors", self.segmenter.state_dict())
             save_weights(draft / "teacher.safetensors", self.teacher.state_dict())
             if self.generator is not None:
-                save_weights(draft / "generator.safetensors", self.generator.state_dict())
+                save_weights(draft / "generator.safetensors", self.generator.kept_state())
             flat = {f"{domain}/{name}": t for domain, named in self.statistics.items() for name, t in named.items()}
             save_weights(draft / "statistics.safetensors", flat)
             draws = None if self.generator is None else self.generator.domains
@@ -116,26 +115,3 @@ def load_knowledge(
         return Knowledge(segmenter, teacher, generator, facts.domains, statistics)
     except ValueError as error:
         raise CheckpointError(folder / "statistics.safetensors", str(error), "copy the file again") from None
-
-
-class Facts(Config):
-    """The contents of ``knowledge.json``.
-
-    Attributes:
-        domains: the domains met.
-        draws: those that the generator draws; None without one.
-    """
-
-    domains: tuple[DomainName, ...]
-    draws: tuple[DomainName, ...] | None
-
-
-def read_facts(folder: Path) -> Facts:
-    """What ``knowledge.json`` says; errors as in :func:`load_knowledge`."""
-    file = folder / "knowledge.json"
-    if not file.is_file():
-        raise CheckpointError(folder, "holds no knowledge of a finished stage", "give the folder of a finished run")
-    try:
-        return Facts.model_validate(read_json(file))
-    except (ValueError, RunFolderError):
-        raise CheckpointError(file, "is damaged", "copy the whole folder again") from None

@@ -6,7 +6,8 @@ What it leaves is knowledge, and the gate's verdict on it; once it has been scor
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -15,9 +16,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from garda import __version__, files
+from garda import __version__, files, parallel
 from garda.checks import without_label
 from garda.choice import Candidate
+from garda.errors import Interrupted, TrainingError
 from garda.evaluate import Score
 from garda.handover.gate import Reference, reference
 from garda.handover.ledger import FileRecord, Lesson, record
@@ -30,6 +32,7 @@ from garda.judging import keep_candidates
 from garda.knowledge import Knowledge
 from garda.methods import Bound, Method
 from garda.plan import Setup
+from garda.private import private_folder
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
@@ -118,6 +121,7 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, so
     stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
     slices = read_slices(run, method, domain, folder)
     if before is None:
+        parallel.call(domain.name)
         knowledge = method.learn_source(domain.name, slices, stages)
         measured = reference(method, knowledge, slices, method.shared.gate, run.sequence.seed)
         found: dict[str, Any] = {"decision": "source", "reference": measured}
@@ -146,11 +150,38 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, so
 def _learn_ungated(
     run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stages
 ) -> Knowledge:
+    parallel.call(domain.name)
+    return _adapt(run, method, domain, before, slices, stages, training_folder(run, domain))
+
+
+def _adapt(
+    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stages, folder: Path
+) -> Knowledge:
     if not isinstance(method, Bound):
         return method.adapt(before, domain.name, slices, stages)
-    folder, earlier = training_folder(run, domain), run.sequence.domains[: domain.index]
+    earlier = run.sequence.domains[: domain.index]
     met = {other.name: read_slices(run, method, other, folder) for other in earlier}
     return method.adapt_jointly(before, {**met, domain.name: slices}, stages)
+
+
+def learn_along(run: Run, method: Method, before: Callable[[Domain], Knowledge]) -> None:
+    """A follower's part of a run (:mod:`garda.parallel`): the stages that the leader calls; nothing is written or kept.
+
+    Args:
+        run: the leader's, of which only what is read counts.
+        method: how.
+        before: what a target's stage begins with, as the leader has kept it: the gate's word is the leader's.
+    """
+    domains = {domain.name: domain for domain in run.sequence.domains}
+    for name in parallel.calls():
+        domain = domains[name]
+        with private_folder() as folder, suppress(TrainingError, Interrupted):  # the leader tells
+            slices = read_slices(run, method, domain, folder)
+            stages = Stages(partial(_stage_along, run, domain, folder))
+            if domain.index == 0:
+                method.learn_source(domain.name, slices, stages)
+            else:
+                _adapt(run, method, domain, before(domain), slices, stages, folder)
 
 
 def _judge(run: Run, domain: Domain, verdict: Verdict) -> dict[str, Any]:
@@ -197,7 +228,7 @@ def read_seconds(run: Run) -> dict[str, float]:
 
 
 def _shelf(run: Run, method: Method) -> Shelf:
-    if run.shelf is None:
+    if run.shelf is None or parallel.count() > 1:  # followers learn along, and must not wait for what is not learnt
         return Shelf()
     sequence = run.sequence
     context = {
@@ -223,6 +254,12 @@ def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> St
         checkpoint_seconds=checkpoint_seconds,
         ended=partial(_note_seconds, run, name),
     )
+
+
+def _stage_along(run: Run, domain: Domain, folder: Path, part: str) -> Stage:
+    """A follower's twin of :func:`_stage`, which tells nobody anything."""
+    name = f"{stage_name(domain)}-{part}"
+    return Stage(name, folder / part, derive_seed(run.sequence.seed, name), run.stopping)
 
 
 def _note_seconds(run: Run, name: str, seconds: float) -> None:

@@ -17,6 +17,7 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
+from garda import parallel
 from garda.augment import AppearanceSettings, change_appearance
 from garda.compute import Compute
 from garda.config import Config
@@ -24,7 +25,7 @@ from garda.seeds import derive_seed
 from garda.segmenter import FromLabels, LabelLessonSettings, SegmenterSettings
 from garda.slices import Batch, Slices
 from garda.task import Task
-from garda.training import Stage, Stateful
+from garda.training import Stage, Stateful, descend
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # axes turned over, the image as it is first
 
@@ -92,11 +93,9 @@ class FromEntropy:
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on an unlabelled batch."""
         with self._compute.autocast():
-            logits = self.segmenter(self._compute.place(batch.image))
+            logits = self.segmenter(self._compute.place(batch.image)[parallel.part(len(batch.image))])
         loss = entropy(logits.float())
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+        descend(self._optimizer, loss)
         return {"entropy": loss.detach()}
 
 
@@ -174,13 +173,11 @@ class FromTeacher:
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on an unlabelled batch."""
         image = self._compute.place(batch.image)
-        answer = self._answer(image)
+        answer, part = self._answer(image), parallel.part(len(image))
         with self._compute.autocast():
-            logits = self._student(change_appearance(image, self._lesson.appearance))
-        loss = F.cross_entropy(logits.float(), answer)
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+            logits = self._student(change_appearance(image, self._lesson.appearance)[part])
+        loss = F.cross_entropy(logits.float(), answer[part])
+        descend(self._optimizer, loss)
         self._restore()
         self._average.update_parameters(self._student)
         return {"consistency": loss.detach()}

@@ -7,15 +7,17 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from garda import __version__
 from garda.config import Config
 from garda.errors import RunFolderError
 from garda.files import describe, read_json, reason, write_json
-from garda.methods import SharedSettings, deciding_settings
 from garda.pseudonyms import Pseudonyms
 from garda.sequence import DomainSequence
+
+if TYPE_CHECKING:
+    from garda.methods import SharedSettings
 
 TORN = ".*.tmp"  # what a killed process may leave of a file that it was replacing
 
@@ -81,6 +83,8 @@ def make_plan(
     forced: bool = False,
 ) -> Plan:
     """The plan of a sequence; ``package`` and ``forced`` as in :class:`Plan`."""
+    from garda.methods import deciding_settings  # with torch, which reading a plan does not need
+
     plan = {
         "garda": __version__,
         "name": sequence.name,

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
+from garda.ahead import read_ahead, unheard
 from garda.cases import Case
 from garda.checks import check_cases
 from garda.dicom import is_dicom, is_series
 from garda.dicom_seg import Origin, can_write_dicom_seg, dicom_seg_name, write_dicom_seg
 from garda.errors import ConfigError, DataError, GardaError, raise_all
-from garda.handover.learnt import load_package
+from garda.handover.learnt import Learnt, load_package
+from garda.handover.onnx_file import require
 from garda.handover.package import opened
 from garda.handover.signing import Trusted
 from garda.handover.verify import verify
 from garda.knowledge import Knowledge
 from garda.layouts import find_images
+from garda.onnx_runtime import LIBRARY, OnnxNetwork
 from garda.report import Reporter
 from garda.scan_files import ScanFile, split_archive
 from garda.segmenter import segment
-from garda.volumes import in_stored_order, prediction_name, read_volume, write_label_map
+from garda.task import Task
+from garda.volumes import Volume, in_stored_order, prediction_name, read_volume, write_label_map
 
 OTHER = "other"  # a domain that has not been met
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image, and where its label map goes."""
+
+    image: Path
+    target: Path
+
+    @property
+    def case(self) -> Case:
+        """The image as a manifest would name it."""
+        return Case(self.image.name, "", "test", str(self.image.absolute()), (), (), str(self.image))
 
 
 def predict(
@@ -32,6 +52,8 @@ def predict(
     stage: int | None = None,
     domain: str | None = None,
     trusted: Collection[Trusted] = (),
+    expected: str = "",
+    onnx: bool = False,
 ) -> list[Path]:
     """Write a label map for each image, in the image's own space; for DICOM also a DICOM-SEG, where highdicom is there.
 
@@ -44,6 +66,8 @@ def predict(
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
         domain: the domain that the images come from; None for the last one met, ``other`` for one that has not been
             met. It decides something for methods that keep parameters for each domain.
+        expected: the package's digest, as another channel has told it; empty for not asking.
+        onnx: let ONNX Runtime compute the network, in float32, in place of torch.
 
     Returns:
         the files written, in the order of ``images``: a label map each, and the DICOM-SEG beside it.
@@ -51,44 +75,27 @@ def predict(
     Raises:
         RunFolderError: the run has no such stage, or has not learnt it yet.
         PackageError: there is no package, or it is damaged.
-        ConfigError: no such domain has been met.
+        ConfigError: no such domain has been met, or ONNX Runtime is missing.
         GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
             written. Or a series cannot become a DICOM-SEG, which is told after every label map has been written.
     """
+    if onnx:
+        require("--runtime onnx", LIBRARY)
     _check_exist(images)
-    images, names = _spread(images)
-    targets = _name_outputs(images, names, out)
+    scans = _name_outputs(*_spread(images), out)
     with opened(source, stage) as folder:
-        found = verify(folder, trusted)
+        found = verify(folder, trusted, expected)
         learnt = load_package(folder)
-    method, knowledge = learnt.method, learnt.knowledge
-    domain = choose_domain(knowledge, domain)
+    domain, task = choose_domain(learnt.knowledge, domain), learnt.method.task
     reporter.line(f"read as scans of {domain}" + ("" if domain == OTHER else f"; --domain {OTHER} for another site's"))
-    network = method.compute.prepare(method.network(knowledge, domain)).eval()
-    cases = [Case(image.name, "", "test", str(image.absolute()), (), (), str(image)) for image in images]
-    raise_all(check_cases(cases, method.task, Path(), reporter))
-    segments = can_write_dicom_seg()
-    if not segments and any(map(is_dicom, images)):
-        reporter.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
-    origin = Origin(found.setup.name, found.setup.method, found.digest, domain)
-    written: list[Path] = []
-    problems: list[GardaError] = []
-    progress = reporter.bar("predict")
-    for index, (case, target) in enumerate(zip(cases, targets, strict=True)):
-        volume = read_volume(case, method.task, Path(), with_label=False)
-        label_map = segment(network, method.standardise(knowledge, volume, domain), method.task, method.compute)
-        write_label_map(label_map, volume, target)
-        written.append(target)
-        if segments and is_dicom(images[index]):
-            file, path = ScanFile(images[index], "image", str(images[index])), dicom_seg_name(target)
-            try:
-                write_dicom_seg(in_stored_order(label_map, volume), file, method.task, path, origin)
-                written.append(path)
-            except DataError as error:
-                problems.append(error)
-        progress(index + 1, len(images))
-    raise_all(problems)
-    return written
+    answer = _prepare(learnt, domain, onnx)
+    raise_all(check_cases([scan.case for scan in scans], task, Path(), reporter))
+    origin: Origin | None = Origin(found.setup.name, found.setup.method, found.digest, domain)
+    if not can_write_dicom_seg():
+        origin = None
+        if any(is_dicom(scan.image) for scan in scans):
+            reporter.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
+    return _write_all(scans, task, answer, origin, reporter)
 
 
 def choose_domain(knowledge: Knowledge, domain: str | None) -> str:
@@ -134,7 +141,7 @@ def _suffix(image: Path) -> str:
     return next(end for end in (".nii.gz", ".nii", ".png") if name.endswith(end))
 
 
-def _name_outputs(images: Sequence[Path], names: Sequence[str], out: Path) -> list[Path]:
+def _name_outputs(images: Sequence[Path], names: Sequence[str], out: Path) -> list[Scan]:
     targets = [out / name for name in names]
     for index, target in enumerate(targets):
         if target in targets[:index]:
@@ -146,4 +153,36 @@ def _name_outputs(images: Sequence[Path], names: Sequence[str], out: Path) -> li
         existing = next((file for file in (target, dicom_seg_name(target)) if file.exists()), None)
         if existing is not None:
             raise DataError(existing, "exists already", "give another --out folder, or remove it")
-    return targets
+    return [Scan(image, target) for image, target in zip(images, targets, strict=True)]
+
+
+def _prepare(learnt: Learnt, domain: str, onnx: bool) -> Callable[[Volume], Tensor]:
+    """What gives a volume of a domain its label map."""
+    method, knowledge = learnt.method, learnt.knowledge
+    own = method.network(knowledge, domain)
+    network = OnnxNetwork(own, method.task.channels) if onnx else method.compute.prepare(own).eval()
+    return lambda volume: segment(network, method.standardise(knowledge, volume, domain), method.task, method.compute)
+
+
+def _write_all(
+    scans: Sequence[Scan], task: Task, answer: Callable[[Volume], Tensor], origin: Origin | None, reporter: Reporter
+) -> list[Path]:
+    """Label maps, and a DICOM-SEG beside those of DICOM unless ``origin`` is None; the next scan is read meanwhile."""
+    written: list[Path] = []
+    problems: list[GardaError] = []
+    progress = reporter.bar("predict")
+    with unheard(), read_ahead(scans, lambda scan: read_volume(scan.case, task, Path(), with_label=False)) as volumes:
+        for index, (scan, volume) in enumerate(zip(scans, volumes, strict=True)):
+            label_map = answer(volume)
+            write_label_map(label_map, volume, scan.target)
+            written.append(scan.target)
+            if origin is not None and is_dicom(scan.image):
+                file, path = ScanFile(scan.image, "image", str(scan.image)), dicom_seg_name(scan.target)
+                try:
+                    write_dicom_seg(in_stored_order(label_map, volume), file, task, path, origin)
+                    written.append(path)
+                except DataError as error:
+                    problems.append(error)
+            progress(index + 1, len(scans))
+    raise_all(problems)
+    return written

@@ -38,17 +38,21 @@ class Pseudonyms:
         return hmac.digest(self._key, f"{kind}\0{contents}".encode(), "sha256").hex()
 
 
+def own_folder() -> Path:
+    """The user's own folder: the one that the environment variable ``GARDA_HOME`` names, or ``~/.config/garda``."""
+    return Path(os.environ.get("GARDA_HOME") or "~/.config/garda").expanduser()
+
+
 def load_key(folder: Path | None = None) -> bytes:
     """The user's key, 32 bytes; a random one is made, readable by the user alone, where there is none yet.
 
     Args:
-        folder: where ``pseudonyms.key`` lies; by default the folder that the environment variable ``GARDA_HOME`` names,
-            or ``~/.config/garda``.
+        folder: where ``pseudonyms.key`` lies; by default :func:`own_folder`.
 
     Raises:
         GardaError: the key is damaged, other users can read it, or it can be neither read nor made.
     """
-    path = (folder or Path(os.environ.get("GARDA_HOME") or "~/.config/garda").expanduser()) / "pseudonyms.key"
+    path = (folder or own_folder()) / "pseudonyms.key"
     try:
         if not path.exists():
             _make(path)

@@ -17,11 +17,12 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from garda import parallel
 from garda.compute import Compute
 from garda.config import Config
 from garda.slices import Batch
 from garda.specialisation import Replay
-from garda.training import Stateful, set_rate
+from garda.training import Stateful, descend, set_rate
 
 SLOPE = 0.2  # of the leaky ReLU, everywhere
 
@@ -97,10 +98,12 @@ class FromAdversary:
         set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
         set_rate(self._opponent, lesson.discriminator_rate, step, lesson.steps)
         image, label = self._replay.batch(lesson.batch, 0)
+        images = self._compute.place(torch.cat([image, self._compute.place(batch.image)]))
+        part, count = parallel.part(len(image), len(batch.image)), len(image) // parallel.size()
         with self._compute.autocast():
-            logits = self.segmenter(self._compute.place(torch.cat([image, self._compute.place(batch.image)]))).float()
-        segmentation = self._loss(logits[: len(image)], label)
-        source, target = self_information(logits).tensor_split([len(image)])
+            logits = self.segmenter(images[part]).float()
+        segmentation = self._loss(logits[:count], label[parallel.part(len(label))])
+        source, target = self_information(logits).tensor_split([count])
         return {
             "segmentation": segmentation.detach(),
             "adversarial": self._teach_segmenter(segmentation, target),
@@ -110,17 +113,13 @@ class FromAdversary:
     def _teach_segmenter(self, segmentation: Tensor, target: Tensor) -> Tensor:
         self._discriminator.requires_grad_(False)
         adversarial = self._judge(target, "source")
-        self._optimizer.zero_grad()
-        (segmentation + self._lesson.adversarial * adversarial).backward()
-        self._optimizer.step()
+        descend(self._optimizer, segmentation + self._lesson.adversarial * adversarial)
         self._discriminator.requires_grad_(True)
         return adversarial.detach()
 
     def _teach_discriminator(self, source: Tensor, target: Tensor) -> Tensor:
         loss = (self._judge(source, "source") + self._judge(target, "target")) / 2
-        self._opponent.zero_grad()
-        loss.backward()
-        self._opponent.step()
+        descend(self._opponent, loss)
         return loss.detach()
 
     def _judge(self, maps: Tensor, claimed: str) -> Tensor:

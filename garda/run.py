@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
+from garda import parallel
 from garda.audit import audit_stage
 from garda.cases import SPLITS
 from garda.checks import check, labelled_cases, needed_cases
@@ -21,21 +23,24 @@ from garda.choice import Candidate
 from garda.continual import Metric, matrix, patient_scores, summary, write_matrix
 from garda.errors import Interrupted, RunFolderError
 from garda.evaluate import Score, read_scores, write_scores
-from garda.evaluator import reads_equally, score, tell_fall
+from garda.evaluator import score, tell_fall
 from garda.figures import draw_matrix
 from garda.handover.ledger import parse_lines, read_lines
-from garda.handover.observe import Reference
 from garda.handover.package import is_package
+from garda.handover.reference import Reference
 from garda.handover.signing import public_digits, read_signatures
 from garda.judging import CANDIDATES, judge, judged_stages, load_candidates
 from garda.knowledge import Knowledge
-from garda.learner import Run, forget_training, learn, seal_stage, stage_name
+from garda.learner import Run, forget_training, learn, learn_along, seal_stage, stage_name
 from garda.methods import Bound, Method, build_method, parse_settings
 from garda.plan import Plan, check_folder, claim, make_plan
+from garda.pseudonyms import Pseudonyms
+from garda.report import Reporter
 from garda.sequence import Domain, DomainSequence
-from garda.tracking import RunDescription
+from garda.stopping import Stopping
+from garda.tracking import InMemory, RunDescription
 
-__all__ = ["Run", "run_sequence"]
+__all__ = ["Run", "enlist", "follow_sequence", "run_sequence"]
 
 
 def run_sequence(run: Run) -> list[Score]:
@@ -55,9 +60,10 @@ def run_sequence(run: Run) -> list[Score]:
     method = build_method(sequence.method, settings, sequence.task)
     if run.to_learn():
         method.check()
+        parallel.check_batches(settings, plan.settings, parallel.count())
     labels = method.reads_target_labels
     check(sequence, run.data, needed_cases(sequence, _to_read(run, method), labels), run.reporter, labels)
-    with claim(run.out, plan):
+    with claim(run.out, plan), parallel.leading(run.stopping, bool(run.to_learn())):
         run.tracker.start(describe(sequence, plan))
         try:
             scores = _follow(run, plan, method)
@@ -66,6 +72,28 @@ def run_sequence(run: Run) -> list[Score]:
             raise
         run.tracker.finish("finished")
     return scores
+
+
+def enlist(sequence: DomainSequence, devices: int, nodes: int) -> bool:
+    """Whether this process leads the run of a sequence; see :func:`garda.parallel.enlist`."""
+    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    return parallel.enlist(devices, nodes, settings.compute.accelerator)
+
+
+def follow_sequence(sequence: DomainSequence, data: Path, out: Path, stopping: Stopping) -> None:
+    """The part of a process that does not lead: wait for the leader's checks, learn along until dismissed, say nothing.
+
+    Args:
+        sequence: as the leader has it.
+        data: the folder that manifest paths are relative to.
+        out: the leader's run folder, where finished stages are read.
+        stopping: asked within the stages.
+    """
+    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    method = build_method(sequence.method, settings, sequence.task)
+    run = Run(sequence, data, out, InMemory(), Reporter(Console(quiet=True)), stopping, Pseudonyms(b""))
+    with parallel.following(stopping):
+        learn_along(run, method, lambda domain: method.load(run.kept(sequence.domains[domain.index - 1])))
 
 
 def _check_signed(run: Run) -> None:
@@ -128,7 +156,7 @@ def _add_scores(
     before, after = known
     names = {other.name for other in unscored}
     others = [row for row in scores if row.stage != domain.index or row.domain not in names]
-    same = [other.name for other in unscored if before and reads_equally(method, before, after, other)]
+    same = [other.name for other in unscored if before and method.reads_equally(before, after, other.name)]
     earlier = [row for row in scores if row.stage == domain.index - 1 and row.domain in same]
     changed = [other for other in unscored if other.name not in same]
     rows = score(run, method, domain, after, changed) if changed else []

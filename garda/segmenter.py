@@ -8,11 +8,13 @@ from typing import Annotated, Literal
 import torch
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
+from monai.networks.layers.factories import Norm
 from monai.networks.nets import BasicUNet
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from garda import parallel
 from garda.augment import (
     AppearanceSettings,
     GeometrySettings,
@@ -28,10 +30,16 @@ from garda.config import Config
 from garda.generators.base import Generator
 from garda.slices import Batch
 from garda.task import Task
-from garda.training import Stateful, set_rate
+from garda.training import Stateful, descend, set_rate
 from garda.volumes import Volume, grid_for
 
 Width = Annotated[int, Field(gt=0, le=2048)]  # a package from elsewhere may ask for any
+
+
+@Norm.factory_function("shared_batch")
+def _shared_batch(dimensions: int) -> type[nn.Module]:
+    """MONAI's name for batch normalisation that several processes share."""
+    return (parallel.BatchNorm1d, parallel.BatchNorm2d)[dimensions - 1]
 
 
 class SegmenterSettings(Config):
@@ -100,7 +108,7 @@ def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:
         in_channels=task.channels,
         out_channels=len(task.classes),
         features=settings.widths,
-        norm="batch",
+        norm="shared_batch",
         act="relu",
     )
 
@@ -136,12 +144,11 @@ class FromLabels:
             image = change_appearance(image, self._lesson.appearance)
         rate = self._lesson.learning_rate
         set_rate(self._optimizer, rate, step, self._lesson.steps, decay=self._lesson.decay)
+        part = parallel.part(len(image))
         with self._compute.autocast():
-            logits = self.segmenter(image)
-        loss = self._loss(logits.float(), label.unsqueeze(1))
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+            logits = self.segmenter(image[part])
+        loss = self._loss(logits.float(), label[part].unsqueeze(1))
+        descend(self._optimizer, loss)
         return {"segmentation": loss.detach()}
 
 
@@ -174,17 +181,16 @@ class FromReplay:
         """One step on freshly replayed images."""
         lesson = self._lesson
         with torch.no_grad(), self._compute.autocast():
-            anatomy = self._generator.draw(lesson.batch)
-            domains = torch.randint(len(self._generator.domains), (lesson.batch,))
+            part = parallel.part(lesson.batch)
+            anatomy = self._generator.draw(lesson.batch)[part]
+            domains = torch.randint(len(self._generator.domains), (lesson.batch,))[part]
             answer = self._teacher(self._generator.sample(anatomy, torch.zeros_like(domains))).float()
             image = self._generator.sample(anatomy, domains)
         set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps, decay=lesson.decay)
         with self._compute.autocast():
             logits = self.segmenter(image)
         loss = distillation(logits.float(), answer, lesson.temperature)
-        self._optimizer.zero_grad()
-        loss.backward()
-        self._optimizer.step()
+        descend(self._optimizer, loss)
         return {"distillation": loss.detach()}
 
 

@@ -73,6 +73,11 @@ class Slices:
         """The number of slices."""
         return len(self._shapes)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images and labels."""
+        return self._images.nbytes + (0 if self._labels is None else self._labels.nbytes)
+
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """``size`` slices or patches for one step; a pure function of step, size and seed.
 
@@ -80,10 +85,10 @@ class Slices:
         """
         random = np.random.default_rng(derive_seed(seed, "batch", step))
         drawn = [self._window(self._nth(step * size + i, seed), random) for i in range(size)]
-        image = torch.from_numpy(np.stack([self._cut(self._images, window) for window in drawn])).float()
+        image = torch.from_numpy(np.stack([self._cut(self._images, window) for window in drawn]).astype(np.float32))
         if self._labels is None:
             return Batch(image, None)
-        label = torch.from_numpy(np.stack([self._cut(self._labels, window)[0] for window in drawn])).long()
+        label = torch.from_numpy(np.stack([self._cut(self._labels, window)[0] for window in drawn]).astype(np.int64))
         return Batch(image, label)
 
     def volumes(self) -> Iterator[Tensor]:

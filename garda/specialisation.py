@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from garda import parallel
 from garda.augment import (
     AppearanceSettings,
     GeometrySettings,
@@ -33,7 +34,7 @@ from garda.config import Config
 from garda.generators.base import Anatomy, Generator
 from garda.slices import Batch
 from garda.task import Task
-from garda.training import Stateful, averaging, set_rate
+from garda.training import Stateful, averaging, descend, set_rate
 
 STEM = ("conv_0.", "down_1.")  # the layers before the second halving
 
@@ -216,16 +217,16 @@ class FromTarget:
         motion = draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
         image, answer = move_image(image, motion), move_image(answer, motion)
         image = change_appearance(randomise_appearance(image, lesson.randomisation), lesson.appearance)
+        part = parallel.part(len(replayed), len(real))
         set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
         with self._compute.autocast():
-            logits = self._student(self._compute.place(image)).float()
+            logits = self._student(self._compute.place(image[part])).float()
+        answer, count = answer[part], len(replayed) // parallel.size()
         losses = {
-            "replay": self._compare(logits[: len(replayed)], answer[: len(replayed)]),
-            "real": self._compare(logits[len(replayed) :], answer[len(replayed) :]),
+            "replay": self._compare(logits[:count], answer[:count]),
+            "real": self._compare(logits[count:], answer[count:]),
         }
-        self._optimizer.zero_grad()
-        (lesson.replay * losses["replay"] + lesson.real * losses["real"]).backward()
-        self._optimizer.step()
+        descend(self._optimizer, lesson.replay * losses["replay"] + lesson.real * losses["real"])
         self._average.update_parameters(self._student)
         if (step + 1) * lesson.candidates // lesson.steps > step * lesson.candidates // lesson.steps:
             self.shares.put(step + 1, read_own(self._average.module))

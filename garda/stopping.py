@@ -9,6 +9,7 @@ from types import FrameType
 
 from garda.errors import Interrupted
 
+LEADER = "GARDA_LEADER"  # environment variable: the process that has started this one, to share its work
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
@@ -18,6 +19,11 @@ class Stopping:
     def __init__(self) -> None:
         self.exit_code: int | None = None
         self._waiting = False
+        self._deaf = False
+
+    def ignore(self) -> None:
+        """From here on no signal counts: another process says when this one ends."""
+        self._deaf = True
 
     @contextmanager
     def listening(self) -> Iterator[Stopping]:
@@ -44,6 +50,8 @@ class Stopping:
             raise Interrupted(where, self.exit_code)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._deaf:
+            return
         self.exit_code = EXIT_CODES[signal.Signals(number)]
         if not self._waiting:
             raise Interrupted("garda", self.exit_code)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from garda.errors import CheckpointError, TrainingError
+from garda import parallel
+from garda.ahead import read_ahead
+from garda.errors import CheckpointError, Interrupted, TrainingError
 from garda.files import replacing
 from garda.seeds import derive_seed
-from garda.stopping import Stopping
+from garda.stopping import EXIT_CODES, Stopping
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -85,9 +88,12 @@ O = TypeVar("O", bound=Objective)  # noqa: E741
 def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: Stage) -> O:
     """Build an objective inside the seeded stage and train it, or go on where a checkpoint ends.
 
+    Of several processes (:mod:`garda.parallel`) all learn, and the leader's checkpoints count.
+
     Args:
         build: makes the objective; called after seeding, since networks draw their first weights from it.
-        batch: the batch of a step, a pure function of the step's number.
+        batch: the batch of a step, a pure function of the step's number, called in a thread of its own while the step
+            before is computed.
         steps: number of steps.
         stage: folder, seed and what listens.
 
@@ -101,22 +107,25 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: 
     """
     torch.manual_seed(derive_seed(stage.seed, "build"))
     objective = build()
-    step, before = _restore(objective, stage)
+    step, before = (0, 0.0) if parallel.is_follower() else _restore(objective, stage)
+    step, before = _join(objective, step, before, stage)
     kept = step
     stride = max(1, -(-steps // LOSS_POINTS))
     started = saved = time.monotonic()
-    with stage.stopping.deferred():
-        while step < steps:
+    with stage.stopping.deferred(), parallel.together(), read_ahead(range(step, steps), batch) as batches:
+        for drawn in batches:
             torch.manual_seed(derive_seed(stage.seed, step))
-            losses = _checked(objective.step(batch(step), step), stage, step)
+            losses = _checked(objective.step(drawn, step), stage, step)
             if step % stride == 0:
                 stage.log(step, losses)
             step += 1
             stage.progress(step, steps)
-            if stage.stopping.exit_code is not None or time.monotonic() - saved > stage.checkpoint_seconds:
+            asked = parallel.largest(stage.stopping.exit_code or 0)  # a later signal is for the next step to see
+            if asked or time.monotonic() - saved > stage.checkpoint_seconds:
                 _save(objective, step, stage, before + time.monotonic() - started)
                 kept, saved = step, time.monotonic()
-            stage.stopping.check(stage.name)
+            if asked:
+                raise Interrupted(stage.name, asked)
         seconds = before + time.monotonic() - started
         if kept < step:
             _save(objective, step, stage, seconds)
@@ -124,8 +133,16 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: 
     return objective
 
 
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down a loss that is this process's mean over its part of the batch."""
+    optimizer.zero_grad()
+    loss.backward()
+    parallel.average_gradients(weight for group in optimizer.param_groups for weight in group["params"])
+    optimizer.step()
+
+
 def _checked(losses: Mapping[str, Tensor], stage: Stage, step: int) -> dict[str, float]:
-    values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
+    values = dict(zip(losses, parallel.mean(torch.stack([*losses.values()])).tolist(), strict=True))
     for name, value in values.items():
         if value != value or abs(value) == float("inf"):
             raise TrainingError(
@@ -137,11 +154,32 @@ def _checked(losses: Mapping[str, Tensor], stage: Stage, step: int) -> dict[str,
 
 
 def _save(objective: Objective, step: int, stage: Stage, seconds: float) -> None:
+    if parallel.is_follower():
+        return
+    with replacing(stage.checkpoint) as temporary:
+        temporary.write_bytes(_pack(objective, step, stage, seconds))
+
+
+def _pack(objective: Objective, step: int, stage: Stage, seconds: float) -> memoryview:
     state = {name: part.state_dict() for name, part in objective.state().items()}
     buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
     torch.save({"seed": stage.seed, "step": step, "seconds": seconds, "state": state}, buffer)
-    with replacing(stage.checkpoint) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    return buffer.getbuffer()
+
+
+def _join(objective: Objective, step: int, seconds: float, stage: Stage) -> tuple[int, float]:
+    """Let all processes begin with the leader's state: networks that were built alike may still differ by rounding."""
+    if parallel.count() == 1:
+        return step, seconds
+    packed = parallel.share(None if parallel.is_follower() else bytes(_pack(objective, step, stage, seconds)))
+    if not parallel.is_follower():
+        return step, seconds
+    if packed is None:
+        raise Interrupted(stage.name, EXIT_CODES[signal.SIGTERM])  # between two lessons, for the leader alone to tell
+    saved = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    for name, part in objective.state().items():
+        part.load_state_dict(saved["state"][name])
+    return int(saved["step"]), float(saved["seconds"])
 
 
 def read_state(folder: Path, part: str) -> Mapping[str, Any] | None:

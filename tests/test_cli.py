@@ -39,6 +39,20 @@ def test_help_needs_no_heavy_import():
     assert done.stdout.strip() == "[]"
 
 
+MANIFEST = ("manifest", "site", "--data", ".", "--out", "site.csv")
+
+
+@pytest.mark.parametrize("words", [("keygen", "a.key"), ("verify", "a.zip"), MANIFEST])
+def test_what_computes_nothing_needs_no_torch(words, tmp_path):
+    (tmp_path / "site" / "images").mkdir(parents=True)
+    (tmp_path / "site" / "images" / "a.png").write_bytes(b"not looked into")
+    heavy = "[m for m in ('torch', 'monai', 'mlflow', 'lightning_fabric', 'matplotlib') if m in sys.modules]"
+    code = f"import sys, garda.cli\ntry:\n    garda.cli.main()\nfinally:\n    print({heavy})"
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
 def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsys):
     out = tmp_path / "run"
     words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", out, "--set", "source.steps=2")

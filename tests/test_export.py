@@ -342,7 +342,7 @@ def test_a_missing_library_is_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setattr("garda.handover.onnx_file.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
         export_network(run, tmp_path / "a.onnx", "onnx")
-    assert str(caught.value) == "--to onnx: needs onnx and onnxscript; install garda with its extra onnx"
+    assert str(caught.value) == '--to onnx: needs onnx and onnxscript; run: pip install "garda[onnx]"'
 
 
 def test_a_changed_package_is_not_exported(run, tmp_path):

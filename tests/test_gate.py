@@ -13,8 +13,10 @@ from benchmarks import gate as benchmark
 from garda.compute import Compute, ComputeSettings
 from garda.generators.base import Anatomy, Generator
 from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
+from garda.handover import gate
 from garda.handover.gate import inspect_incoming, inspect_learnt, reference
-from garda.handover.observe import Reference, Views, agreement, diversity, few_greys, grey_distance, read_anatomy
+from garda.handover.observe import agreement, diversity, few_greys, grey_distance, read_anatomy
+from garda.handover.reference import Reference, Views
 from garda.handover.verdict import Check, GateSettings, Verdict, at_least, at_most, decide
 from garda.knowledge import Knowledge
 from garda.methods import METHODS
@@ -224,6 +226,16 @@ def test_every_domain_met_before_is_asked_for():
     after = replace(before, generator=generator, domains=("a", "b", "c"))
     checks = [check for check in learnt(after, before=before) if check.name == "agreement"]
     assert [(check.domain, check.value) for check in checks] == [("a", 1.0), ("b", 1.0)]
+
+
+def test_networks_that_are_equal_are_not_asked_and_others_are(monkeypatch):
+    """What is not computed is what would have come out."""
+    asked = []
+    monkeypatch.setattr(gate, "agreement", lambda new, old: asked.append(1) or agreement(new, old))
+    (equal,) = [check for check in learnt(known("dim")) if check.name == "agreement"]
+    assert len(asked) == 1  # of the new look, on labelled replay
+    (nearly,) = [check for check in learnt(known("dim", Threshold(slope=41.0))) if check.name == "agreement"]
+    assert len(asked) == 3 and equal == nearly
 
 
 def test_equal_seeds_give_equal_checks_and_leave_the_random_numbers_as_they_were():

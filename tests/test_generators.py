@@ -215,8 +215,10 @@ class StyleStep:
         self.target = torch.rand(self.COUNT - self.OLD, 1, 16, 16)
         patch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
         patch.setattr(adversarial, "Discriminator", Judge)
-        patch.setattr(Duel, "_descend", lambda duel, name, loss: self.descended.update({name: loss.detach()}))
         objective = FromStyle(TASK, "c", previous, Mean(), StyleLessonSettings(steps=2, batch=self.COUNT), COMPUTE)
+        names = {id(optimizer): name for name, optimizer in objective._duel._optimizers.items()}
+        note = self.descended.__setitem__
+        patch.setattr(adversarial, "descend", lambda optimizer, loss: note(names[id(optimizer)], loss.detach()))
         generator, judge = objective._duel.generator, objective._duel._discriminator
         with torch.no_grad():
             for parameter in generator.parameters():

@@ -29,8 +29,8 @@ from garda.errors import (
 )
 from garda.evaluate import Score, read_scores
 from garda.evaluator import tell_fall
+from garda.facts import read_facts
 from garda.handover.package import KNOWN, SIGNATURES
-from garda.knowledge import read_facts
 from garda.methods import METHODS, Bound
 from garda.predict import predict
 from garda.pseudonyms import Pseudonyms

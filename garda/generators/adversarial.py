@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from garda import parallel
 from garda.augment import ImitatedGeometrySettings, draw_motion, move_image
 from garda.compute import Compute
 from garda.config import Config
@@ -18,7 +19,7 @@ from garda.generators.features import adain
 from garda.generators.style import Discriminator, StyleGenerator, StyleSettings
 from garda.slices import Batch
 from garda.task import Task
-from garda.training import Stateful
+from garda.training import Stateful, descend
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
@@ -105,17 +106,21 @@ class FromImages(Adversarial):
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step of the discriminator, then one of the generator on the same images."""
-        duel, real = self._duel, self._move(self._compute.place(batch.image))
+        duel, count = self._duel, len(batch.image)
+        part = parallel.part(count)
+        real = self._move(self._compute.place(batch.image)[part], count)
         domains = torch.zeros(len(real), dtype=torch.long)
         with self._compute.autocast():
-            fake = self._move(duel.generator(duel.generator.draw(len(real)), domains))
+            fake = self._move(duel.generator(duel.generator.draw(count)[part], domains), count)
         losses = duel.teach_discriminator(fake, real, domains, step)
         return losses | duel.teach_generator(fake, domains, {})
 
-    def _move(self, image: Tensor) -> Tensor:
+    def _move(self, image: Tensor, count: int) -> Tensor:
+        """This process's images of a batch of ``count``."""
         if self._lesson.motion is None:
             return image
-        return move_image(image, draw_motion(len(image), self._lesson.motion, self._task.any_orientation, image.device))
+        motion = draw_motion(count, self._lesson.motion, self._task.any_orientation, image.device)
+        return move_image(image, motion[parallel.part(count)])
 
 
 class FromStyle(Adversarial):
@@ -156,9 +161,11 @@ class FromStyle(Adversarial):
         new_domain = len(duel.generator.domains) - 1
         before = torch.cat([torch.randint(new_domain, (old,)), torch.zeros(count - old, dtype=torch.long)])
         domains = torch.cat([before[:old], torch.full((count - old,), new_domain)])
-        anatomy = duel.generator.draw(count)
+        part, images = parallel.part(old, count - old), batch.image[parallel.part(len(batch.image))]
+        anatomy, before, domains = duel.generator.draw(count)[part], before[part], domains[part]
+        old //= parallel.size()
         with torch.no_grad(), self._compute.autocast():
-            target = self._encoder(self._compute.place(batch.image))
+            target = self._encoder(self._compute.place(images))
             replayed = self._previous(anatomy, before)  # not cut to [0, 1], as what it is compared with
             known = self._encoder(replayed).float()
         real = torch.cat([known[:old], adain(known[old:], target)])
@@ -217,7 +224,7 @@ class Duel:
             penalty = r1_penalty(self._discriminator, real, domains)
             loss = loss + penalty * (self._lesson.r1 / 2 * self._lesson.r1_interval)
             losses["r1"] = penalty.detach()
-        self._descend("discriminator_optimizer", loss)
+        descend(self._optimizers["discriminator_optimizer"], loss)
         return losses
 
     def teach_generator(
@@ -228,16 +235,11 @@ class Duel:
         with self._compute.autocast():
             loss = F.softplus(-self._discriminator(fake, domains)).mean()
         losses = {"generator": loss.detach()} | {name: value.detach() for name, (_, value) in further.items()}
-        self._descend("generator_optimizer", loss + sum(weight * value for weight, value in further.values()))
+        loss = loss + sum(weight * value for weight, value in further.values())
+        descend(self._optimizers["generator_optimizer"], loss)
         self._discriminator.requires_grad_(True)
         self._average.update_parameters(self.generator)
         return losses
-
-    def _descend(self, name: str, loss: Tensor) -> None:
-        optimizer = self._optimizers[name]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ class Anatomy:
     code: Tensor
     noise: tuple[Tensor, ...] = ()
 
-    def __getitem__(self, part: slice) -> Anatomy:
+    def __getitem__(self, part: slice | Tensor) -> Anatomy:
         """A part of the batch."""
         return Anatomy(self.code[part], tuple(noise[part] for noise in self.noise))
 
@@ -53,6 +53,14 @@ class Generator(nn.Module, ABC):
         Returns:
             (B, C, H, W) float32 in [0, 1].
         """
+
+    def round_look(self) -> None:
+        """Round what only the last domain uses to what float16 holds, in place; nothing where there is no such part."""
+        return None
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """The state as it is written: what was rounded takes half the room, and nothing is lost."""
+        return self.state_dict()
 
     def labels(self, anatomy: Anatomy) -> Tensor | None:
         """The anatomies' label maps, (B, K, H, W) probabilities; None where a generator knows none."""

@@ -17,10 +17,12 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from garda import parallel
 from garda.config import Config
 from garda.errors import ConfigError
 from garda.generators.base import Anatomy, Generator
 from garda.generators.prior import FlowPrior
+from garda.weights import halve, round_weights
 
 SLOPE = 0.2  # of the leaky ReLU, everywhere
 QUANTILES = 8  # of each channel's intensities, which the appearance encoder is told
@@ -99,6 +101,17 @@ class FactorisedGenerator(Generator):
         self.mean, self.factor, self.noise = grown
         self.domains = (*self.domains, name)
 
+    def round_look(self) -> None:
+        """The last domain's branch; never the source's, with which every other one begins."""
+        if len(self.branches) > 1:
+            round_weights(self.branches[-1])
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """The targets' branches as float16, tensor by tensor, where nothing is lost."""
+        state = self.state_dict()
+        rounded = [name for name in state if name.startswith("branches.") and not name.startswith("branches.0.")]
+        return state | {name: halve(state[name]) for name in rounded}
+
     def draw(self, count: int) -> Anatomy:
         """Codes from the prior; as noise the appearance's (B, N, 1, 1) and the image's (B, C, H, W)."""
         device = self.mean.device
@@ -133,7 +146,7 @@ class AnatomyEncoder(nn.Module):
             layers += [nn.AvgPool2d(2)] if index else []
             layers += [_block(before, width), _block(width, width)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], code, 1))
-        self.norm = nn.BatchNorm2d(code, affine=False)
+        self.norm = parallel.BatchNorm2d(code, affine=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """The code, float32; an image's own mean and contrast are taken out first."""
@@ -153,7 +166,7 @@ class AppearanceEncoder(nn.Module):
             layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(2 * self.WIDTHS[-1] + QUANTILES * channels, length)
-        self.norm = nn.BatchNorm1d(length, affine=False)
+        self.norm = parallel.BatchNorm1d(length, affine=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """The code, float32."""
@@ -222,7 +235,7 @@ class ModulatedConvolution(nn.Module):
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.LeakyReLU(SLOPE))
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), parallel.BatchNorm2d(outputs), nn.LeakyReLU(SLOPE))
 
 
 def _double(x: Tensor) -> Tensor:

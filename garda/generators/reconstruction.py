@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
+from garda import parallel
 from garda.augment import (
     ImitatedGeometrySettings,
     RandomisationSettings,
@@ -28,7 +29,7 @@ from garda.generators.factorised import FactorisedGenerator
 from garda.generators.prior import FlowPrior
 from garda.slices import Batch
 from garda.task import Task
-from garda.training import Stateful, averaging, set_rate
+from garda.training import Stateful, averaging, descend, set_rate
 
 WARM_UP = 50  # steps over which the learning rate rises
 
@@ -134,7 +135,8 @@ class Comparison:
                 seen = self._features(theirs)
             found = self._features(ours)
         parts = [
-            F.l1_loss(a.float(), b.float()) / (b.float().abs().mean() + 1e-3) for a, b in zip(found, seen, strict=True)
+            F.l1_loss(a.float(), b.float()) / (parallel.mean(b.float().abs().mean()) + 1e-3)
+            for a, b in zip(found, seen, strict=True)
         ]
         return distance + self._settings.features * torch.stack(parts).sum()
 
@@ -181,15 +183,16 @@ class FromPairs:
         image, label = self._compute.place(batch.image), batch.label.to(self._compute.device)
         motion = draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
         image, label = move_image(image, motion), move_label(label, motion)
-        first, second = (self._compute.place(randomise_appearance(image, lesson.randomisation)) for _ in range(2))
+        part = parallel.part(len(image))
+        first, second = (self._compute.place(randomise_appearance(image, lesson.randomisation))[part] for _ in range(2))
         with self._compute.autocast():
             code, look = generator.anatomy(first), generator.appearance(second)
-            code = code + lesson.code_noise * torch.randn(code.shape).to(code.device)
+            code = code + lesson.code_noise * torch.randn(len(image), *code.shape[1:])[part].to(code.device)
             features, logits = generator.trunk(self._compute.place(code))
             drawn = generator.branches[0](features, look)
-        reconstruction, labels = self._compare(drawn, second), self._label_loss(logits, label.unsqueeze(1))
+        reconstruction, labels = self._compare(drawn, second), self._label_loss(logits, label[part].unsqueeze(1))
         set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps, warm_up=WARM_UP)
-        _descend(self._optimizer, reconstruction + labels)
+        descend(self._optimizer, reconstruction + labels)
         return {"reconstruction": reconstruction.detach(), "label": labels.detach()}
 
 
@@ -225,15 +228,16 @@ class FromCodes:
         image = self._compute.place(batch.image)
         motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
         with torch.no_grad(), self._compute.autocast():
-            code = self._encoder(self._compute.place(move_image(image, motion)))
-        noise = torch.randn(code.shape).to(code.device)
-        time = torch.sigmoid(torch.randn(len(code))).to(code.device)
+            part = parallel.part(len(image))
+            code = self._encoder(self._compute.place(move_image(image, motion)[part]))
+        noise = torch.randn(len(image), *code.shape[1:])[part].to(code.device)
+        time = torch.sigmoid(torch.randn(len(image))[part]).to(code.device)
         between = noise + (code - noise) * time[:, None, None, None]
         with self._compute.autocast():
             velocity = self._prior(self._compute.place(between), time)
         loss = F.mse_loss(velocity, code - noise)
         set_rate(self._optimizer, self._lesson.learning_rate, step, self._lesson.steps, warm_up=WARM_UP)
-        _descend(self._optimizer, loss)
+        descend(self._optimizer, loss)
         self._average.update_parameters(self._prior)
         return {"flow": loss.detach()}
 
@@ -272,12 +276,12 @@ class FromLook:
         """One step on a batch of the target's images."""
         image = self._compute.place(batch.image)
         motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
-        image = self._compute.place(move_image(image, motion))
+        image = self._compute.place(move_image(image, motion)[parallel.part(len(image))])
         with self._compute.autocast():
             drawn, _ = redraw(self.generator, image, self._compute)
         loss = self._compare(drawn, image)
         set_rate(self._optimizer, self._lesson.learning_rate, step, self._lesson.steps)
-        _descend(self._optimizer, loss)
+        descend(self._optimizer, loss)
         return {"reconstruction": loss.detach()}
 
 
@@ -317,9 +321,3 @@ def noise_level(residual: Tensor) -> Tensor:
     The median passes over edges; 0.6745 is the quartile of the standard normal, sqrt 2 that of a difference of two.
     """
     return residual.diff(dim=3).abs().flatten(1).median(dim=1).values / (0.6745 * math.sqrt(2))
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()

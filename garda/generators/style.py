@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from garda import parallel
 from garda.config import Config
 from garda.errors import ConfigError
 from garda.generators.base import Anatomy, Generator
@@ -163,8 +164,13 @@ class Discriminator(nn.Module):
 
 
 def minibatch_deviation(x: Tensor) -> Tensor:
-    """(B, 1, H, W) filled with the standard deviation over the batch, averaged over channels and pixels."""
-    deviation = (x.float().var(dim=0, unbiased=False) + 1e-8).sqrt().mean()
+    """(B, 1, H, W) filled with the standard deviation over the whole batch, averaged over channels and pixels."""
+    wide = x.float()
+    if parallel.size() == 1:
+        variance = wide.var(dim=0, unbiased=False)
+    else:
+        variance = parallel.mean((wide - parallel.mean(wide.mean(dim=0))).square().mean(dim=0))
+    deviation = (variance + 1e-8).sqrt().mean()
     return deviation.expand(len(x), 1, *x.shape[-2:])
 
 

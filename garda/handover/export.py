@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-import torch
-from monai.networks.nets import BasicUNet
-
 from garda.errors import ConfigError, RunFolderError
 from garda.handover.bundle import write_bundle
-from garda.handover.exported import Exported
+from garda.handover.exported import Exported, on_cpu
 from garda.handover.learnt import Learnt, load_package
 from garda.handover.onnx_file import write_onnx
 from garda.handover.package import CARD, GENERATOR, NOTICE, opened
@@ -69,7 +65,7 @@ def read_exported(
     chosen = choose_domain(learnt.knowledge, domain)
     _refuse_standardising(learnt)
     return Exported(
-        network=_on_cpu(learnt.method.network(learnt.knowledge, chosen)),
+        network=on_cpu(learnt.method.network(learnt.knowledge, chosen)),
         widths=learnt.method.shared.segmenter.widths,
         task=learnt.method.task,
         name=verified.setup.name,
@@ -87,9 +83,3 @@ def _refuse_standardising(learnt: Learnt) -> None:
     if type(learnt.method).standardise is not Method.standardise:
         what = f"{learnt.setup.method!r} maps a scan's intensities before its network reads them"
         raise ConfigError("--to", f"{what}, which neither a bundle nor ONNX holds", "use garda predict")
-
-
-def _on_cpu(network: BasicUNet) -> BasicUNet:
-    """A float32 copy in evaluation mode, with its memory in the plain order."""
-    copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32, memory_format=torch.contiguous_format)
-    return copied.eval().requires_grad_(False)

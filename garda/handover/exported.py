@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
+import torch
 from monai.networks.nets import BasicUNet
 
 from garda.handover.ledger import Entry
@@ -38,3 +40,9 @@ class Exported:
     card: str
     notice: str
     generator: bytes | None = None
+
+
+def on_cpu(network: BasicUNet) -> BasicUNet:
+    """A float32 copy in evaluation mode, with its memory in the plain order."""
+    copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32, memory_format=torch.contiguous_format)
+    return copied.eval().requires_grad_(False)

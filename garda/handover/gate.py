@@ -2,7 +2,7 @@
 
 Before learning it looks at the incoming images (:func:`inspect_incoming`), after it at the result
 (:func:`inspect_learnt`). No label of a target is read. Every limit is a number of the labelled source
-(:class:`~garda.handover.observe.Reference`) times or plus a fixed share of
+(:class:`~garda.handover.reference.Reference`) times or plus a fixed share of
 :class:`~garda.handover.verdict.GateSettings`, the same for all tasks.
 """
 
@@ -17,8 +17,6 @@ from monai.networks.nets import BasicUNet
 from torch import Tensor
 
 from garda.handover.observe import (
-    Reference,
-    Views,
     agreement,
     answer,
     blank,
@@ -29,6 +27,7 @@ from garda.handover.observe import (
     roughness,
     view,
 )
+from garda.handover.reference import Reference, Views
 from garda.handover.verdict import (
     Check,
     GateSettings,
@@ -160,12 +159,21 @@ def inspect_learnt(
 def _inspect_memory(
     method: Method, before: Knowledge, after: Knowledge, settings: GateSettings, seed: int
 ) -> Iterator[Check]:
-    """For each domain met before: how far the new segmenter answers its replayed images as the old one did."""
+    """For each domain met before: how far the new segmenter answers its replayed images as the old one did.
+
+    Networks that are equal to the bit agree wholly, and nothing is replayed for them: where a method leaves old domains
+    alone, the twentieth stage takes no longer than the second.
+    """
     if before.generator is None:
         return
-    with _seeded(seed, "memory"):
-        pool = _draw(method, before, settings)
+    pool = None
     for domain in filter(before.generator.domains.__contains__, before.domains):
+        if method.reads_equally(before, after, domain):
+            yield at_least("agreement", domain, 1.0, settings.agreement, "Dice of new and old answers on replay")
+            continue
+        if pool is None:
+            with _seeded(seed, "memory"):
+                pool = _draw(method, before, settings)
         with _seeded(seed, "memory", domain):
             image, _ = pool.batch(settings.sample, before.generator.domains.index(domain))
         old, new = (answer(_ready(method, method.network(k, domain)), image, method.compute) for k in (before, after))

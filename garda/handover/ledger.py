@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from garda.config import Config
 from garda.errors import PackageError
 from garda.files import replacing
-from garda.handover.observe import Reference
+from garda.handover.reference import Reference
 from garda.handover.results import Result
 from garda.sequence import DomainName
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from monai.networks.nets import BasicUNet
 from monai.networks.nets.basic_unet import UpCat
 
 from garda import __version__
@@ -37,15 +38,35 @@ def write_onnx(exported: Exported, out: Path) -> None:
         ConfigError: a library is missing.
         RunFolderError: the file cannot be written.
     """
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        raise ConfigError("--to onnx", f"needs {' and '.join(missing)}", "install garda with its extra onnx")
-    model = _trace(exported)
-    _forget_origin(model)
+    require("--to onnx")
+    model = make_model(exported.network, exported.task.channels)
     for key, value in describe(exported).items():
         model.metadata_props.add(key=key, value=value)
     with replacing(out) as temporary:
         temporary.write_bytes(model.SerializeToString())
+
+
+def require(option: str, *more: str) -> None:
+    """Refuse an option whose libraries are missing: those that make a model, and ``more``.
+
+    Raises:
+        ConfigError: one or several are.
+    """
+    missing = [name for name in (*NEEDED, *more) if find_spec(name) is None]
+    if missing:
+        raise ConfigError(option, f"needs {' and '.join(missing)}", 'run: pip install "garda[onnx]"')
+
+
+def make_model(network: BasicUNet, channels: int) -> ModelProto:
+    """A network as a graph from ``INPUT`` to ``OUTPUT`` whose batch, height and width are free.
+
+    Args:
+        network: in evaluation mode, float32, on the CPU; left as it is.
+        channels: of its images.
+    """
+    model = _trace(network, channels)
+    _forget_origin(model)
+    return model
 
 
 def describe(exported: Exported) -> Mapping[str, str]:
@@ -65,9 +86,8 @@ def describe(exported: Exported) -> Mapping[str, str]:
     return {**texts, **{key: json.dumps(value) for key, value in values.items()}}
 
 
-def _trace(exported: Exported) -> ModelProto:
-    """The network as a graph whose batch, height and width are free."""
-    network = copy.deepcopy(exported.network)
+def _trace(network: BasicUNet, channels: int) -> ModelProto:
+    network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, UpCat):
             module.is_pad = False  # pads odd sizes, of which multiples of 16 have none, and would fix the traced size
@@ -78,7 +98,7 @@ def _trace(exported: Exported) -> ModelProto:
         warnings.simplefilter("ignore")  # torch's own about itself
         program = torch.onnx.export(
             network,
-            (torch.zeros(2, exported.task.channels, 32, 48),),
+            (torch.zeros(2, channels, 32, 48),),
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=(free,),

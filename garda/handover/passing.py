@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from garda import parallel
 from garda.errors import TrainingError
 from garda.handover.gate import Reference, inspect_incoming, inspect_learnt
 from garda.handover.verdict import Check, Verdict, decide
@@ -47,6 +48,7 @@ class Gate:
         if decide(checks).decision == "refuse" and not self.forced:
             return before, decide(checks)
         try:
+            parallel.call(domain)
             after = self.method.adapt(before, domain, slices, stages)
         except TrainingError as error:
             return before, decide([*checks, _failed(domain, error)])

@@ -8,6 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from garda.errors import PackageError
+from garda.facts import read_facts
 from garda.files import read_json, replacing, write_json
 from garda.handover.card import NOTICE_TEXT, write_card
 from garda.handover.ledger import (
@@ -24,7 +25,6 @@ from garda.handover.ledger import (
 from garda.handover.package import CARD, DIGEST, NOTICE, OPEN, SETUP, contents, package_digest, read_task
 from garda.handover.results import RESULTS, Result, format_results
 from garda.handover.signing import read_signatures, sign_line, write_signatures
-from garda.knowledge import read_facts
 from garda.plan import Setup
 
 

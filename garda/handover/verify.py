@@ -8,6 +8,7 @@ from pathlib import Path
 
 from garda import __version__
 from garda.errors import PackageError
+from garda.facts import read_facts
 from garda.handover.card import NOTICE_TEXT, write_card
 from garda.handover.ledger import LEDGER, Entry, digest_of, parse_lines, read_lines
 from garda.handover.package import (
@@ -25,7 +26,6 @@ from garda.handover.package import (
 )
 from garda.handover.results import RESULTS, format_results
 from garda.handover.signing import Signature, Trusted, check_signatures
-from garda.knowledge import read_facts
 from garda.plan import Setup
 
 AGAIN = "ask for the package again"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
+import torch
 from monai.networks.nets import BasicUNet
 from pydantic import Field
 
@@ -97,6 +98,11 @@ class Method(ABC, Generic[S]):
             domain: any domain's name, one that has not been met included.
         """
         return knowledge.segmenter
+
+    def reads_equally(self, before: Knowledge, after: Knowledge, domain: str) -> bool:
+        """Whether two states of knowledge read a domain with networks that are equal to the bit."""
+        old, new = (self.network(knowledge, domain).state_dict() for knowledge in (before, after))
+        return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
 
     def standardise(self, knowledge: Knowledge, volume: Volume, domain: str) -> Volume:
         """What is done to a whole volume of a domain before it is segmented; nothing, unless a method says so."""

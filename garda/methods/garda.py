@@ -94,11 +94,13 @@ class Garda(Replaying[GardaSettings]):
             lesson.steps,
             stage,
         )
+        own = self._choose(knowledge, learnt, slices, stages)
+        generator.round_look()  # not earlier: the share has learnt from the look as it was learnt
         return replace(
             knowledge,
             generator=generator,
             domains=(*knowledge.domains, domain),
-            statistics={**knowledge.statistics, domain: self._choose(knowledge, learnt, slices, stages)},
+            statistics={**knowledge.statistics, domain: own},
         )
 
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:

@@ -92,7 +92,7 @@ def audit(
         outliers=outliers,
         membership=tuple(sorted(membership, key=lambda found: -found.interval[0])),
         no_figure=reason,
-        bytes_kept=sum(tensor.nbytes for tensor in generator.state_dict().values()),
+        bytes_kept=sum(tensor.nbytes for tensor in generator.kept_state().values()),
         bytes_seen=BYTES * sum(volume.numel() for volume in members),
         findings=find(copies, outliers, membership, reason, settings),
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from garda.errors import GardaError, RunFolderError
+from garda.errors import RunFolderError
+from garda.ports import check_port
 from garda.tracking.mlflow_store import ARTIFACTS, DATABASE, OFFLINE
 
 HOST = "127.0.0.1"
@@ -29,20 +29,10 @@ def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
     database = out.resolve() / DATABASE
     if not database.is_file():
         raise RunFolderError(out, f"holds no {DATABASE}", "give the --out folder of `garda run`")
-    _try_port(port)
+    check_port(port, "--port", "give another port", HOST)
     tell(f"http://{HOST}:{port} shows {out} (Ctrl-C ends it)")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{database}"]
     command += ["--artifacts-destination", str(database.with_name(ARTIFACTS))]
     os.execve(sys.executable, command, {**OFFLINE, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
-
-
-def _try_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise GardaError("--port", f"port {port} cannot be opened ({reason})", "give another port") from None

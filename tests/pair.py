@@ -1,0 +1,54 @@
+"""Two processes that run methods together; see ``test_parallel.py``.
+
+python -m tests.pair FOLDER
+
+FOLDER holds ``source.yaml`` and ``target.yaml``; ``source/<method>`` is begun there, ``target/<method>`` goes on. What
+the leader was told of losses goes to ``<which>/<method>.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from garda.run import enlist, follow_sequence, run_sequence
+from garda.sequence import read_sequence
+from garda.stopping import Stopping
+from garda.tracking import InMemory
+
+from .phantoms import tiny_run
+
+METHODS = (
+    "garda",
+    "garda_paper",
+    "adversarial",
+    "self_training",
+    "entropy",
+    "joint",
+)  # all lessons
+
+CHANGES = {"source": {"optimizer": "sgd", "learning_rate": 0.05}}  # unlike Adam's, its steps tell a sum from a mean
+
+
+def losses(tracker: InMemory) -> dict[str, list[float]]:
+    """Each curve by stage and name."""
+    return {f"{stage} {name}": [*curve.values()] for (stage, name), curve in tracker.curves.items()}
+
+
+def main(folder: Path) -> None:
+    """Each method's source, then its target."""
+    for which in ("source", "target"):
+        for method in METHODS:
+            pipeline, out = folder / f"{which}.yaml", folder / which / method
+            sequence = read_sequence(pipeline, method=method, changes=CHANGES)
+            if not enlist(sequence, 2, 1):
+                follow_sequence(sequence, folder / "data", out, Stopping())
+                continue
+            tracker = InMemory()
+            run_sequence(tiny_run(sequence, pipeline, out, tracker))
+            out.with_suffix(".json").write_text(json.dumps(losses(tracker)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

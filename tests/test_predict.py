@@ -1,0 +1,280 @@
+"""Prediction: what is read ahead, what ONNX Runtime answers, and what is refused before an image is read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from garda import predict as predicting
+from garda.ahead import read_ahead, unheard
+from garda.compute import Compute, ComputeSettings
+from garda.errors import DataError, Interrupted
+from garda.handover.export import read_exported
+from garda.handover.exported import Exported
+from garda.handover.package import find_stage, package_digest
+from garda.onnx_runtime import OnnxNetwork
+from garda.predict import OTHER, predict
+from garda.private import private_folder
+from garda.report import Reporter
+from garda.segmenter import segment
+from garda.stopping import Stopping
+from garda.task import Task
+
+from .phantoms import SITES, run_tiny, write_tiny
+from .test_cli import garda
+from .test_export import TASK, centre, read, untrained, write_scans
+
+WAIT = 20.0  # seconds, for what another thread does at once
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    run_tiny(pipeline, out, method="batchnorm")  # a network for every target
+    return out
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Exported:
+    return read_exported(run)
+
+
+@pytest.fixture
+def images(pipeline: Path) -> list[Path]:
+    return sorted((pipeline.parent / "data" / SITES[1] / "images").iterdir())[:3]
+
+
+def quiet() -> Reporter:
+    return Reporter(Console(quiet=True))
+
+
+def dice(ours: Tensor, theirs: Tensor, index: int) -> float:
+    mine, yours = ours == index, theirs == index
+    return float(2 * (mine & yours).sum() / (mine.sum() + yours.sum()))
+
+
+def test_results_come_in_order_and_an_error_at_its_turn():
+    def divide(number: int) -> float:
+        return 1 / number
+
+    with read_ahead([1, 2, 4], divide) as results:
+        assert list(results) == [1.0, 0.5, 0.25]
+    with read_ahead([], divide) as results:
+        assert list(results) == []
+    found = []
+    with pytest.raises(ZeroDivisionError), read_ahead([1, 0, 2], divide) as results:
+        for result in results:
+            found.append(result)
+    assert found == [1.0]
+
+
+def test_one_item_and_no_more_is_read_ahead():
+    begun = [threading.Event() for _ in range(4)]
+
+    def read_one(index: int) -> int:
+        begun[index].set()
+        return index
+
+    with read_ahead(range(4), read_one) as results:
+        for index in results:
+            following = begun[index + 1 : index + 2]
+            assert all(event.wait(WAIT) for event in following)
+            time.sleep(0.05)
+            assert not any(event.is_set() for event in begun[index + 2 :])
+
+
+def test_a_block_that_is_stopped_leaves_nothing_unpacked():
+    waiting, folders = threading.Event(), []
+
+    def indices() -> Iterator[int]:
+        yield from (0, 1)
+        waiting.set()  # the caller goes on to wait for the second
+        yield from (2, 3)
+
+    def unpack(index: int) -> int:
+        with private_folder() as folder:
+            folders.append(folder)
+            if index == 1:
+                assert waiting.wait(WAIT)
+                time.sleep(0.1)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+        return index
+
+    with Stopping().listening(), pytest.raises(Interrupted), read_ahead(indices(), unpack) as results:
+        assert list(results) == []
+    assert len(folders) == 2 and not any(folder.exists() for folder in folders)
+    assert not any(thread.name.startswith("reader") for thread in threading.enumerate())
+
+
+def test_two_threads_that_silence_warnings_are_both_silent():
+    inside, left = threading.Event(), threading.Event()
+
+    def read_one(index: int) -> int:
+        if index == 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                inside.set()
+                assert left.wait(WAIT)
+                warnings.warn("Mustermann", stacklevel=1)
+        return index
+
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with unheard(), read_ahead(range(2), read_one) as results:
+            begun = warnings.catch_warnings()
+            begun.__enter__()  # this thread's block begins before the reader's and ends within it
+            next(results)
+            assert inside.wait(WAIT)
+            begun.__exit__()
+            left.set()
+            assert list(results) == [1]
+        warnings.warn("heard again", stacklevel=1)
+    assert [str(warning.message) for warning in heard] == ["heard again"]
+
+
+def test_the_next_scan_is_read_while_one_is_segmented(run, images, tmp_path, monkeypatch):
+    begun = {image.name: threading.Event() for image in images}
+    order = []
+    own_read, own_segment = predicting.read_volume, predicting.segment
+
+    def read_volume(case, *given, **more):
+        begun[case.case].set()
+        return own_read(case, *given, **more)
+
+    def segment_volume(network, volume, *given):
+        order.append(volume.case)
+        following = images[len(order) : len(order) + 1]
+        assert all(begun[image.name].wait(WAIT) for image in following)
+        return own_segment(network, volume, *given)
+
+    with quiet() as reporter:
+        plain = [predict(run, [image], tmp_path / "plain", reporter)[0] for image in images]
+        monkeypatch.setattr(predicting, "read_volume", read_volume)
+        monkeypatch.setattr(predicting, "segment", segment_volume)
+        written = predict(run, images, tmp_path / "maps", reporter)
+    assert order == [image.name for image in images]
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in plain]
+
+
+def test_a_scan_that_vanishes_costs_no_label_map_before_it(run, images, tmp_path, monkeypatch):
+    own = predicting.read_volume
+
+    def read_volume(case, *given, **more):
+        if case.case == images[1].name:
+            raise DataError(case.where, "cannot be read", "copy it again")
+        return own(case, *given, **more)
+
+    monkeypatch.setattr(predicting, "read_volume", read_volume)
+    with quiet() as reporter, pytest.raises(DataError, match="cannot be read; copy it again"):
+        predict(run, images, tmp_path / "maps", reporter)
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == [images[0].name]
+
+
+@pytest.mark.parametrize("changes", [{}, {"fit": "patch", "size": (32, 32), "channels": 3}])
+def test_onnx_runtime_segments_as_torch_does(changes, exported, tmp_path):
+    task = Task.model_validate({**TASK.model_dump(), **changes})
+    other = untrained(exported, task)
+    compute = Compute(ComputeSettings(accelerator="cpu", precision="32"))
+    volumes = [read(file, task) for file in sorted(write_scans(tmp_path / "images").iterdir())]
+    centre(other, volumes[0])
+    network = OnnxNetwork(other.network, task.channels)
+    for volume in volumes:
+        ours = segment(compute.prepare(other.network), volume, task, compute)
+        theirs = segment(network, volume, task, compute)
+        assert ours.unique().tolist() == [0, 1, 2]
+        assert all(dice(ours, theirs, index) > 0.995 for index in range(3))
+
+
+def test_onnx_runtime_computes_in_float32_whatever_the_package_says(exported, tmp_path):
+    other = untrained(exported, TASK)
+    volume = read(sorted(write_scans(tmp_path / "images").iterdir())[0], TASK)
+    centre(other, volume)
+    network = OnnxNetwork(other.network, TASK.channels)
+    exact, coarse = (Compute(ComputeSettings(accelerator="cpu", precision=kind)) for kind in ("32", "bf16"))
+    ours = segment(network, volume, TASK, exact)
+    assert torch.equal(segment(network, volume, TASK, coarse), ours)
+    assert not torch.equal(segment(coarse.prepare(other.network), volume, TASK, coarse), ours)
+
+
+def segmented(monkeypatch: pytest.MonkeyPatch, run: Path, image: Path, out: Path, **how: Any) -> tuple[Tensor, Tensor]:
+    """What the network is shown of an image, and what it answers; five steps find no heart, so labels tell nothing."""
+    shown = []
+
+    def segment_volume(network, volume, *given):
+        with torch.inference_mode():
+            shown.append((volume.image, network(volume.image[..., :64, :64])))
+        return segment(network, volume, *given)
+
+    with monkeypatch.context() as patch, quiet() as reporter:
+        patch.setattr(predicting, "segment", segment_volume)
+        (written,) = predict(run, [image], out, reporter, **how)
+    assert nib.load(written).shape == nib.load(image).shape
+    return shown[0]
+
+
+def test_the_network_of_the_chosen_domain_runs_in_onnx_runtime(run, images, tmp_path, monkeypatch):
+    answers = {}
+    for domain in (SITES[0], SITES[1], OTHER):
+        kinds = [
+            segmented(monkeypatch, run, images[0], tmp_path / f"{domain}-{onnx}", domain=domain, onnx=onnx)
+            for onnx in (False, True)
+        ]
+        (_, ours), (_, theirs) = kinds
+        assert torch.allclose(ours, theirs, atol=1e-4) and not torch.equal(ours, theirs)
+        answers[domain] = theirs
+    assert torch.equal(answers[SITES[0]], answers[OTHER])
+    assert not torch.allclose(answers[SITES[0]], answers[SITES[1]], atol=1e-2)
+
+
+def test_a_method_that_prepares_its_images_predicts_with_onnx_runtime(pipeline, images, tmp_path, monkeypatch):
+    run_tiny(pipeline, tmp_path / "run", method="histogram")
+    (shown, ours), (other, theirs) = (
+        segmented(monkeypatch, tmp_path / "run", images[0], tmp_path / str(onnx), onnx=onnx) for onnx in (False, True)
+    )
+    assert torch.equal(shown, other) and torch.allclose(ours, theirs, atol=1e-4)
+    raw, _ = segmented(monkeypatch, tmp_path / "run", images[0], tmp_path / "raw", domain=SITES[0])
+    assert not torch.equal(shown, raw)
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
+def test_without_onnx_runtime_nothing_is_read_or_written(missing, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("garda.handover.onnx_file.find_spec", lambda name: None if name == missing else name)
+    (tmp_path / "broken.nii.gz").write_bytes(b"")
+    words = ("predict", run, tmp_path / "broken.nii.gz", tmp_path / "none.nii.gz", "--out", tmp_path / "maps")
+    assert garda(*words, "--runtime", "onnx") == 2
+    said = capsys.readouterr()
+    assert said.err == f'--runtime onnx: needs {missing}; run: pip install "garda[onnx]"\n' and said.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.nii.gz"]
+
+
+def test_the_command_line_takes_a_runtime_and_an_expected_digest(run, images, tmp_path, capsys, monkeypatch):
+    package = find_stage(run)
+    digest = package_digest(package)
+    words = ("predict", package, images[0], "--runtime", "onnx")
+    assert garda(*words, "--out", tmp_path / "no", "--expect", "0" * 64) == 2
+    what = f"{package}: has the digest {digest}, not the expected one; ask which package it is\n"
+    assert capsys.readouterr().err == what and not list(tmp_path.iterdir())
+    made: list[int] = []
+    monkeypatch.setattr(predicting, "OnnxNetwork", lambda *given: made.append(1) or OnnxNetwork(*given))
+    assert garda(*words, "--out", tmp_path / "maps", "--expect", digest.upper()) == 0
+    assert made == [1] and (tmp_path / "maps" / images[0].name).exists()
+    assert garda(*words[:3], "--out", tmp_path / "torch", "--runtime", "torch") == 0
+    assert made == [1]
