@@ -33,6 +33,7 @@ from garda.segmenter import FromLabels, FromReplay, build_segmenter, segment
 from garda.sequence import read_sequence
 from garda.slices import Batch
 from garda.task import Task
+from garda.training import Objective
 from garda.volumes import Frame, Volume
 
 Step = Callable[[int], object]
@@ -47,37 +48,40 @@ class Bench:
         self._task, self._settings, self._compute, self._slices = task, settings, compute, slices
         self._recipe: GardaPaperSettings = settings.garda_paper  # type: ignore[attr-defined]
 
-    def steps(self, kind: str) -> Iterator[tuple[str, Step]]:
-        """The kinds of steps of one lesson by name; one with the penalty and one without, where there is one."""
+    def learner(self, kind: str) -> tuple[Objective, int, int]:
+        """What teaches one kind of lesson, images a step (0 for none), and steps between penalties (0 for none)."""
         torch.manual_seed(0)
+        task, compute, recipe = self._task, self._compute, self._recipe
         if kind == "source segmenter":
             lesson = self._settings.source  # type: ignore[attr-defined]
-            labels = FromLabels(self._task, self._settings.segmenter, lesson, self._compute)  # type: ignore[attr-defined]
-            batch = self._batch(lesson.batch)
-            yield kind, lambda index: labels.step(batch, index)
-        elif kind == "source generator":
-            images = FromImages(self._task, "a", self._recipe.generator, self._recipe.images, self._compute)
-            yield from self._with_penalty(
-                kind, images.step, self._batch(self._recipe.images.batch), self._recipe.images
-            )
-        elif kind == "target generator":
-            style = FromStyle(self._task, "b", self._generator(), self._encoder(), self._recipe.style, self._compute)
-            batch = self._batch(self._recipe.style.real_images)
-            yield from self._with_penalty(kind, style.step, batch, self._recipe.style)
-        elif kind == "replay segmenter":
-            segmenter = self._segmenter()
-            lesson, generator = self._recipe.replay, self._generator()
-            replay = FromReplay(segmenter, copy.deepcopy(segmenter), generator, lesson, self._compute)
-            yield kind, lambda index: replay.step(None, index)
-        else:
-            yield kind, self._prediction()
+            return FromLabels(task, self._settings.segmenter, lesson, compute), lesson.batch, 0  # type: ignore[attr-defined]
+        if kind == "source generator":
+            images = FromImages(task, "a", recipe.generator, recipe.images, compute)
+            return images, recipe.images.batch, recipe.images.r1_interval
+        if kind == "target generator":
+            style = FromStyle(task, "b", self._generator(), self._encoder(), recipe.style, compute)
+            return style, recipe.style.real_images, recipe.style.r1_interval
+        segmenter = self._segmenter()
+        return FromReplay(segmenter, copy.deepcopy(segmenter), self._generator(), recipe.replay, compute), 0, 0
 
-    def _with_penalty(
-        self, kind: str, step: Callable[[Batch, int], object], batch: Batch, lesson: object
-    ) -> Iterator[tuple[str, Step]]:
-        interval: int = lesson.r1_interval  # type: ignore[attr-defined]
-        yield kind, lambda index: step(batch, 1 + index % (interval - 1) if interval > 1 else index)
-        yield f"{kind}, with R1", lambda index: step(batch, index * interval)
+    def batch(self, size: int) -> Batch:
+        """Random images and labels."""
+        task = self._task
+        return Batch(torch.rand(size, task.channels, *task.size), torch.randint(len(task.classes), (size, *task.size)))
+
+    def steps(self, kind: str) -> Iterator[tuple[str, Step]]:
+        """The kinds of steps of one lesson by name; one with the penalty and one without, where there is one."""
+        if kind == KINDS[-1]:
+            torch.manual_seed(0)
+            yield kind, self._prediction()
+            return
+        learner, size, interval = self.learner(kind)
+        batch = self.batch(size) if size else None
+        if interval == 0:
+            yield kind, lambda index: learner.step(batch, index)
+            return
+        yield kind, lambda index: learner.step(batch, 1 + index % (interval - 1) if interval > 1 else index)
+        yield f"{kind}, with R1", lambda index: learner.step(batch, index * interval)
 
     def _prediction(self) -> Step:
         task, network = self._task, self._compute.prepare(self._segmenter()).eval()
@@ -94,10 +98,6 @@ class Bench:
                 return infer(whole, network).argmax(dim=1).cpu()
 
         return plain
-
-    def _batch(self, size: int) -> Batch:
-        task = self._task
-        return Batch(torch.rand(size, task.channels, *task.size), torch.randint(len(task.classes), (size, *task.size)))
 
     def _segmenter(self) -> nn.Module:
         return build_segmenter(self._task, self._settings.segmenter)  # type: ignore[attr-defined]

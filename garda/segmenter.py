@@ -10,6 +10,7 @@ from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceCELoss
 from monai.networks.layers.factories import Norm
 from monai.networks.nets import BasicUNet
+from monai.networks.nets.basic_unet import UpCat
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -103,14 +104,20 @@ class ReplayLessonSettings(LessonSettings):
 
 def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:
     """A network from (B, ``task.channels``, H, W) in [0, 1] to (B, K, H, W) logits; H and W multiples of 16."""
-    return BasicUNet(
+    network = BasicUNet(
         spatial_dims=2,
         in_channels=task.channels,
         out_channels=len(task.classes),
         features=settings.widths,
         norm="shared_batch",
-        act="relu",
+        act=("relu", {"inplace": True}),
     )
+    for part in network.modules():
+        if isinstance(part, UpCat):
+            part.is_pad = (
+                False  # sides fit as they are, and padding by nothing copies, in float32 and the cat after it too
+            )
+    return network
 
 
 class FromLabels:

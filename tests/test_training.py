@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,16 +78,33 @@ def test_a_killed_stage_ends_with_equal_weights(tmp_path: Path):
 def test_a_stop_comes_after_a_checkpoint(tmp_path: Path):
     stopped = stage(tmp_path)
 
-    def stop(step: int) -> Tensor:
-        if step == 3:
-            stopped.stopping.exit_code = 75
-        return batch(step)
+    class Stopped(Line):
+        def step(self, batch: Tensor, step: int):
+            if step == 3:
+                stopped.stopping.exit_code = 75
+            return super().step(batch, step)
 
     with pytest.raises(Interrupted) as caught:
-        fit(Line, stop, 9, stopped)
+        fit(Stopped, batch, 9, stopped)
     assert caught.value.exit_code == 75
     assert str(caught.value) == "0-A-line: stopped on request; run the same command again to go on from here"
     assert torch.load(stopped.checkpoint, weights_only=True)["step"] == 4
+
+
+def test_the_next_batch_is_drawn_while_a_step_is_learnt(tmp_path: Path):
+    """Each batch is waited for in the step before its own: a loop that draws afterwards would wait in vain."""
+    drawn = [threading.Event() for _ in range(4)]
+
+    def draw(step: int) -> Tensor:
+        drawn[step].set()
+        return batch(step)
+
+    class Waiting(Line):
+        def step(self, batch: Tensor, step: int):
+            assert step == 3 or drawn[step + 1].wait(10)
+            return super().step(batch, step)
+
+    fit(Waiting, draw, 4, stage(tmp_path))
 
 
 def test_a_loss_that_is_no_number_names_stage_loss_and_step(tmp_path: Path):

@@ -214,7 +214,8 @@ class StyledConvolution(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, inputs, H, W), (B, style) and (B, 1, H, W) to (B, outputs, H, W)."""
-        x = self.convolution(x * self.scale(style)[:, :, None, None] + self.shift(style)[:, :, None, None])
+        scale, shift = (layer(style)[:, :, None, None].to(x.dtype) for layer in (self.scale, self.shift))
+        x = self.convolution(torch.addcmul(shift, x, scale))
         if self.noise_scale is not None and noise is not None:
-            x = x + self.noise_scale * noise
+            x = torch.addcmul(x, self.noise_scale.to(x.dtype), noise.to(x.dtype))
         return x
