@@ -73,6 +73,7 @@ def run(
     from garda.figures import matrix_table
     from garda.handover.package import find_stage, package_digest
     from garda.handover.signing import read_private
+    from garda.handover.verify import verify
     from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
     from garda.run import Run, enlist, follow_sequence, run_sequence
@@ -88,6 +89,9 @@ def run(
         own = (open_tracker(out, tell=reporter.line), reporter, context.obj, Pseudonyms(load_key()))
         scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key, audited=audited))
         reporter.line(f"package {package_digest(find_stage(out))}: {find_stage(out)}")
+        for entry in verify(find_stage(out)).entries:
+            if not entry.learnt:
+                reporter.line(f"left out: {entry.domain}, which the gate refused; its row is that of the stage before")
         if not scores:
             return
         dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
@@ -156,6 +160,9 @@ def check(
     cases = [case for domain in sequence.domains for case in domain.cases]
     with Reporter() as reporter:
         check_cases(sequence, data, cases, reporter, learner.reads_target_labels, rehash)
+        unrecorded = sum(not case.digests for case in cases)
+        if unrecorded:
+            reporter.line(f"{unrecorded} cases have no digest in their manifest: it is not known whether they changed")
         reporter.line(f"{len(cases)} cases of {len(sequence.domains)} domains: no problem found")
 
 

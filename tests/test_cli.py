@@ -63,10 +63,20 @@ def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsy
     assert (out / "mlflow.db").exists()
 
 
+def test_a_site_that_was_left_out_is_told_with_the_matrix(pipeline, tmp_path, capsys):
+    words = ["run", pipeline, "--data", pipeline.parent / "data", "--out", tmp_path / "out", "--method", "source_only"]
+    assert garda(*words, "--set", "gate.slices=[5000, 4000]") == 0
+    printed = capsys.readouterr().out.splitlines()
+    for site in SITES[1:]:
+        assert f"left out: {site}, which the gate refused; its row is that of the stage before" in printed
+
+
 def test_check_reads_everything_and_trains_nothing(pipeline, capsys):
     before = sorted(pipeline.parent.rglob("*"))
     assert garda("check", pipeline, "--data", pipeline.parent / "data") == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "12 cases of 3 domains: no problem found"
+    unknown, last = capsys.readouterr().out.splitlines()[-2:]
+    assert unknown == "12 cases have no digest in their manifest: it is not known whether they changed"
+    assert last == "12 cases of 3 domains: no problem found"
     assert sorted(pipeline.parent.rglob("*")) == before
 
 

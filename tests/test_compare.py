@@ -250,8 +250,9 @@ def test_what_choices_cost_is_told_run_by_run_with_mean_and_worst(request_):
     )
     told = tell(replace(request_, methods=["garda"]))
     assert told.find("choice.csv", domain="lge_3t") == {
-        "row": "garda", "seed": "0", "domain": "lge_3t", "candidates": "2", "step": "100",
-        "chosen": "0.800", "best": "0.810", "last": "0.800", "short by": "0.010",
+        "row": "garda", "seed": "0", "domain": "lge_3t", "candidates": "2",
+        "steps of the chosen": "100", "Dice of the chosen": "0.800", "of the best": "0.810", "of the last": "0.800",
+        "short by": "0.010",
     }  # fmt: skip
     assert told.find("choice.csv", domain="tse_1p5t")["short by"] == "0.000"
     assert told.find("choice.csv", domain="mean")["short by"] == "0.005"

@@ -69,7 +69,8 @@ def choice_table(choices: Sequence[Chosen]) -> Wide:
         short = [choice.short for choice in own]
         lines.append((name, "", "mean", "", "", "", "", "", f"{fmean(short):.3f}"))
         lines.append((name, "", "worst", "", "", "", "", "", f"{max(short):.3f}"))
-    heading = ("row", "seed", "domain", "candidates", "step", "chosen", "best", "last", "short by")
+    dice = ("Dice of the chosen", "of the best", "of the last", "short by")
+    heading = ("row", "seed", "domain", "candidates", "steps of the chosen", *dice)
     return Wide(CHOICE_TITLE, None, heading, lines, words=3)
 
 
