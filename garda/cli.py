@@ -71,7 +71,7 @@ def run(
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.continual import forgetting, matrix, summary
     from garda.figures import matrix_table
-    from garda.handover.package import find_stage, package_digest
+    from garda.handover.package import find_stage
     from garda.handover.signing import read_private
     from garda.handover.verify import verify
     from garda.pseudonyms import Pseudonyms, load_key
@@ -88,8 +88,9 @@ def run(
     with Reporter() as reporter:
         own = (open_tracker(out, tell=reporter.line), reporter, context.obj, Pseudonyms(load_key()))
         scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key, audited=audited))
-        reporter.line(f"package {package_digest(find_stage(out))}: {find_stage(out)}")
-        for entry in verify(find_stage(out)).entries:
+        found = verify(find_stage(out))
+        reporter.line(f"package {found.digest}: {find_stage(out)}")
+        for entry in found.entries:
             if not entry.learnt:
                 reporter.line(f"left out: {entry.domain}, which the gate refused; its row is that of the stage before")
         if not scores:

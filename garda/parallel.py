@@ -248,7 +248,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
-        """Added up in place of a copy."""
+        """Added up in a copy."""
         total = tensor.detach().clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total
