@@ -16,7 +16,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from garda import parallel
+from garda import parallel, whole_batch
 from garda.audit import audit_stage
 from garda.checks import check, check_cases, labelled_cases, needed_cases
 from garda.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
@@ -125,7 +125,7 @@ def adapt(hop: Hop) -> Path:
         plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest, hop.forced)
         check_folder(run.out, plan)
         learnt.method.check()
-        parallel.check_batches(settings, plan.settings, parallel.count())
+        whole_batch.check_batches(settings, plan.settings, parallel.count())
         to_learn = [] if run.kept(domain).exists() else [domain]
         check(run.sequence, hop.data, needed_cases(run.sequence, to_learn), hop.reporter)
         make_private(run.out)

@@ -17,7 +17,7 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
-from garda import parallel
+from garda import whole_batch
 from garda.augment import AppearanceSettings, change_appearance
 from garda.compute import Compute
 from garda.config import Config
@@ -93,7 +93,7 @@ class FromEntropy:
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on an unlabelled batch."""
         with self._compute.autocast():
-            logits = self.segmenter(self._compute.place(batch.image)[parallel.part(len(batch.image))])
+            logits = self.segmenter(self._compute.place(batch.image)[whole_batch.part(len(batch.image))])
         loss = entropy(logits.float())
         descend(self._optimizer, loss)
         return {"entropy": loss.detach()}
@@ -173,7 +173,7 @@ class FromTeacher:
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on an unlabelled batch."""
         image = self._compute.place(batch.image)
-        answer, part = self._answer(image), parallel.part(len(image))
+        answer, part = self._answer(image), whole_batch.part(len(image))
         with self._compute.autocast():
             logits = self._student(change_appearance(image, self._lesson.appearance)[part])
         loss = F.cross_entropy(logits.float(), answer[part])

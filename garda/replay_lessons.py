@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda import parallel
+from garda import parallel, whole_batch
 from garda.compute import Compute
 from garda.config import Config
 from garda.slices import Batch
@@ -99,10 +99,10 @@ class FromAdversary:
         set_rate(self._opponent, lesson.discriminator_rate, step, lesson.steps)
         image, label = self._replay.batch(lesson.batch, 0)
         images = self._compute.place(torch.cat([image, self._compute.place(batch.image)]))
-        part, count = parallel.part(len(image), len(batch.image)), len(image) // parallel.size()
+        part, count = whole_batch.part(len(image), len(batch.image)), len(image) // parallel.size()
         with self._compute.autocast():
             logits = self.segmenter(images[part]).float()
-        segmentation = self._loss(logits[:count], label[parallel.part(len(label))])
+        segmentation = self._loss(logits[:count], label[whole_batch.part(len(label))])
         source, target = self_information(logits).tensor_split([count])
         return {
             "segmentation": segmentation.detach(),
@@ -146,5 +146,5 @@ def build_discriminator(classes: int, widths: Sequence[int]) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for before, width in itertools.pairwise([classes, *widths]):
-        layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+        layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, stride=2, padding=1))

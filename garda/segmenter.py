@@ -15,7 +15,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda import parallel
+from garda import whole_batch
 from garda.augment import (
     AppearanceSettings,
     GeometrySettings,
@@ -40,7 +40,7 @@ Width = Annotated[int, Field(gt=0, le=2048)]  # a package from elsewhere may ask
 @Norm.factory_function("shared_batch")
 def _shared_batch(dimensions: int) -> type[nn.Module]:
     """MONAI's name for batch normalisation that several processes share."""
-    return (parallel.BatchNorm1d, parallel.BatchNorm2d)[dimensions - 1]
+    return (whole_batch.BatchNorm1d, whole_batch.BatchNorm2d)[dimensions - 1]
 
 
 class SegmenterSettings(Config):
@@ -151,7 +151,7 @@ class FromLabels:
             image = change_appearance(image, self._lesson.appearance)
         rate = self._lesson.learning_rate
         set_rate(self._optimizer, rate, step, self._lesson.steps, decay=self._lesson.decay)
-        part = parallel.part(len(image))
+        part = whole_batch.part(len(image))
         with self._compute.autocast():
             logits = self.segmenter(image[part])
         loss = self._loss(logits.float(), label[part].unsqueeze(1))
@@ -188,7 +188,7 @@ class FromReplay:
         """One step on freshly replayed images."""
         lesson = self._lesson
         with torch.no_grad(), self._compute.autocast():
-            part = parallel.part(lesson.batch)
+            part = whole_batch.part(lesson.batch)
             anatomy = self._generator.draw(lesson.batch)[part]
             domains = torch.randint(len(self._generator.domains), (lesson.batch,))[part]
             answer = self._teacher(self._generator.sample(anatomy, torch.zeros_like(domains))).float()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from garda import parallel
+from garda import parallel, whole_batch
 from garda.augment import (
     AppearanceSettings,
     GeometrySettings,
@@ -217,7 +217,7 @@ class FromTarget:
         motion = draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
         image, answer = move_image(image, motion), move_image(answer, motion)
         image = change_appearance(randomise_appearance(image, lesson.randomisation), lesson.appearance)
-        part = parallel.part(len(replayed), len(real))
+        part = whole_batch.part(len(replayed), len(real))
         set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
         with self._compute.autocast():
             logits = self._student(self._compute.place(image[part])).float()

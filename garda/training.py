@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from garda import parallel
+from garda import parallel, whole_batch
 from garda.ahead import read_ahead
 from garda.errors import CheckpointError, Interrupted, TrainingError
 from garda.files import replacing
@@ -137,12 +137,12 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step down a loss that is this process's mean over its part of the batch."""
     optimizer.zero_grad()
     loss.backward()
-    parallel.average_gradients(weight for group in optimizer.param_groups for weight in group["params"])
+    whole_batch.average_gradients(weight for group in optimizer.param_groups for weight in group["params"])
     optimizer.step()
 
 
 def _checked(losses: Mapping[str, Tensor], stage: Stage, step: int) -> dict[str, float]:
-    values = dict(zip(losses, parallel.mean(torch.stack([*losses.values()])).tolist(), strict=True))
+    values = dict(zip(losses, whole_batch.mean(torch.stack([*losses.values()])).tolist(), strict=True))
     for name, value in values.items():
         if value != value or abs(value) == float("inf"):
             raise TrainingError(

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from garda import cli, parallel
+from garda import cli, parallel, whole_batch
 from garda.errors import ConfigError, Interrupted, Problems
 from garda.methods import parse_settings
 from garda.stopping import Stopping
@@ -231,31 +231,31 @@ def test_what_cannot_be_started_is_one_line(pipeline, tmp_path, monkeypatch, cap
 
 def test_halves_of_a_batch_are_shared_equally_too():
     settings = parse_settings("garda_paper", {"garda_paper": {"style": {"batch": 6}}}, "x")
-    parallel.check_batches(settings, ["garda_paper", "source"], 1)
+    whole_batch.check_batches(settings, ["garda_paper", "source"], 1)
     with pytest.raises(ConfigError, match=r"garda_paper\.style\.batch: 3 slices cannot be shared equally by 2 devices"):
-        parallel.check_batches(settings, ["garda_paper", "source"], 2)
+        whole_batch.check_batches(settings, ["garda_paper", "source"], 2)
     with pytest.raises(Problems):
-        parallel.check_batches(settings, ["garda_paper", "source"], 5)
-    parallel.check_batches(settings, ["generator"], 16)  # of the family that is not chosen, half a batch is 8
+        whole_batch.check_batches(settings, ["garda_paper", "source"], 5)
+    whole_batch.check_batches(settings, ["generator"], 16)  # of the family that is not chosen, half a batch is 8
 
 
 def test_one_process_keeps_what_it_is_given():
     x = torch.randn(4, 3, 2, 2)
-    assert x[parallel.part(4)].data_ptr() == x.data_ptr() and x[parallel.part(1, 3)].data_ptr() == x.data_ptr()
-    assert parallel.mean(x) is x and parallel.largest(3) == 3 and parallel.share("a") == "a"
+    assert x[whole_batch.part(4)].data_ptr() == x.data_ptr() and x[whole_batch.part(1, 3)].data_ptr() == x.data_ptr()
+    assert whole_batch.mean(x) is x and parallel.largest(3) == 3 and parallel.share("a") == "a"
     with parallel.together():
         assert parallel.size() == 1
-    ours, theirs = parallel.BatchNorm2d(3), nn.BatchNorm2d(3)
+    ours, theirs = whole_batch.BatchNorm2d(3), nn.BatchNorm2d(3)
     assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)
 
 
 def test_normalisation_by_the_whole_batch_is_torchs(monkeypatch):
     """With one process's own sums in place of the others', the formula alone is compared."""
-    monkeypatch.setattr(parallel, "size", lambda: 2)
-    monkeypatch.setattr(parallel, "mean", lambda tensor: tensor)
+    monkeypatch.setattr(whole_batch, "size", lambda: 2)
+    monkeypatch.setattr(whole_batch, "mean", lambda tensor: tensor)
     half = torch.randn(4, 3, 5, 5, dtype=torch.float64).float()
     whole = torch.cat([half, half])
-    ours, theirs = parallel.BatchNorm2d(3), nn.BatchNorm2d(3)
+    ours, theirs = whole_batch.BatchNorm2d(3), nn.BatchNorm2d(3)
     assert torch.allclose(ours(half), theirs(whole)[:4], atol=1e-6)
     assert torch.allclose(ours.running_mean, theirs.running_mean) and torch.allclose(
         ours.running_var, theirs.running_var
@@ -264,9 +264,9 @@ def test_normalisation_by_the_whole_batch_is_torchs(monkeypatch):
 
 
 def test_several_kinds_of_rows_are_shared_each_for_itself(monkeypatch):
-    monkeypatch.setattr(parallel, "size", lambda: 2)
-    monkeypatch.setattr(parallel.distributed, "get_rank", lambda: 1)
-    assert parallel.part(4) == slice(2, 4)
-    assert parallel.part(4, 2).tolist() == [2, 3, 5]
+    monkeypatch.setattr(whole_batch, "size", lambda: 2)
+    monkeypatch.setattr(whole_batch.distributed, "get_rank", lambda: 1)
+    assert whole_batch.part(4) == slice(2, 4)
+    assert whole_batch.part(4, 2).tolist() == [2, 3, 5]
     with pytest.raises(ValueError, match="cannot be shared"):
-        parallel.part(3)
+        whole_batch.part(3)

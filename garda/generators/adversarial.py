@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from garda import parallel
+from garda import parallel, whole_batch
 from garda.augment import ImitatedGeometrySettings, draw_motion, move_image
 from garda.compute import Compute
 from garda.config import Config
@@ -107,7 +107,7 @@ class FromImages(Adversarial):
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step of the discriminator, then one of the generator on the same images."""
         duel, count = self._duel, len(batch.image)
-        part = parallel.part(count)
+        part = whole_batch.part(count)
         real = self._move(self._compute.place(batch.image)[part], count)
         domains = torch.zeros(len(real), dtype=torch.long)
         with self._compute.autocast():
@@ -120,7 +120,7 @@ class FromImages(Adversarial):
         if self._lesson.motion is None:
             return image
         motion = draw_motion(count, self._lesson.motion, self._task.any_orientation, image.device)
-        return move_image(image, motion[parallel.part(count)])
+        return move_image(image, motion[whole_batch.part(count)])
 
 
 class FromStyle(Adversarial):
@@ -161,7 +161,7 @@ class FromStyle(Adversarial):
         new_domain = len(duel.generator.domains) - 1
         before = torch.cat([torch.randint(new_domain, (old,)), torch.zeros(count - old, dtype=torch.long)])
         domains = torch.cat([before[:old], torch.full((count - old,), new_domain)])
-        part, images = parallel.part(old, count - old), batch.image[parallel.part(len(batch.image))]
+        part, images = whole_batch.part(old, count - old), batch.image[whole_batch.part(len(batch.image))]
         anatomy, before, domains = duel.generator.draw(count)[part], before[part], domains[part]
         old //= parallel.size()
         with torch.no_grad(), self._compute.autocast():

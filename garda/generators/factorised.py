@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda import parallel
+from garda import whole_batch
 from garda.config import Config
 from garda.errors import ConfigError
 from garda.generators.base import Anatomy, Generator
@@ -146,7 +146,7 @@ class AnatomyEncoder(nn.Module):
             layers += [nn.AvgPool2d(2)] if index else []
             layers += [_block(before, width), _block(width, width)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], code, 1))
-        self.norm = parallel.BatchNorm2d(code, affine=False)
+        self.norm = whole_batch.BatchNorm2d(code, affine=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """The code, float32; an image's own mean and contrast are taken out first."""
@@ -163,10 +163,10 @@ class AppearanceEncoder(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for before, width in zip([channels, *self.WIDTHS[:-1]], self.WIDTHS, strict=True):
-            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.LeakyReLU(SLOPE)]
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(2 * self.WIDTHS[-1] + QUANTILES * channels, length)
-        self.norm = parallel.BatchNorm1d(length, affine=False)
+        self.norm = whole_batch.BatchNorm1d(length, affine=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """The code, float32."""
@@ -231,11 +231,13 @@ class ModulatedConvolution(nn.Module):
     def forward(self, x: Tensor, look: Tensor) -> Tensor:
         """(B, inputs, H, W) and (B, N) to (B, outputs, H, W)."""
         scale, shift = self.modulation(look)[:, :, None, None].chunk(2, dim=1)
-        return F.leaky_relu(self.convolution(x) * (1 + scale) + shift, SLOPE)
+        return F.leaky_relu_(self.convolution(x) * (1 + scale) + shift, SLOPE)
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), parallel.BatchNorm2d(outputs), nn.LeakyReLU(SLOPE))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), whole_batch.BatchNorm2d(outputs), nn.LeakyReLU(SLOPE, inplace=True)
+    )
 
 
 def _double(x: Tensor) -> Tensor:

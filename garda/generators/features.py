@@ -63,7 +63,7 @@ class VGG19Encoder(nn.Module):
             if index:
                 layers.append(nn.MaxPool2d(2))
             for width in widths:
-                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU()]
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.ReLU(inplace=True)]
                 before = width
         self.features = nn.Sequential(*layers)
         self.mean: Tensor

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from garda import parallel
+from garda import whole_batch
 from garda.augment import (
     ImitatedGeometrySettings,
     RandomisationSettings,
@@ -135,7 +135,7 @@ class Comparison:
                 seen = self._features(theirs)
             found = self._features(ours)
         parts = [
-            F.l1_loss(a.float(), b.float()) / (parallel.mean(b.float().abs().mean()) + 1e-3)
+            F.l1_loss(a.float(), b.float()) / (whole_batch.mean(b.float().abs().mean()) + 1e-3)
             for a, b in zip(found, seen, strict=True)
         ]
         return distance + self._settings.features * torch.stack(parts).sum()
@@ -183,7 +183,7 @@ class FromPairs:
         image, label = self._compute.place(batch.image), batch.label.to(self._compute.device)
         motion = draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
         image, label = move_image(image, motion), move_label(label, motion)
-        part = parallel.part(len(image))
+        part = whole_batch.part(len(image))
         first, second = (self._compute.place(randomise_appearance(image, lesson.randomisation))[part] for _ in range(2))
         with self._compute.autocast():
             code, look = generator.anatomy(first), generator.appearance(second)
@@ -228,7 +228,7 @@ class FromCodes:
         image = self._compute.place(batch.image)
         motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
         with torch.no_grad(), self._compute.autocast():
-            part = parallel.part(len(image))
+            part = whole_batch.part(len(image))
             code = self._encoder(self._compute.place(move_image(image, motion)[part]))
         noise = torch.randn(len(image), *code.shape[1:])[part].to(code.device)
         time = torch.sigmoid(torch.randn(len(image))[part]).to(code.device)
@@ -276,7 +276,7 @@ class FromLook:
         """One step on a batch of the target's images."""
         image = self._compute.place(batch.image)
         motion = draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
-        image = self._compute.place(move_image(image, motion)[parallel.part(len(image))])
+        image = self._compute.place(move_image(image, motion)[whole_batch.part(len(image))])
         with self._compute.autocast():
             drawn, _ = redraw(self.generator, image, self._compute)
         loss = self._compare(drawn, image)

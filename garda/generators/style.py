@@ -15,7 +15,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda import parallel
+from garda import parallel, whole_batch
 from garda.config import Config
 from garda.errors import ConfigError
 from garda.generators.base import Anatomy, Generator
@@ -110,7 +110,7 @@ class StyleGenerator(Generator):
             if wanted > level:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
                 level = wanted
-            x = F.leaky_relu(layer(x, style, noise), SLOPE)
+            x = F.leaky_relu_(layer(x, style, noise), SLOPE)
         return self.image(x, style).float()
 
 
@@ -154,11 +154,11 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, domains: Tensor) -> Tensor:
         """(B, C, H, W) and (B,) domain indices to (B,) float32 logits: positive means real."""
         for index, layer in enumerate(self.layers):
-            x = F.leaky_relu(layer(x), SLOPE)
+            x = F.leaky_relu_(layer(x), SLOPE)
             if index < len(self.layers) - 1:
                 x = F.avg_pool2d(x, 2)
         x = torch.cat([x, minibatch_deviation(x).to(x.dtype)], dim=1)
-        x = F.leaky_relu(self.final(x), SLOPE)
+        x = F.leaky_relu_(self.final(x), SLOPE)
         x = self.logits(F.leaky_relu(self.dense(x.flatten(1)), SLOPE))
         return (x.float() * self.projection[domains.to(x.device)]).sum(dim=1) / math.sqrt(PROJECTION)
 
@@ -169,7 +169,7 @@ def minibatch_deviation(x: Tensor) -> Tensor:
     if parallel.size() == 1:
         variance = wide.var(dim=0, unbiased=False)
     else:
-        variance = parallel.mean((wide - parallel.mean(wide.mean(dim=0))).square().mean(dim=0))
+        variance = whole_batch.mean((wide - whole_batch.mean(wide.mean(dim=0))).square().mean(dim=0))
     deviation = (variance + 1e-8).sqrt().mean()
     return deviation.expand(len(x), 1, *x.shape[-2:])
 
