@@ -10,7 +10,7 @@ The tables are made from every finished run in the folder, whichever call of the
 
 from __future__ import annotations
 
-from garda.comparison.choices import choice_table, find_choices
+from garda.comparison.choices import choice_table, cost_table, find_choices
 from garda.comparison.figures import draw_curves, draw_matrices
 from garda.comparison.measures import Comparison, differences, measure
 from garda.comparison.request import Planned, Request, plan_runs
@@ -94,7 +94,7 @@ def write_tables(request: Request, comparison: Comparison) -> list[Wide]:
     if not choices:
         return shown
     write_wide(request.out / "choice.csv", [choice_table(choices)])
-    return [*shown, choice_table(choices)]
+    return [*shown, choice_table(choices), cost_table(choices)]
 
 
 def _open(request: Request, run: Planned, reporter: Reporter, stopping: Stopping, pseudonyms: Pseudonyms) -> Run:

@@ -6,8 +6,12 @@ For research: it keeps the candidates' weights in the run folder and reads the t
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from garda.choice import Candidate, choose
 from garda.errors import RunFolderError
@@ -15,6 +19,7 @@ from garda.files import read_json, replacing, write_json
 from garda.weights import read_weights, save_weights
 
 CANDIDATES = "candidates.csv"  # in a run folder
+_REMEDY = "delete it; with --judge-choice it is written again"
 
 
 def keep_candidates(folder: Path, candidates: Sequence[Candidate]) -> None:
@@ -41,37 +46,66 @@ def load_candidates(folder: Path) -> list[Candidate]:
     return [Candidate(int(step), own[step], scores[step]) for step in sorted(scores, key=int)]
 
 
+class Judged(BaseModel):
+    """A line of ``CANDIDATES``; columns beside these are the candidate's label-free scores.
+
+    Attributes:
+        stage: of the run.
+        domain: its target.
+        step: steps that the candidate had learnt.
+        chosen: whether it is the one that was chosen.
+        dice: its mean Dice over the target's test patients.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    stage: NonNegativeInt
+    domain: str
+    step: NonNegativeInt
+    chosen: bool
+    dice: Annotated[float, Field(ge=0, le=1)]
+
+
 def judge(
     path: Path, stage: int, domain: str, candidates: Sequence[Candidate], dice: Callable[[Candidate], float]
 ) -> None:
-    """Add a stage's candidates to the table of all; a row that stands there already is replaced.
+    """Add a stage's candidates to the table of all; a line that stands there already is replaced.
 
     Args:
-        path: ``CANDIDATES``, with the columns stage, domain, step, chosen, dice, and the label-free scores.
+        path: ``CANDIDATES``, a :class:`Judged` a line.
         stage: the stage.
         domain: its domain.
         candidates: those among which was chosen.
         dice: a candidate's mean Dice over the domain's test patients.
+
+    Raises:
+        RunFolderError: the table is damaged, or cannot be written.
     """
     chosen = candidates[choose(candidates)].step
-    rows = [row for row in read_candidates(path) if row["stage"] != str(stage)]
+    lines = [line.model_dump() for line in read_candidates(path) if line.stage != stage]
     for candidate in candidates:
-        facts = {"stage": stage, "domain": domain, "step": candidate.step, "chosen": int(candidate.step == chosen)}
-        rows.append({key: str(value) for key, value in {**facts, "dice": dice(candidate), **candidate.scores}.items()})
+        facts = {"stage": stage, "domain": domain, "step": candidate.step, "chosen": candidate.step == chosen}
+        lines.append({**facts, "dice": dice(candidate), **candidate.scores})
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[-1]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(lines[-1]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({**line, "chosen": int(line["chosen"])} for line in lines)
 
 
-def judged_stages(path: Path) -> set[int]:
-    """The stages that stand in the table."""
-    return {int(row["stage"]) for row in read_candidates(path)}
+def read_candidates(path: Path) -> list[Judged]:
+    """The table that :func:`judge` writes, of each stage one chosen line; none where there is no table.
 
-
-def read_candidates(path: Path) -> list[dict[str, str]]:
-    """The rows of the table that :func:`judge` writes; none where there is no table."""
+    Raises:
+        RunFolderError: it is damaged.
+    """
     if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = [Judged.model_validate(line) for line in csv.DictReader(file, strict=True)]
+    except (OSError, UnicodeDecodeError, csv.Error, ValidationError):
+        raise RunFolderError(path, "is damaged", _REMEDY) from None
+    chosen = Counter(line.stage for line in lines if line.chosen)
+    if any(chosen[line.stage] != 1 for line in lines):
+        raise RunFolderError(path, "expected one chosen candidate a stage", _REMEDY)
+    return lines

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from garda import parallel
+from garda import parallel, whole_batch
 from garda.audit import audit_stage
 from garda.cases import SPLITS
 from garda.checks import check, labelled_cases, needed_cases
@@ -29,7 +29,7 @@ from garda.handover.ledger import parse_lines, read_lines
 from garda.handover.package import is_package
 from garda.handover.reference import Reference
 from garda.handover.signing import public_digits, read_signatures
-from garda.judging import CANDIDATES, judge, judged_stages, load_candidates
+from garda.judging import CANDIDATES, judge, load_candidates, read_candidates
 from garda.knowledge import Knowledge
 from garda.learner import Run, forget_training, learn, learn_along, seal_stage, stage_name
 from garda.methods import Bound, Method, build_method, parse_settings
@@ -60,7 +60,7 @@ def run_sequence(run: Run) -> list[Score]:
     method = build_method(sequence.method, settings, sequence.task)
     if run.to_learn():
         method.check()
-        parallel.check_batches(settings, plan.settings, parallel.count())
+        whole_batch.check_batches(settings, plan.settings, parallel.count())
     labels = method.reads_target_labels
     check(sequence, run.data, needed_cases(sequence, _to_read(run, method), labels), run.reporter, labels)
     with claim(run.out, plan), parallel.leading(run.stopping, bool(run.to_learn())):
@@ -133,6 +133,8 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
         publish(run, domain, scores)
         seal_stage(run, plan.setup, domain, previous, [row for row in scores if row.stage == domain.index])
         before, previous = knowledge, run.kept(domain)
+    if run.judging and not (run.out / CANDIDATES).exists():
+        run.reporter.line("no stage chose among several checkpoints (garda.target.candidates): no choice is judged")
     return scores
 
 
@@ -174,7 +176,8 @@ def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Dom
 
 def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None) -> None:
     folder, table = run.kept(domain).parent, run.out / CANDIDATES
-    if domain.index in judged_stages(table) or not (folder / "candidates.json").exists() or not labelled_cases(domain):
+    judged = domain.index in {line.stage for line in read_candidates(table)}
+    if judged or not (folder / "candidates.json").exists() or not labelled_cases(domain):
         return
     known = knowledge or method.load(run.kept(domain))
 

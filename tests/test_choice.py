@@ -2,18 +2,24 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from garda.choice import Candidate, choose, neighbourhood_density, score_candidate
 from garda.compute import Compute, ComputeSettings
 from garda.errors import CheckpointError, RunFolderError
-from garda.judging import judge, judged_stages, keep_candidates, load_candidates
+from garda.judging import judge, keep_candidates, load_candidates, read_candidates
+from garda.report import Reporter
+from garda.run import run_sequence
+from garda.sequence import read_sequence
 
-from .phantoms import SITES, run_tiny, write_tiny
+from .phantoms import SITES, run_tiny, tiny_run, write_tiny
 
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
 
@@ -105,7 +111,10 @@ def test_a_stage_stands_in_the_table_once(tmp_path):
         ("2", "1", "1", "0.9"),
         ("2", "2", "0", "0.9"),
     ]
-    assert judged_stages(path) == {1, 2}
+    assert [(line.stage, line.chosen, line.dice) for line in read_candidates(path)][1:3] == [
+        (1, False, 0.8),
+        (2, True, 0.9),
+    ]
 
 
 def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
@@ -123,3 +132,10 @@ def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
             assert float(row["dice"]) == pytest.approx(sum(last[row["domain"]]) / len(last[row["domain"]]))
     assert run_tiny(pipeline, tmp_path / "plain", method="garda") == judged
     assert not list((tmp_path / "plain").rglob("candidates*"))
+
+
+def test_a_run_without_candidates_says_that_nothing_is_judged(tmp_path):
+    pipeline, told = write_tiny(tmp_path), StringIO()
+    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
+    run_sequence(replace(run, judging=True, reporter=Reporter(Console(file=told, width=200))))
+    assert "no stage chose among several checkpoints (garda.target.candidates)" in told.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -255,9 +256,23 @@ def test_what_choices_cost_is_told_run_by_run_with_mean_and_worst(request_):
         "short by": "0.010",
     }  # fmt: skip
     assert told.find("choice.csv", domain="tse_1p5t")["short by"] == "0.000"
-    assert told.find("choice.csv", domain="mean")["short by"] == "0.005"
-    assert told.find("choice.csv", domain="worst")["short by"] == "0.010"
     assert "Dice of the checkpoint chosen without labels" in told.text
+    assert re.search(r"garda\W+2\W+0\.005\W+0\.010", told.text)  # choices, their mean and their worst
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("1,lge_3t,100,0,0.80", "expected one chosen candidate a stage"),
+        ("1,lge_3t,100,1", "is damaged"),
+        ("1,lge_3t,100,1,1.80", "is damaged"),
+    ],
+)
+def test_a_damaged_table_of_candidates_is_one_line(request_, line, what):
+    folder = fill(request_, "garda", BEST)
+    (folder / "candidates.csv").write_text(f"stage,domain,step,chosen,dice\n{line}\n")
+    with pytest.raises(RunFolderError, match=what):
+        tell(replace(request_, methods=["garda"]))
 
 
 def test_without_judged_choices_there_is_no_table_of_them(request_):

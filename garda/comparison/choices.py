@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from statistics import fmean
 
 from garda.comparison.rows import Row, run_folder
 from garda.comparison.tables import Wide
-from garda.judging import CANDIDATES, read_candidates
+from garda.judging import CANDIDATES, Judged, read_candidates
 
 CHOICE_TITLE = "Dice of the checkpoint chosen without labels, and of the best one of its stage"
+COST_TITLE = "Dice by which choices without labels fall short of the best checkpoint"
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,38 @@ class Chosen:
 
 
 def find_choices(out: Path, rows: Sequence[Row]) -> list[Chosen]:
-    """Every choice that was judged in a comparison's folder, row by row, seed by seed, stage by stage."""
+    """Every choice that was judged in a comparison's folder, row by row, seed by seed, stage by stage.
+
+    Raises:
+        RunFolderError: a run's table of candidates is damaged.
+    """
     found = []
     for row in rows:
         for seed in row.runs:
-            lines = read_candidates(run_folder(out, row.method, row.label, seed) / CANDIDATES)
-            for stage in sorted({int(line["stage"]) for line in lines}):
-                own = [line for line in lines if line["stage"] == str(stage)]
-                dice = [float(line["dice"]) for line in own]
-                place = next(place for place, line in enumerate(own) if line["chosen"] == "1")
-                step = int(own[place]["step"])
-                what = (row.name, seed, own[0]["domain"], len(own), step, dice[place], max(dice), dice[-1])
-                found.append(Chosen(*what))
+            stages: dict[int, list[Judged]] = defaultdict(list)
+            for line in read_candidates(run_folder(out, row.method, row.label, seed) / CANDIDATES):
+                stages[line.stage].append(line)
+            for lines in stages.values():
+                (chosen,) = (line for line in lines if line.chosen)
+                best, last = max(line.dice for line in lines), lines[-1].dice
+                found.append(Chosen(row.name, seed, chosen.domain, len(lines), chosen.step, chosen.dice, best, last))
     return found
 
 
 def choice_table(choices: Sequence[Chosen]) -> Wide:
-    """A line a choice; at the end of each row of the comparison, the mean and the worst of what its choices cost."""
-    lines: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(choice.row for choice in choices):
-        own = [choice for choice in choices if choice.row == name]
-        lines += [_line(choice) for choice in own]
-        short = [choice.short for choice in own]
-        lines.append((name, "", "mean", "", "", "", "", "", f"{fmean(short):.3f}"))
-        lines.append((name, "", "worst", "", "", "", "", "", f"{max(short):.3f}"))
+    """A line a choice."""
     dice = ("Dice of the chosen", "of the best", "of the last", "short by")
     heading = ("row", "seed", "domain", "candidates", "steps of the chosen", *dice)
-    return Wide(CHOICE_TITLE, None, heading, lines, words=3)
+    return Wide(CHOICE_TITLE, None, heading, [_line(choice) for choice in choices], words=3)
+
+
+def cost_table(choices: Sequence[Chosen]) -> Wide:
+    """A line a row of the comparison: by how much its choices fall short, on average and at worst."""
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(choice.row for choice in choices):
+        short = [choice.short for choice in choices if choice.row == name]
+        lines.append((name, str(len(short)), f"{fmean(short):.3f}", f"{max(short):.3f}"))
+    return Wide(COST_TITLE, None, ("row", "choices", "on average", "at worst"), lines, words=1)
 
 
 def _line(choice: Chosen) -> tuple[str, ...]:
