@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import statistics
 import time
@@ -15,15 +17,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from garda.compute import Compute, ComputeSettings, M
+from garda.compute import M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD, REUSED, Compute, ComputeSettings, M, set_allocation
 
 PROBE = {"cpu": 2048, "cuda": 8192}  # side of the matrices of the practical limit
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+# what glibc's own thresholds rise to
+FRESH = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 2**25, M_TRIM_THRESHOLD: 2**26, M_TOP_PAD: 2**17}
 PROBES = 5  # products, after one that is not counted
 RESET_PEAK = "5"  # what Linux takes for: let VmHWM begin anew (proc(5), /proc/pid/clear_refs)
 
 
 class Plain(Compute):
-    """Float32 in torch's default memory layout: what a plain implementation computes with."""
+    """Float32, torch's default memory layout and malloc's own ways: what a plain implementation computes with."""
 
     def __init__(self, settings: ComputeSettings) -> None:
         """The device of ``settings``, and nothing else of them."""
@@ -36,6 +41,15 @@ class Plain(Compute):
     def place(self, image: Tensor) -> Tensor:
         """``image`` on the device."""
         return image.to(device=self.device).contiguous()
+
+
+def allocate_for(compute: Compute) -> None:
+    """Allocate from here on as ``compute`` does, after giving back what is free; with glibc, on a CPU."""
+    gc.collect()
+    if compute.device.type == "cpu":
+        set_allocation(FRESH if isinstance(compute, Plain) else REUSED)
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,17 @@
 
     python -m benchmarks.steps pipelines/phantom.yaml --config configs/paper.yaml --size 256 256 [--json FILE]
 
-*Tuned* is how garda computes with the configuration's settings; *plain* the same mathematics in float32 and torch's
-default layout, and for the prediction MONAI's SliceInferer, a slice at a time. Each line gives the median, the fastest
-and the slowest step, the peak of memory and the operations a second; at the end, how tuned compares with plain, and
-the share of what a plain product of matrices of the same type reaches on this machine. A step of the discriminator's
-penalty (R1), which comes every so many steps, has a line of its own.
+*Tuned* is how garda computes with the configuration's settings; *plain* the same mathematics in float32, with torch's
+default layout and malloc's own ways, and for the prediction MONAI's SliceInferer, a slice at a time. Each line gives
+the median, the fastest and the slowest step, the peak of memory and the operations a second; at the end, how tuned
+compares with plain, and the share of what a plain product of matrices of the same type reaches on this machine. A step
+of the discriminator's penalty (R1), which comes every so many steps, has a line of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import gc
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -24,7 +23,7 @@ import torch
 from monai.inferers import SliceInferer
 from torch import nn
 
-from benchmarks.measure import Measured, Plain, describe, matrix_limit, measure
+from benchmarks.measure import Measured, Plain, allocate_for, describe, matrix_limit, measure
 from garda.compute import Compute
 from garda.generators.adversarial import FromImages, FromStyle
 from garda.generators.features import VGG19Encoder, build_encoder
@@ -143,12 +142,13 @@ def main() -> None:
     results: dict[str, dict[str, Measured]] = {}
     for kind in given.kinds:
         for how, compute in computes.items():
+            allocate_for(compute)
             limits[how] = max(limits[how], matrix_limit(device, kinds[how]))  # other work can only lower it
             for name, step in Bench(task, settings, compute, given.slices).steps(kind):
                 found = measure(step, device, given.steps)
                 results.setdefault(name, {})[how] = found
                 print(show(name, how, found), flush=True)
-            gc.collect()
+            del step  # and with it its networks
     print("a product of matrices:", {how: f"{limit / 1e12:.3f} TFLOP/s" for how, limit in limits.items()})
     for name, found in results.items():
         times, memory = found["plain"].median / found["tuned"].median, found["tuned"].peak / found["plain"].peak

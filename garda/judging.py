@@ -6,12 +6,13 @@ For research: it keeps the candidates' weights in the run folder and reads the t
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from garda.choice import Candidate, choose
 from garda.errors import RunFolderError
@@ -19,7 +20,7 @@ from garda.files import read_json, replacing, write_json
 from garda.weights import read_weights, save_weights
 
 CANDIDATES = "candidates.csv"  # in a run folder
-_REMEDY = "delete it; with --judge-choice it is written again"
+_REMEDY = "delete it; garda run --judge-choice into this folder writes it again"
 
 
 def keep_candidates(folder: Path, candidates: Sequence[Candidate]) -> None:
@@ -46,6 +47,12 @@ def load_candidates(folder: Path) -> list[Candidate]:
     return [Candidate(int(step), own[step], scores[step]) for step in sorted(scores, key=int)]
 
 
+def _nan(value: float) -> float:
+    if not math.isnan(value):
+        raise ValueError(value)
+    return value
+
+
 class Judged(BaseModel):
     """A line of ``CANDIDATES``; columns beside these are the candidate's label-free scores.
 
@@ -54,7 +61,7 @@ class Judged(BaseModel):
         domain: its target.
         step: steps that the candidate had learnt.
         chosen: whether it is the one that was chosen.
-        dice: its mean Dice over the target's test patients.
+        dice: its mean Dice over the target's test patients; NaN where none of them has the class.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -63,7 +70,7 @@ class Judged(BaseModel):
     domain: str
     step: NonNegativeInt
     chosen: bool
-    dice: Annotated[float, Field(ge=0, le=1)]
+    dice: Annotated[float, Field(ge=0, le=1.001)] | Annotated[float, AfterValidator(_nan)]
 
 
 def judge(

@@ -134,7 +134,7 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
         seal_stage(run, plan.setup, domain, previous, [row for row in scores if row.stage == domain.index])
         before, previous = knowledge, run.kept(domain)
     if run.judging and not (run.out / CANDIDATES).exists():
-        run.reporter.line("no stage chose among several checkpoints (garda.target.candidates): no choice is judged")
+        run.reporter.line("no choice is judged: no candidates were kept, or no target has a labelled test scan")
     return scores
 
 

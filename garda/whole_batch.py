@@ -129,7 +129,7 @@ def _normalise(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
 
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """torch's, which :func:`together` normalises by the whole batch; torch's own synchronised one needs a GPU."""
+    """torch's, by the whole batch within :func:`garda.parallel.together`; torch's own synchronised one needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C) to the same."""
@@ -137,7 +137,7 @@ class BatchNorm1d(nn.BatchNorm1d):
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """torch's, which :func:`together` normalises by the whole batch; torch's own synchronised one needs a GPU."""
+    """torch's, by the whole batch within :func:`garda.parallel.together`; torch's own synchronised one needs a GPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""

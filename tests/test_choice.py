@@ -138,4 +138,4 @@ def test_a_run_without_candidates_says_that_nothing_is_judged(tmp_path):
     pipeline, told = write_tiny(tmp_path), StringIO()
     run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
     run_sequence(replace(run, judging=True, reporter=Reporter(Console(file=told, width=200))))
-    assert "no stage chose among several checkpoints (garda.target.candidates)" in told.getvalue()
+    assert "no choice is judged: no candidates were kept" in told.getvalue()

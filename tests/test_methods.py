@@ -130,6 +130,16 @@ def test_a_domain_that_was_met_is_read_by_the_same_network_ever_after(name):
         assert_equal(before, after)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_what_reads_equally_has_networks_that_are_equal_to_the_bit(name):
+    learner = method(name)
+    _, second, third = known_by(name)
+    for domain in "abcd":
+        before, after = (learner.network(known, domain).state_dict() for known in (second, third))
+        equal = all(torch.equal(before[key], after[key]) for key in before)
+        assert learner.reads_equally(second, third, domain) == equal
+
+
 def test_garda_reads_every_domain_with_its_own_share_and_an_unknown_one_with_the_trunk():
     learner, known = method("garda"), known_by("garda")[-1]
     shares = {domain: learner.network(known, domain).state_dict() for domain in "abcd"}

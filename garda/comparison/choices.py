@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ class Chosen:
 def find_choices(out: Path, rows: Sequence[Row]) -> list[Chosen]:
     """Every choice that was judged in a comparison's folder, row by row, seed by seed, stage by stage.
 
+    Stages whose domain shows no Dice, for want of the class, are left out.
+
     Raises:
         RunFolderError: a run's table of candidates is damaged.
     """
@@ -58,7 +61,9 @@ def find_choices(out: Path, rows: Sequence[Row]) -> list[Chosen]:
             stages: dict[int, list[Judged]] = defaultdict(list)
             for line in read_candidates(run_folder(out, row.method, row.label, seed) / CANDIDATES):
                 stages[line.stage].append(line)
-            for lines in stages.values():
+            for _, lines in sorted(stages.items()):
+                if any(math.isnan(line.dice) for line in lines):
+                    continue
                 (chosen,) = (line for line in lines if line.chosen)
                 best, last = max(line.dice for line in lines), lines[-1].dice
                 found.append(Chosen(row.name, seed, chosen.domain, len(lines), chosen.step, chosen.dice, best, last))
