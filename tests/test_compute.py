@@ -18,8 +18,11 @@ def a_cpu():
 
 
 def heap() -> range:
-    line = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]"))
-    return range(*(int(end, 16) for end in line.split()[0].split("-")))
+    """From the heap's first address, of several mappings perhaps, to where it ends now."""
+    first = next(line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]"))
+    sbrk = ctypes.CDLL(None).sbrk
+    sbrk.restype, sbrk.argtypes = ctypes.c_void_p, [ctypes.c_ssize_t]
+    return range(int(first.partition("-")[0], 16), sbrk(0))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told what to do")
