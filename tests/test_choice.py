@@ -117,6 +117,12 @@ def test_a_stage_stands_in_the_table_once(tmp_path):
     ]
 
 
+def test_a_class_that_no_test_scan_shows_leaves_a_table_that_can_be_read(tmp_path):
+    judge(tmp_path / "candidates.csv", 1, "b", [candidate(1, a=1.0)], lambda tried: math.nan)
+    (line,) = read_candidates(tmp_path / "candidates.csv")
+    assert math.isnan(line.dice) and line.chosen
+
+
 def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
     pipeline = write_tiny(tmp_path)
     judged = run_tiny(pipeline, tmp_path / "judged", method="garda", judging=True)
