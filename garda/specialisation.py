@@ -169,8 +169,9 @@ class Shares:
 class FromTarget:
     """Learn an unlabelled target from both that can be had: replayed images with labels, and its real images.
 
-    Replayed anatomies in the target's look carry their labels. For real images the student's own average answers, on
-    the unchanged image (Tarvainen and Valpola, NeurIPS 2017). The student sees both kinds moved and randomised.
+    Replayed anatomies in the target's look carry their labels. For real images an expert answers, if there is one, else
+    the student's own average (Tarvainen and Valpola, NeurIPS 2017); both on the unchanged image. The student sees both
+    kinds of images moved and randomised.
 
     Normalisation keeps the running statistics of the source's training: how much of an image is object or background
     differs between sites as well as the scanner does, and statistics of the target's images take the one for the other
@@ -184,6 +185,7 @@ class FromTarget:
         task: Task,
         lesson: TargetLessonSettings,
         compute: Compute,
+        expert: BasicUNet | None = None,
     ) -> None:
         """Prepare the student, of which a domain's own share learns.
 
@@ -193,11 +195,13 @@ class FromTarget:
             task: what is segmented.
             lesson: how to learn.
             compute: device and precision.
+            expert: answers for real images in place of the student's average; None for none.
         """
         self._student = free_own(compute.prepare(copy.deepcopy(student)).eval())
         self._average = AveragedModel(self._student, multi_avg_fn=averaging(lesson.average), use_buffers=True)
         self._average.eval().requires_grad_(False)
         self._average.update_parameters(self._student)  # the first update copies
+        self._answering = self._average if expert is None else compute.prepare(copy.deepcopy(expert)).eval()
         own = [parameter for parameter in self._student.parameters() if parameter.requires_grad]
         self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4)
         self._loss = DiceLoss(include_background=False)
@@ -236,7 +240,7 @@ class FromTarget:
     def _answer(self, image: Tensor) -> Tensor:
         """(B, K, H, W) probabilities for real images."""
         with self._compute.autocast():
-            return torch.softmax(self._average(image).float(), dim=1)
+            return torch.softmax(self._answering(image).float(), dim=1)
 
     def _compare(self, logits: Tensor, answer: Tensor) -> Tensor:
         """Cross entropy and soft Dice against soft answers."""

@@ -90,6 +90,10 @@ class Method(ABC, Generic[S]):
         """How the source segmenter learns."""
         return self.shared.source
 
+    def first_segmenter(self, knowledge: Knowledge) -> BasicUNet:
+        """The stage-0 segmenter, whatever has been learnt since; it labels replay, and the gate looks through it."""
+        return knowledge.teacher
+
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The network that reads a domain's images: one for all domains, unless a method keeps something for each.
 
@@ -212,7 +216,8 @@ class Replaying(Method[S]):
         """
         if knowledge.generator is None:
             raise TypeError("replay needs a generator")
-        return Replay(knowledge.generator, self.compute.prepare(knowledge.teacher).eval(), anatomies, self.compute)
+        first = self.compute.prepare(self.first_segmenter(knowledge)).eval()
+        return Replay(knowledge.generator, first, anatomies, self.compute)
 
 
 class Bound(Method[S]):

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 from monai.networks.nets import BasicUNet
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from garda.choice import Candidate, choose, score_candidate
+from garda.choice import Candidate, accord, choose, score_candidate
 from garda.config import Config
 from garda.errors import ConfigError
 from garda.knowledge import Knowledge, statistics_limit
@@ -30,15 +30,30 @@ class SourceShareSettings(LabelLessonSettings):
     learning_rate: PositiveFloat = 1e-3
 
 
+class ExpertSettings(LabelLessonSettings):
+    """How the expert learns, and when it is asked.
+
+    Attributes:
+        accord: lowest share of the trunk's accord with itself that the expert has with it on a target's images, for
+            the expert to answer for them.
+    """
+
+    steps: NonNegativeInt = 0
+    learning_rate: PositiveFloat = 1e-3
+    accord: float = Field(default=0.95, ge=0)
+
+
 class GardaSettings(Config):
     """The recipe.
 
     Attributes:
+        expert: how the trunk goes on learning the source, all of it and without randomisation; 0 steps for no expert.
         source: how the source's own share learns from its labels.
         target: how a target's own share learns.
         trial: real images, and replayed ones, by which the checkpoint of a target's stage is chosen.
     """
 
+    expert: ExpertSettings = ExpertSettings()
     source: SourceShareSettings = SourceShareSettings()
     target: TargetLessonSettings = TargetLessonSettings()
     trial: int = Field(default=64, ge=2)
@@ -79,17 +94,18 @@ class Garda(Replaying[GardaSettings]):
             return learner
 
         learnt = fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
-        return replace(knowledge, statistics={domain: read_own(learnt.segmenter)})
+        knowledge = replace(knowledge, statistics={domain: read_own(learnt.segmenter)})
+        return self._learn_expert(knowledge, slices, stages) if self.settings.expert.steps else knowledge
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """The target's look, then its own share of the segmenter, which begins as the common one."""
-        previous, teacher = knowledge.generator, knowledge.teacher
+        previous, trunk = knowledge.generator, knowledge.segmenter
         if previous is None:
             raise TypeError("garda adapts a generator")
-        generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
+        generator = self.recipe.learn_look(previous, domain, slices, stages, trunk)
         stage, lesson = stages("share"), self.settings.target
         learnt = fit(
-            lambda: self._open_target_lesson(replace(knowledge, generator=generator), stage),
+            lambda: self._open_target_lesson(replace(knowledge, generator=generator), slices, stage),
             lambda step: slices.batch(step, lesson.batch, stage.seed),
             lesson.steps,
             stage,
@@ -107,6 +123,32 @@ class Garda(Replaying[GardaSettings]):
         """The trunk with the domain's own share; with the common one where the domain has not been met."""
         return specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
 
+    def first_segmenter(self, knowledge: Knowledge) -> BasicUNet:
+        """The trunk: it is the stage-0 segmenter, and the teacher is the expert."""
+        return knowledge.segmenter
+
+    def _learn_expert(self, knowledge: Knowledge, slices: Slices, stages: Stages) -> Knowledge:
+        """Knowledge whose teacher is the expert: the trunk with all its weights taught by plain appearance."""
+        stage = stages("expert")
+        lesson = self.suit_lesson(self.settings.expert, slices, stage)
+        expert = fit(
+            lambda: continue_lesson(knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute),
+            lambda step: slices.batch(step, lesson.batch, stage.seed),
+            lesson.steps,
+            stage,
+        ).segmenter
+        return replace(knowledge, teacher=expert.eval())
+
+    def _find_expert(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> BasicUNet | None:
+        """The expert, where it sees in a target's images what the trunk sees in them."""
+        if not self.settings.expert.steps:
+            return None
+        real = slices.batch(0, self.settings.trial, derive_seed(stage.seed, "expert")).image
+        trunk, expert = (self.compute.prepare(net).eval() for net in (knowledge.segmenter, knowledge.teacher))
+        found = accord(expert, trunk, real, self.compute)
+        stage.log(0, {"expert_accord": found})
+        return knowledge.teacher if found >= self.settings.expert.accord else None
+
     def _choose(self, knowledge: Knowledge, learnt: FromTarget, slices: Slices, stages: Stages) -> Mapping[str, Tensor]:
         """The share, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
         if len(learnt.shares.by_step) == 1:
@@ -123,10 +165,11 @@ class Garda(Replaying[GardaSettings]):
         stages.offer(candidates)
         return candidates[choose(candidates)].own
 
-    def _open_target_lesson(self, knowledge: Knowledge, stage: Stage) -> FromTarget:
+    def _open_target_lesson(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> FromTarget:
         lesson = self.settings.target
         replay = self.draw_pool(knowledge, lesson.anatomies)
         replayed = [replay.batch(lesson.batch, len(knowledge.domains)) for _ in range(SURVEY)]
         batches = [Batch(image.cpu(), label.argmax(dim=1).cpu()) for image, label in replayed]
         suited = lesson.model_copy(update={"randomisation": self.suit(lesson.randomisation, batches, stage)})
-        return FromTarget(knowledge.segmenter, replay, self.task, suited, self.compute)
+        expert = self._find_expert(knowledge, slices, stage)
+        return FromTarget(knowledge.segmenter, replay, self.task, suited, self.compute, expert)
