@@ -273,6 +273,8 @@ def test_the_digest_told_by_another_channel(finished):
     verify(package, expected=package_digest(package).upper())
     with pytest.raises(PackageError, match="not the expected one; ask which package it is"):
         verify(package, expected=package_digest(find_stage(finished, 1)))
+    with pytest.raises(ConfigError, match="'28e2c9' is no whole digest; give all 64 digits"):
+        verify(package, expected="28e2c9")
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from garda import __version__
-from garda.errors import PackageError
+from garda.errors import ConfigError, PackageError
 from garda.facts import read_facts
 from garda.handover.card import NOTICE_TEXT, write_card
 from garda.handover.ledger import LEDGER, Entry, digest_of, parse_lines, read_lines
@@ -58,9 +59,12 @@ def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") 
         expected: the digest that another channel has told; empty for not asking.
 
     Raises:
+        ConfigError: ``expected`` is no whole digest.
         PackageError: names the first line, or file, that does not fit.
         CheckpointError: ``knowledge.json`` is damaged.
     """
+    if expected and not re.fullmatch("[0-9A-Fa-f]{64}", expected):
+        raise ConfigError("--expect", f"{expected!r} is no whole digest", "give all 64 digits")
     names = {path.name for path in folder.iterdir()}
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not path.is_file():
