@@ -121,7 +121,7 @@ def audit_domain(
         knowledge.generator.domains.index(domain.name),
         PatientScans(trained, method.task, data),
         PatientScans(others, method.task, data),
-        build_encoder(FeatureSettings(), method.first_segmenter(knowledge)),
+        build_encoder(FeatureSettings(), knowledge.teacher),
         method.shared.audit,
         method.compute,
         seed=seed,
@@ -141,8 +141,7 @@ def audit_stage(run: Run, method: Method, domain: Domain, knowledge: Knowledge) 
     discriminator = None
     if isinstance(method, Replaying):
         training = training_folder(run, domain)
-        first = method.first_segmenter(knowledge)
-        discriminator = method.recipe.read_discriminator(knowledge.generator, domain.name, first, training)
+        discriminator = method.recipe.read_discriminator(knowledge.generator, domain.name, knowledge.teacher, training)
     found = audit_domain(method, knowledge, domain, run.data, run.sequence.seed, discriminator)
     for line in describe_audit(found):
         run.reporter.line(f"{stage_name(domain)}: {line}")

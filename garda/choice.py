@@ -71,23 +71,6 @@ def score_candidate(
     }
 
 
-@torch.no_grad()
-def accord(network: nn.Module, trusted: nn.Module, real: Tensor, compute: Compute) -> float:
-    """How far a network answers as a trusted one does: soft Dice of both, as a share of the trusted one's with itself.
-
-    Soft Dice with itself is below 1 where answers are unsure, so that a surer network may reach more than 1.
-
-    Args:
-        network: in evaluation mode, as ``trusted`` is.
-        trusted: what it is compared with.
-        real: (B, C, H, W) images of the target in [0, 1].
-        compute: device and precision.
-    """
-    dice = DiceLoss(include_background=False)
-    own, other = (_answer(net, real, compute) for net in (trusted, network))
-    return (1 - float(dice(other, own))) / (1 - float(dice(own, own)))
-
-
 def neighbourhood_density(answer: Tensor) -> float:
     """Soft neighbourhood density of (B, K, H, W) probabilities (Saito et al., ICCV 2021, equations 1 and 2), nats.
 

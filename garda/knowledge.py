@@ -27,9 +27,8 @@ class Knowledge:
     """What is kept when a domain's images are gone. Whatever is not in here is gone too.
 
     Attributes:
-        segmenter: the network as of the last stage.
-        teacher: the stage-0 segmenter; its encoder also serves as the frozen feature encoder. A method that keeps the
-            stage-0 segmenter elsewhere (``first_segmenter``) may keep another network of the source here.
+        segmenter: the network as of the last stage, or what a method keeps in its place.
+        teacher: the stage-0 segmenter; its encoder also serves as the frozen feature encoder.
         generator: draws the domains met, or the source alone; None for methods without replay.
         domains: names of the domains met, in order; the first is the source.
         statistics: a method's few numbers per domain, by domain and name; see :func:`statistics_limit`.

@@ -53,7 +53,6 @@ generator:
     prior: {steps: 3, batch: 4}
     look: {steps: 3, batch: 4, survey: 2}
 garda:
-  expert: {steps: 3, batch: 4, accord: 0}
   source: {steps: 3, batch: 4}
   target: {steps: 3, batch: 4, anatomies: 8, candidates: 3}
   trial: 4

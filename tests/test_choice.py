@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from garda.choice import Candidate, accord, choose, neighbourhood_density, score_candidate
+from garda.choice import Candidate, choose, neighbourhood_density, score_candidate
 from garda.compute import Compute, ComputeSettings
 from garda.errors import CheckpointError, RunFolderError
 from garda.judging import judge, keep_candidates, load_candidates, read_candidates
@@ -56,12 +56,6 @@ def test_a_sure_and_right_network_scores_best_and_one_that_sees_nothing_worst():
     assert good["consistency"] > unsure["consistency"] > 0
     assert good["plausibility"] == pytest.approx(0, abs=1e-3)
     assert blind["plausibility"] < -0.5
-
-
-def test_accord_is_one_with_oneself_more_for_the_surer_and_less_for_the_blind():
-    trusted = Threshold(5.0)
-    found = [accord(Threshold(slope), trusted, squares(), COMPUTE) for slope in (5.0, 50.0, 0.0)]
-    assert found[0] == pytest.approx(1) and found[1] > 1 > found[2]
 
 
 def test_too_much_foreground_is_as_implausible_as_too_little():

@@ -69,7 +69,7 @@ def reference(method: Method, knowledge: Knowledge, slices: Slices, settings: Ga
     source, image = knowledge.domains[0], _sample(slices, settings, seed)
     network = _ready(method, method.network(knowledge, source))
     with _seeded(seed, "source"):
-        views = _view(method, knowledge, method.first_segmenter(knowledge), image)
+        views = _view(method, knowledge, knowledge.teacher, image)
         drawn = _draw(method, knowledge, settings).batch(settings.sample, 0) if knowledge.generator else None
     return Reference(
         views=views,
@@ -106,7 +106,7 @@ def inspect_incoming(
     """
     image = _sample(slices, settings, seed)
     with _seeded(seed, "incoming", domain):
-        views = _view(method, knowledge, method.first_segmenter(knowledge), image)
+        views = _view(method, knowledge, knowledge.teacher, image)
     share_blank = float(blank(image).float().mean())
     greys = few_greys(image, len(method.task.classes))
     return [
@@ -242,8 +242,7 @@ def _draw(method: Method, knowledge: Knowledge, settings: GateSettings) -> Repla
     """Anatomies to replay, from torch's global generator."""
     if knowledge.generator is None:
         raise TypeError("replay needs a generator")
-    first = _ready(method, method.first_segmenter(knowledge))
-    return Replay(knowledge.generator, first, settings.sample, method.compute)
+    return Replay(knowledge.generator, _ready(method, knowledge.teacher), settings.sample, method.compute)
 
 
 def _ready(method: Method, network: BasicUNet) -> BasicUNet:

@@ -90,14 +90,10 @@ class Method(ABC, Generic[S]):
         """How the source segmenter learns."""
         return self.shared.source
 
-    def first_segmenter(self, knowledge: Knowledge) -> BasicUNet:
-        """The stage-0 segmenter, whatever has been learnt since; it labels replay, and the gate looks through it."""
-        return knowledge.teacher
-
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The network that reads a domain's images: one for all domains, unless a method keeps something for each.
 
-        It depends on ``knowledge.segmenter`` and ``knowledge.statistics`` of the domain alone.
+        It depends on segmenter, teacher and the statistics of the domain alone.
 
         Args:
             knowledge: what is known.
@@ -216,8 +212,7 @@ class Replaying(Method[S]):
         """
         if knowledge.generator is None:
             raise TypeError("replay needs a generator")
-        first = self.compute.prepare(self.first_segmenter(knowledge)).eval()
-        return Replay(knowledge.generator, first, anatomies, self.compute)
+        return Replay(knowledge.generator, self.compute.prepare(knowledge.teacher).eval(), anatomies, self.compute)
 
 
 class Bound(Method[S]):

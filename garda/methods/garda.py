@@ -10,16 +10,17 @@ from monai.networks.nets import BasicUNet
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from garda.choice import Candidate, accord, choose, score_candidate
+from garda.choice import Candidate, choose, score_candidate
 from garda.config import Config
 from garda.errors import ConfigError
+from garda.handover.observe import agreement, answer
 from garda.knowledge import Knowledge, statistics_limit
 from garda.lessons import continue_lesson
 from garda.methods.base import SURVEY, Replaying, Stages
 from garda.seeds import derive_seed
 from garda.segmenter import FromLabels, LabelLessonSettings, build_segmenter
 from garda.slices import Batch, Slices
-from garda.specialisation import FromTarget, TargetLessonSettings, free_own, read_own, specialise
+from garda.specialisation import Expert, FromTarget, TargetLessonSettings, free_own, read_own, specialise
 from garda.training import Stage, fit
 
 
@@ -31,26 +32,27 @@ class SourceShareSettings(LabelLessonSettings):
 
 
 class ExpertSettings(LabelLessonSettings):
-    """How the expert learns, and when it is asked.
+    """How the expert learns; see :class:`garda.segmenter.LabelLessonSettings`.
 
     Attributes:
-        accord: lowest share of the trunk's accord with itself that the expert has with it on a target's images, for
-            the expert to answer for them.
+        steps: 0 for no expert.
+        agreement: lowest Dice of its decisions and the trunk's on a target's images, for it to be asked.
     """
 
     steps: NonNegativeInt = 0
     learning_rate: PositiveFloat = 1e-3
-    accord: float = Field(default=0.95, ge=0)
+    agreement: float = Field(default=0.9, ge=0, le=1)
 
 
 class GardaSettings(Config):
     """The recipe.
 
     Attributes:
-        expert: how the trunk goes on learning the source, all of it and without randomisation; 0 steps for no expert.
+        expert: how a copy of the trunk goes on learning the source, to answer for targets that look like it.
         source: how the source's own share learns from its labels.
         target: how a target's own share learns.
-        trial: real images, and replayed ones, by which the checkpoint of a target's stage is chosen.
+        trial: real images, and replayed ones, by which the checkpoint of a target's stage is chosen; real ones by which
+            the expert is judged.
     """
 
     expert: ExpertSettings = ExpertSettings()
@@ -65,7 +67,8 @@ class Garda(Replaying[GardaSettings]):
     Every domain met keeps its own share of the segmenter (normalisation and first layers, see
     :mod:`garda.specialisation`) under ``statistics[domain]``, so nothing that is learnt later makes an earlier domain
     worse. A domain that has not been met is read by the trunk's common share. The generator's anatomy is the source's;
-    a target adds its look.
+    a target adds its look. Knowledge holds the trunk as ``teacher``, and as ``segmenter`` the expert; without one, the
+    trunk again.
     """
 
     Settings = GardaSettings
@@ -94,15 +97,15 @@ class Garda(Replaying[GardaSettings]):
             return learner
 
         learnt = fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
-        knowledge = replace(knowledge, statistics={domain: read_own(learnt.segmenter)})
-        return self._learn_expert(knowledge, slices, stages) if self.settings.expert.steps else knowledge
+        expert = self._learn_expert(knowledge, slices, stages) if self.settings.expert.steps else knowledge.segmenter
+        return replace(knowledge, segmenter=expert, statistics={domain: read_own(learnt.segmenter)})
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """The target's look, then its own share of the segmenter, which begins as the common one."""
-        previous, trunk = knowledge.generator, knowledge.segmenter
+        previous, teacher = knowledge.generator, knowledge.teacher
         if previous is None:
             raise TypeError("garda adapts a generator")
-        generator = self.recipe.learn_look(previous, domain, slices, stages, trunk)
+        generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
         stage, lesson = stages("share"), self.settings.target
         learnt = fit(
             lambda: self._open_target_lesson(replace(knowledge, generator=generator), slices, stage),
@@ -121,33 +124,31 @@ class Garda(Replaying[GardaSettings]):
 
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The trunk with the domain's own share; with the common one where the domain has not been met."""
-        return specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
+        return specialise(knowledge.teacher, knowledge.statistics.get(domain, {}))
 
-    def first_segmenter(self, knowledge: Knowledge) -> BasicUNet:
-        """The trunk: it is the stage-0 segmenter, and the teacher is the expert."""
-        return knowledge.segmenter
-
-    def _learn_expert(self, knowledge: Knowledge, slices: Slices, stages: Stages) -> Knowledge:
-        """Knowledge whose teacher is the expert: the trunk with all its weights taught by plain appearance."""
+    def _learn_expert(self, knowledge: Knowledge, slices: Slices, stages: Stages) -> BasicUNet:
+        """A copy of the trunk that goes on learning the source with all its weights."""
         stage = stages("expert")
         lesson = self.suit_lesson(self.settings.expert, slices, stage)
-        expert = fit(
-            lambda: continue_lesson(knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute),
+        learnt = fit(
+            lambda: continue_lesson(knowledge.teacher, self.task, self.shared.segmenter, lesson, self.compute),
             lambda step: slices.batch(step, lesson.batch, stage.seed),
             lesson.steps,
             stage,
-        ).segmenter
-        return replace(knowledge, teacher=expert.eval())
+        )
+        learnt.segmenter.zero_grad()
+        return learnt.segmenter.eval().requires_grad_(False)
 
-    def _find_expert(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> BasicUNet | None:
-        """The expert, where it sees in a target's images what the trunk sees in them."""
-        if not self.settings.expert.steps:
+    def _judge_expert(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> Expert | None:
+        """The expert, asked where it sees in a target's images what the trunk sees in them."""
+        lesson = self.settings.expert
+        if not lesson.steps:
             return None
         real = slices.batch(0, self.settings.trial, derive_seed(stage.seed, "expert")).image
-        trunk, expert = (self.compute.prepare(net).eval() for net in (knowledge.segmenter, knowledge.teacher))
-        found = accord(expert, trunk, real, self.compute)
-        stage.log(0, {"expert_accord": found})
-        return knowledge.teacher if found >= self.settings.expert.accord else None
+        expert, trunk = (self.compute.prepare(net).eval() for net in (knowledge.segmenter, knowledge.teacher))
+        found = agreement(*(answer(network, real, self.compute) for network in (expert, trunk)))
+        stage.log(0, {"expert_agreement": found})
+        return Expert(expert, found >= lesson.agreement)
 
     def _choose(self, knowledge: Knowledge, learnt: FromTarget, slices: Slices, stages: Stages) -> Mapping[str, Tensor]:
         """The share, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
@@ -159,7 +160,7 @@ class Garda(Replaying[GardaSettings]):
         replayed, label = learnt.replay.batch(count, len(learnt.replay.generator.domains) - 1)
         candidates = []
         for step, own in sorted(learnt.shares.by_step.items()):
-            network = self.compute.prepare(specialise(knowledge.segmenter, own)).eval()
+            network = self.compute.prepare(specialise(knowledge.teacher, own)).eval()
             scores = score_candidate(network, real, replayed, label, self.compute)
             candidates.append(Candidate(step, own, scores))
         stages.offer(candidates)
@@ -171,5 +172,5 @@ class Garda(Replaying[GardaSettings]):
         replayed = [replay.batch(lesson.batch, len(knowledge.domains)) for _ in range(SURVEY)]
         batches = [Batch(image.cpu(), label.argmax(dim=1).cpu()) for image, label in replayed]
         suited = lesson.model_copy(update={"randomisation": self.suit(lesson.randomisation, batches, stage)})
-        expert = self._find_expert(knowledge, slices, stage)
-        return FromTarget(knowledge.segmenter, replay, self.task, suited, self.compute, expert)
+        expert = self._judge_expert(knowledge, slices, stage)
+        return FromTarget(knowledge.teacher, replay, self.task, suited, self.compute, expert)
