@@ -95,11 +95,11 @@ def evaluate(
     trust: Trust = None,
 ) -> None:
     """Score a package on the labelled test scans of any sites; nothing is written."""
-    from garda.adapt import evaluate as evaluate_package
     from garda.figures import scores_table
     from garda.handover.signing import read_trusted
     from garda.pseudonyms import Pseudonyms, load_key
     from garda.report import Reporter
+    from garda.scoring import evaluate_package
 
     with Reporter() as reporter:
         trusted = [read_trusted(text) for text in trust or []]

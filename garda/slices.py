@@ -19,7 +19,7 @@ from garda.seeds import derive_seed
 from garda.task import Task
 from garda.volumes import Volume, grid_for
 
-IN_MEMORY = 2**30  # bytes; a larger domain is kept in a memory-mapped file
+IN_MEMORY = 2**29  # bytes; a larger domain is kept in a memory-mapped file
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Slices:
         """Bring every volume to the network's grid.
 
         Args:
-            volumes: read one after another; only their slices are kept, above 1 GiB not in memory.
+            volumes: read one after another; only their slices are kept, above 512 MiB not in memory.
             task: gives size, channels and classes.
             with_labels: True for a labelled source; slices whose label is missing are then left out.
-            private_folder: where an array above 1 GiB is memory-mapped (the file has no name and goes with the
+            private_folder: where an array above 512 MiB is memory-mapped (the file has no name and goes with the
                 process); None for the system's temporary folder.
 
         Raises:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from garda import adapt as adapting
-from garda.adapt import Hop, adapt, evaluate
+from garda.adapt import Hop, adapt
 from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, PackageError, RunFolderError
 from garda.evaluate import read_scores
 from garda.handover.learnt import load_package
@@ -25,6 +25,7 @@ from garda.predict import predict
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.run import run_sequence
+from garda.scoring import evaluate_package
 from garda.sequence import read_sequence
 from garda.stopping import Stopping
 from garda.tracking import InMemory
@@ -586,7 +587,7 @@ def test_what_cannot_be_adapted_is_told_and_nothing_is_written(pipeline, source,
 def test_a_package_is_scored_wherever_there_are_labels(pipeline, source, finished, tmp_path):
     manifests = [pipeline.parent / "data" / "manifests" / f"{site}.csv" for site in SITES]
     quiet = Reporter(Console(quiet=True))
-    scores = evaluate(source, manifests, pipeline.parent / "data", quiet, Pseudonyms(b"a key for tests"))
+    scores = evaluate_package(source, manifests, pipeline.parent / "data", quiet, Pseudonyms(b"a key for tests"))
     assert scores == [row for row in read_scores(finished / "scores.csv") if row.stage == 0]
 
 
