@@ -1,4 +1,4 @@
-"""DICOM series, in folders or zipped studies: their files in order, geometry, pixels, and what their headers promise.
+"""DICOM series: their files in order, geometry, pixels, and what their headers promise.
 
 Of a header only the geometry goes further than this file; what a DICOM-SEG must repeat of its source is
 :mod:`garda.dicom_seg`'s.
@@ -6,30 +6,23 @@ Of a header only the geometry goes further than this file; what a DICOM-SEG must
 
 from __future__ import annotations
 
-import lzma
-import shutil
 import warnings
-import zipfile
-import zlib
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 
-from garda.files import reason
+from garda.dicom_zip import DIRECTORY, begins_as_dicom, unpack
 from garda.private import private_folder
 from garda.scan_files import LPS_TO_RAS, ScanFile, Stored, cannot_read, split_archive
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-PREAMBLE = 128  # bytes of anything before DICM (PS3.10, section 7.1)
-DIRECTORY = "DICOMDIR"
 UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
 SAME = 1e-3  # of a direction cosine or mm: what differs less is rounding
 TILT = 0.02  # of the slice distance: slices that are moved sideways by less are not sheared
@@ -81,17 +74,7 @@ def is_dicom(path: Path) -> bool:
 
 def is_series(folder: Path) -> bool:
     """Whether a folder holds a DICOM file."""
-    return any(file.is_file() and _begins_as_dicom(file) for file in folder.iterdir() if file.name != DIRECTORY)
-
-
-def archived_folders(file: ScanFile) -> list[str]:
-    """The folders of a zip file that hold DICOM files, sorted.
-
-    Raises:
-        DataError: it is damaged, encrypted, or no zip file.
-    """
-    with _opened(file, file.path) as archive:
-        return sorted(_by_folder(archive))
+    return any(file.is_file() and _is_dicom_file(file) for file in folder.iterdir() if file.name != DIRECTORY)
 
 
 def read_series(file: ScanFile) -> Stored:
@@ -137,7 +120,7 @@ def series(file: ScanFile) -> Iterator[Series]:
         yield _look(file, file.path)
         return
     with private_folder() as folder:
-        _unpack(file, *packed, folder)
+        unpack(file, *packed, folder)
         yield _look(file, folder)
 
 
@@ -218,7 +201,7 @@ def _dicom_files(file: ScanFile, folder: Path) -> list[Path]:
         if path.is_symlink() and not path.exists():
             raise file.error(f"has a part {path.name} that leads nowhere", "fetch it, or take it out")
         try:
-            if path.is_file() and _begins_as_dicom(path):
+            if path.is_file() and _is_dicom_file(path):
                 found.append(path)
         except OSError as error:
             what, remedy = cannot_read(error)
@@ -258,69 +241,6 @@ def _is_whole(header: Dataset, left: int) -> bool:
     return left >= pixels * int(header.BitsAllocated) // 8
 
 
-def _unpack(file: ScanFile, path: Path, inside: str, folder: Path) -> None:
-    with _opened(file, path) as archive:
-        folders = _by_folder(archive)
-        if not inside and "" not in folders and len(folders) > 1:
-            known = ", ".join(sorted(folders)[:3])
-            raise file.error(f"holds {len(folders)} folders with DICOM files", f"name one behind it: {_shown(known)}")
-        only = next(iter(folders)) if len(folders) == 1 else ""
-        members = folders.get(inside or only, [])
-        if not members:
-            remedy = f"name one that has: {_shown(', '.join(sorted(folders)[:3]))}" if folders else "check the file"
-            raise file.error("is a zip file without a DICOM series there", remedy)
-        size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-        if size > free:
-            what = f"takes {size / 1e9:.1f} GB unpacked, {folder.parent.parent} has {free / 1e9:.1f}"
-            raise file.error(what, "set TMPDIR to a folder with more space")
-        for index, member in enumerate(members):
-            with archive.open(member) as source:
-                _copy(file, source, folder / f"{index:06}.dcm")
-
-
-def _copy(file: ScanFile, source: IO[bytes], target: Path) -> None:
-    try:
-        with target.open("xb") as opened:
-            shutil.copyfileobj(source, opened)
-    except OSError as error:
-        raise file.error(f"cannot be unpacked ({reason(error)})", "set TMPDIR to a folder with more space") from None
-
-
-@contextmanager
-def _opened(file: ScanFile, path: Path) -> Iterator[zipfile.ZipFile]:
-    """A zip file; whatever is wrong with it is the scan's error."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError):
-        raise file.error("is no zip file, or damaged", "copy it again, it may be truncated") from None
-    except (NotImplementedError, RuntimeError):  # an unknown compression, or a password
-        raise file.error("is encrypted, or packed in an unknown way", "zip it again without a password") from None
-
-
-def _by_folder(archive: zipfile.ZipFile) -> dict[str, list[zipfile.ZipInfo]]:
-    """The DICOM files of a zip file by their folder in it, without its directory file, hidden files and viewers."""
-    found = defaultdict(list)
-    for member in archive.infolist():
-        parts = [part for part in member.filename.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-        if member.is_dir() or not parts or parts[0] == "__MACOSX":
-            continue
-        if parts[-1].startswith(".") or parts[-1].upper() == DIRECTORY:
-            continue
-        with archive.open(member) as opened:
-            if _is_dicom(opened):
-                found["/".join(parts[:-1])].append(member)
-    return dict(found)
-
-
-def _begins_as_dicom(file: Path) -> bool:
+def _is_dicom_file(file: Path) -> bool:
     with file.open("rb") as opened:
-        return _is_dicom(opened)
-
-
-def _is_dicom(opened: Any) -> bool:
-    return opened.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
-
-
-def _shown(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+        return begins_as_dicom(opened)

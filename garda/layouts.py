@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from garda.dicom import archived_folders, is_series
+from garda.dicom import is_series
+from garda.dicom_zip import archived_folders
 from garda.errors import DataError
 from garda.formats import split_name
 from garda.scan_files import ARCHIVE, ScanFile, split_archive

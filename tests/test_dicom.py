@@ -22,8 +22,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, MRImageStorage
 from rich.console import Console
 
-from garda import dicom, dicom_seg
+from garda import dicom_seg, dicom_zip
 from garda.cases import Case
+from garda.dicom import read_series
 from garda.dicom_seg import Origin, dicom_seg_name, write_dicom_seg
 from garda.errors import DataError, Problems
 from garda.formats import digest
@@ -193,7 +194,7 @@ def test_zip_files_that_cannot_be_read_are_one_line(nifti: Path, tmp_path: Path,
         with pytest.raises(DataError, match=f"m.csv:2: image {name} {what}"):
             read_volume(case(name), TASK, tmp_path, with_label=False)
     Usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(dicom.shutil, "disk_usage", lambda path: Usage(10, 10, 10))
+    monkeypatch.setattr(dicom_zip.shutil, "disk_usage", lambda path: Usage(10, 10, 10))
     with pytest.raises(DataError, match=r"whole.zip takes 0.0 GB unpacked, .* has 0.0; set TMPDIR to a folder with"):
         read_volume(case("whole.zip"), TASK, tmp_path, with_label=False)
 
@@ -368,7 +369,7 @@ def test_a_tilted_gantry_shears_the_geometry(deep: Path, tmp_path: Path):
 def test_slices_with_scales_of_their_own_keep_their_fractions(deep: Path, tmp_path: Path):
     for index in range(6):
         change(deep, index, RescaleSlope=1 if index == 0 else 0.013, RescaleIntercept=0)
-    stored = dicom.read_series(scan_file(deep))
+    stored = read_series(scan_file(deep))
     assert stored.pixels.dtype == np.float32
     for index, file in enumerate(reversed(by_number(deep))):  # the normal points down
         raw = pydicom.dcmread(file).pixel_array * (1 if index == 5 else 0.013)

@@ -24,14 +24,13 @@ from garda.generators.base import Generator
 from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
 from garda.generators.features import FeatureSettings, build_encoder
 from garda.generators.prior import FlowPrior
+from garda.generators.prior_lesson import FromCodes, PriorLessonSettings
 from garda.generators.recipe import Recipe
 from garda.generators.reconstruction import (
-    FromCodes,
     FromLook,
     FromPairs,
     LookLessonSettings,
     PairLessonSettings,
-    PriorLessonSettings,
     survey_look,
 )
 from garda.generators.style import Discriminator, StyleGenerator, StyleSettings
