@@ -27,7 +27,7 @@ class Knowledge:
     """What is kept when a domain's images are gone. Whatever is not in here is gone too.
 
     Attributes:
-        segmenter: the network as of the last stage, or what a method keeps in its place.
+        segmenter: the network as of the last stage.
         teacher: the stage-0 segmenter; its encoder also serves as the frozen feature encoder.
         generator: draws the domains met, or the source alone; None for methods without replay.
         domains: names of the domains met, in order; the first is the source.

@@ -166,28 +166,11 @@ class Shares:
         self.by_step = dict(state_dict)
 
 
-class Expert:
-    """A network of the source that may answer for a target's real images; whether it does is part of a checkpoint."""
-
-    def __init__(self, network: nn.Module, asked: bool) -> None:
-        """A network in evaluation mode, and whether it is asked."""
-        self.network, self.asked = network, asked
-
-    def state_dict(self) -> dict[str, bool]:
-        """The decision, so that all processes share it, and a stage that goes on elsewhere keeps it."""
-        return {"asked": self.asked}
-
-    def load_state_dict(self, state_dict: dict[str, bool]) -> None:
-        """Take up what :meth:`state_dict` gave."""
-        self.asked = state_dict["asked"]
-
-
 class FromTarget:
     """Learn an unlabelled target from both that can be had: replayed images with labels, and its real images.
 
-    Replayed anatomies in the target's look carry their labels. For real images the student's own average answers
-    (Tarvainen and Valpola, NeurIPS 2017), or an expert that is asked; both on the unchanged image. The student sees
-    both kinds of images moved and randomised.
+    Replayed anatomies in the target's look carry their labels. For real images the student's own average answers, on
+    the unchanged image (Tarvainen and Valpola, NeurIPS 2017). The student sees both kinds moved and randomised.
 
     Normalisation keeps the running statistics of the source's training: how much of an image is object or background
     differs between sites as well as the scanner does, and statistics of the target's images take the one for the other
@@ -201,7 +184,6 @@ class FromTarget:
         task: Task,
         lesson: TargetLessonSettings,
         compute: Compute,
-        expert: Expert | None = None,
     ) -> None:
         """Prepare the student, of which a domain's own share learns.
 
@@ -211,7 +193,6 @@ class FromTarget:
             task: what is segmented.
             lesson: how to learn.
             compute: device and precision.
-            expert: may answer for real images; None for none.
         """
         self._student = free_own(compute.prepare(copy.deepcopy(student)).eval())
         self._average = AveragedModel(self._student, multi_avg_fn=averaging(lesson.average), use_buffers=True)
@@ -221,13 +202,12 @@ class FromTarget:
         self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4)
         self._loss = DiceLoss(include_background=False)
         self._task, self._lesson, self._compute = task, lesson, compute
-        self.replay, self.shares, self._expert = replay, Shares(), expert
+        self.replay, self.shares = replay, Shares()
 
     def state(self) -> Mapping[str, Stateful]:
-        """All that is not learnt anew from the stage's seed, as the pool is."""
+        """Student, its average, the optimizer and what was put aside; the pool follows from the stage's seed."""
         networks = {"student": self._student, "average": self._average}
-        expert = {} if self._expert is None else {"expert": self._expert}
-        return {**networks, "optimizer": self._optimizer, "shares": self.shares, **expert}
+        return {**networks, "optimizer": self._optimizer, "shares": self.shares}
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a batch of the target's images."""
@@ -255,9 +235,8 @@ class FromTarget:
     @torch.no_grad()
     def _answer(self, image: Tensor) -> Tensor:
         """(B, K, H, W) probabilities for real images."""
-        network = self._expert.network if self._expert is not None and self._expert.asked else self._average
         with self._compute.autocast():
-            return torch.softmax(network(image).float(), dim=1)
+            return torch.softmax(self._average(image).float(), dim=1)
 
     def _compare(self, logits: Tensor, answer: Tensor) -> Tensor:
         """Cross entropy and soft Dice against soft answers."""

@@ -49,8 +49,7 @@ def check_batches(settings: BaseModel, blocks: Iterable[str], processes: int) ->
     """Refuse batches that the processes cannot share equally.
 
     Args:
-        settings: of a run; every ``batch`` in it counts, and half of it where a lesson has two kinds of images; none of
-            a lesson of 0 steps.
+        settings: of a run; every ``batch`` in it counts, and half of it where a lesson has two kinds of images.
         blocks: the parts of the settings that the run reads.
         processes: their number.
 
@@ -64,7 +63,7 @@ def _find_unequal(value: Any, processes: int, key: str) -> Iterator[ConfigError]
     names = [*type(value).model_fields] if isinstance(value, BaseModel) else []
     for name in [value.family] if "family" in names else names:  # of the generator's families the chosen one
         yield from _find_unequal(getattr(value, name), processes, f"{key}.{name}")
-    if not hasattr(value, "batch") or getattr(value, "steps", None) == 0:
+    if not hasattr(value, "batch"):
         return
     kinds = {value.batch - value.real_images, value.real_images} if hasattr(value, "real_images") else {value.batch}
     if any(rows % processes for rows in kinds):

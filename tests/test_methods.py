@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-import yaml
 
 from garda.contrast import weaken
 from garda.errors import CheckpointError, ConfigError, Interrupted
@@ -28,8 +27,6 @@ from garda.training import Stage
 from . import phantoms
 
 NOTHING_LEARNT = ("histogram", "randomised", "source_only")  # at a target
-EXPERT = "garda with an expert"  # that is always asked
-ALL = (*METHODS, EXPERT)
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 
 
@@ -49,12 +46,10 @@ class FakeSlices(Slices):
         yield from self.image.split(4)
 
 
-def method(name: str, **expert: float) -> Method:
-    """A method of the tiny configuration; garda with other settings of its expert."""
-    values = yaml.safe_load(phantoms.CONFIG)
-    values["garda"]["expert"] = expert or ({"steps": 3, "batch": 4, "agreement": 0} if name == EXPERT else {})
-    name = name.split()[0]
-    return build_method(name, parse_settings(name, values, "tiny.yaml"), TASK)
+def method(name: str) -> Method:
+    import yaml
+
+    return build_method(name, parse_settings(name, yaml.safe_load(phantoms.CONFIG), "tiny.yaml"), TASK)
 
 
 def stages(folder: Path, index: int):
@@ -115,18 +110,18 @@ def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", METHODS)
 def test_equal_seeds_give_equal_weights(name, tmp_path):
     for first, second in zip(known_by(name), follow(name, tmp_path), strict=True):
         assert_equal(weights(first), weights(second))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", METHODS)
 def test_domains_are_named_in_order(name):
     assert [known.domains for known in known_by(name)] == [("a",), ("a", "b"), ("a", "b", "c")]
 
 
-@pytest.mark.parametrize("name", ["garda", EXPERT, "batchnorm", "randomised", "source_only"])
+@pytest.mark.parametrize("name", ["garda", "batchnorm", "randomised", "source_only"])
 def test_a_domain_that_was_met_is_read_by_the_same_network_ever_after(name):
     learner = method(name)
     _, second, third = known_by(name)
@@ -135,7 +130,7 @@ def test_a_domain_that_was_met_is_read_by_the_same_network_ever_after(name):
         assert_equal(before, after)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_reads_equally_has_networks_that_are_equal_to_the_bit(name):
     learner = method(name)
     _, second, third = known_by(name)
@@ -157,41 +152,7 @@ def test_garda_reads_every_domain_with_its_own_share_and_an_unknown_one_with_the
     assert all(not name.startswith(("down_2.convs.conv_0.conv.", "final_conv")) for name in own)
 
 
-def test_an_expert_answers_where_it_agrees_with_the_trunk_and_nothing_else_changes(tmp_path):
-    source, asked, _ = known_by(EXPERT)
-    plain, alone, _ = known_by("garda")
-    assert_equal(source.teacher.state_dict(), plain.segmenter.state_dict())
-    assert_equal(dict(source.statistics["a"]), dict(plain.statistics["a"]))
-    assert any(
-        not torch.equal(p, q) for p, q in zip(source.segmenter.parameters(), plain.segmenter.parameters(), strict=True)
-    )
-    assert_equal(asked.segmenter.state_dict(), source.segmenter.state_dict())
-    assert any(not torch.equal(value, alone.statistics["b"][name]) for name, value in asked.statistics["b"].items())
-    learner = method("garda", steps=3, batch=4, agreement=1)
-    not_asked = learn_target(learner, source, "b", stages(tmp_path, 1))
-    assert_equal(dict(not_asked.statistics["b"]), dict(alone.statistics["b"]))
-
-
-def test_whether_an_expert_is_asked_is_decided_once_a_stage(tmp_path):
-    source, asked, _ = known_by(EXPERT)
-    stopping = Stopping()
-
-    def stop(done: int, total: int) -> None:
-        stopping.exit_code = 75 if done == 2 else None
-
-    def stopped(part: str) -> Stage:
-        return Stage(
-            part, tmp_path / f"1-{part}", seed=1, stopping=stopping, progress=stop if part == "share" else print
-        )
-
-    with pytest.raises(Interrupted):
-        learn_target(method(EXPERT), source, "b", Stages(stopped))
-    elsewhere = method("garda", steps=3, batch=4, agreement=1)  # as if another machine came to another agreement
-    again = learn_target(elsewhere, source, "b", stages(tmp_path, 1))
-    assert_equal(dict(asked.statistics["b"]), dict(again.statistics["b"]))
-
-
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", METHODS)
 def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
     learner = method(name)
     source = known_by(name)[0]
@@ -206,7 +167,7 @@ def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", METHODS)
 def test_knowledge_that_was_kept_goes_on_as_the_one_in_memory(name, tmp_path):
     known = known_by(name)
     known[1].save(tmp_path / "kept")
@@ -221,7 +182,7 @@ def test_knowledge_that_was_kept_goes_on_as_the_one_in_memory(name, tmp_path):
     assert kept == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in NOTHING_LEARNT])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOTHING_LEARNT])
 def test_a_target_stage_that_was_stopped_ends_with_equal_weights(name, tmp_path):
     learner = method(name)
     source, whole, _ = known_by(name)
@@ -239,7 +200,7 @@ def test_a_target_stage_that_was_stopped_ends_with_equal_weights(name, tmp_path)
     assert_equal(weights(whole), weights(again))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", METHODS)
 def test_networks_predict_without_gradients_and_batches(name):
     learner = method(name)
     for known in known_by(name):

@@ -236,8 +236,6 @@ def test_halves_of_a_batch_are_shared_equally_too():
         whole_batch.check_batches(settings, ["garda_paper", "source"], 2)
     with pytest.raises(Problems):
         whole_batch.check_batches(settings, ["garda_paper", "source"], 5)
-    garda = parse_settings("garda", {"garda": {"expert": {"steps": 0, "batch": 15}}}, "x")
-    whole_batch.check_batches(garda, ["garda"], 16)  # what is not learnt has no batch to share
     whole_batch.check_batches(settings, ["generator"], 16)  # of the family that is not chosen, half a batch is 8
 
 

@@ -93,7 +93,7 @@ class Method(ABC, Generic[S]):
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The network that reads a domain's images: one for all domains, unless a method keeps something for each.
 
-        It depends on segmenter, teacher and the statistics of the domain alone.
+        It depends on ``knowledge.segmenter`` and ``knowledge.statistics`` of the domain alone.
 
         Args:
             knowledge: what is known.

@@ -7,20 +7,19 @@ from dataclasses import replace
 
 import torch
 from monai.networks.nets import BasicUNet
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from garda.choice import Candidate, choose, score_candidate
 from garda.config import Config
 from garda.errors import ConfigError
-from garda.handover.observe import agreement, answer
 from garda.knowledge import Knowledge, statistics_limit
 from garda.lessons import continue_lesson
 from garda.methods.base import SURVEY, Replaying, Stages
 from garda.seeds import derive_seed
 from garda.segmenter import FromLabels, LabelLessonSettings, build_segmenter
 from garda.slices import Batch, Slices
-from garda.specialisation import Expert, FromTarget, TargetLessonSettings, free_own, read_own, specialise
+from garda.specialisation import FromTarget, TargetLessonSettings, free_own, read_own, specialise
 from garda.training import Stage, fit
 
 
@@ -31,31 +30,15 @@ class SourceShareSettings(LabelLessonSettings):
     learning_rate: PositiveFloat = 1e-3
 
 
-class ExpertSettings(LabelLessonSettings):
-    """How the expert learns; see :class:`garda.segmenter.LabelLessonSettings`.
-
-    Attributes:
-        steps: 0 for no expert.
-        agreement: lowest Dice of its decisions and the trunk's on a target's images, for it to be asked.
-    """
-
-    steps: NonNegativeInt = 0
-    learning_rate: PositiveFloat = 1e-3
-    agreement: float = Field(default=0.9, ge=0, le=1)
-
-
 class GardaSettings(Config):
     """The recipe.
 
     Attributes:
-        expert: how a copy of the trunk goes on learning the source, to answer for targets that look like it.
         source: how the source's own share learns from its labels.
         target: how a target's own share learns.
-        trial: real images, and replayed ones, by which the checkpoint of a target's stage is chosen; real ones by which
-            the expert is judged.
+        trial: real images, and replayed ones, by which the checkpoint of a target's stage is chosen.
     """
 
-    expert: ExpertSettings = ExpertSettings()
     source: SourceShareSettings = SourceShareSettings()
     target: TargetLessonSettings = TargetLessonSettings()
     trial: int = Field(default=64, ge=2)
@@ -67,8 +50,7 @@ class Garda(Replaying[GardaSettings]):
     Every domain met keeps its own share of the segmenter (normalisation and first layers, see
     :mod:`garda.specialisation`) under ``statistics[domain]``, so nothing that is learnt later makes an earlier domain
     worse. A domain that has not been met is read by the trunk's common share. The generator's anatomy is the source's;
-    a target adds its look. Knowledge holds the trunk as ``teacher``, and as ``segmenter`` the expert; without one, the
-    trunk again.
+    a target adds its look.
     """
 
     Settings = GardaSettings
@@ -97,8 +79,7 @@ class Garda(Replaying[GardaSettings]):
             return learner
 
         learnt = fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
-        expert = self._learn_expert(knowledge, slices, stages) if self.settings.expert.steps else knowledge.segmenter
-        return replace(knowledge, segmenter=expert, statistics={domain: read_own(learnt.segmenter)})
+        return replace(knowledge, statistics={domain: read_own(learnt.segmenter)})
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """The target's look, then its own share of the segmenter, which begins as the common one."""
@@ -108,7 +89,7 @@ class Garda(Replaying[GardaSettings]):
         generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
         stage, lesson = stages("share"), self.settings.target
         learnt = fit(
-            lambda: self._open_target_lesson(replace(knowledge, generator=generator), slices, stage),
+            lambda: self._open_target_lesson(replace(knowledge, generator=generator), stage),
             lambda step: slices.batch(step, lesson.batch, stage.seed),
             lesson.steps,
             stage,
@@ -124,31 +105,7 @@ class Garda(Replaying[GardaSettings]):
 
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The trunk with the domain's own share; with the common one where the domain has not been met."""
-        return specialise(knowledge.teacher, knowledge.statistics.get(domain, {}))
-
-    def _learn_expert(self, knowledge: Knowledge, slices: Slices, stages: Stages) -> BasicUNet:
-        """A copy of the trunk that goes on learning the source with all its weights."""
-        stage = stages("expert")
-        lesson = self.suit_lesson(self.settings.expert, slices, stage)
-        learnt = fit(
-            lambda: continue_lesson(knowledge.teacher, self.task, self.shared.segmenter, lesson, self.compute),
-            lambda step: slices.batch(step, lesson.batch, stage.seed),
-            lesson.steps,
-            stage,
-        )
-        learnt.segmenter.zero_grad()
-        return learnt.segmenter.eval().requires_grad_(False)
-
-    def _judge_expert(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> Expert | None:
-        """The expert, asked where it sees in a target's images what the trunk sees in them."""
-        lesson = self.settings.expert
-        if not lesson.steps:
-            return None
-        real = slices.batch(0, self.settings.trial, derive_seed(stage.seed, "expert")).image
-        expert, trunk = (self.compute.prepare(net).eval() for net in (knowledge.segmenter, knowledge.teacher))
-        found = agreement(*(answer(network, real, self.compute) for network in (expert, trunk)))
-        stage.log(0, {"expert_agreement": found})
-        return Expert(expert, found >= lesson.agreement)
+        return specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
 
     def _choose(self, knowledge: Knowledge, learnt: FromTarget, slices: Slices, stages: Stages) -> Mapping[str, Tensor]:
         """The share, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
@@ -160,17 +117,16 @@ class Garda(Replaying[GardaSettings]):
         replayed, label = learnt.replay.batch(count, len(learnt.replay.generator.domains) - 1)
         candidates = []
         for step, own in sorted(learnt.shares.by_step.items()):
-            network = self.compute.prepare(specialise(knowledge.teacher, own)).eval()
+            network = self.compute.prepare(specialise(knowledge.segmenter, own)).eval()
             scores = score_candidate(network, real, replayed, label, self.compute)
             candidates.append(Candidate(step, own, scores))
         stages.offer(candidates)
         return candidates[choose(candidates)].own
 
-    def _open_target_lesson(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> FromTarget:
+    def _open_target_lesson(self, knowledge: Knowledge, stage: Stage) -> FromTarget:
         lesson = self.settings.target
         replay = self.draw_pool(knowledge, lesson.anatomies)
         replayed = [replay.batch(lesson.batch, len(knowledge.domains)) for _ in range(SURVEY)]
         batches = [Batch(image.cpu(), label.argmax(dim=1).cpu()) for image, label in replayed]
         suited = lesson.model_copy(update={"randomisation": self.suit(lesson.randomisation, batches, stage)})
-        expert = self._judge_expert(knowledge, slices, stage)
-        return FromTarget(knowledge.teacher, replay, self.task, suited, self.compute, expert)
+        return FromTarget(knowledge.segmenter, replay, self.task, suited, self.compute)
