@@ -12,7 +12,7 @@ from garda.dicom import is_dicom, says_identity_removed
 from garda.digests import VerifiedDigests
 from garda.errors import DataError, GardaError, raise_all
 from garda.report import Reporter
-from garda.scan_files import ScanFile
+from garda.scan_files import ScanFile, split_archive
 from garda.sequence import Domain, DomainSequence, find_gaps
 from garda.task import Task
 from garda.volumes import check_case, read_volume
@@ -42,6 +42,8 @@ def check(
     problems: list[GardaError] = find_gaps(sequence, target_labels)
     if not os.access(data, os.R_OK | os.X_OK):
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
+    if elsewhere := _find_elsewhere(cases, data):
+        raise_all([*problems, elsewhere])
     problems += check_cases(cases, sequence.task, data, reporter, rehash)
     lessons = [case for case in sequence.source.split("train") if case in cases]
     if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
@@ -49,6 +51,15 @@ def check(
     raise_all(problems)
     if not any(labelled_cases(domain) for domain in sequence.domains):
         reporter.line("no domain has a labelled test scan: nothing will be scored")
+
+
+def _find_elsewhere(cases: Sequence[Case], data: Path) -> DataError | None:
+    """One line in place of many, where ``data`` is most likely another folder than the manifests mean."""
+    files = [data / case.image for case in cases]
+    if len(files) > 1 and not any((split_archive(file) or (file,))[0].exists() for file in files):
+        what = f"holds none of the {len(files)} scans, such as {cases[0].image}"
+        return DataError(data, what, "give the folder that the manifests' paths are relative to")
+    return None
 
 
 def check_cases(

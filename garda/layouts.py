@@ -19,6 +19,7 @@ from garda.scan_files import ARCHIVE, ScanFile, split_archive
 Layout = Literal["pairs", "nnunet", "bids"]
 SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "sub-*"}  # the folder that gives it away
 LABEL_FOLDERS = ("labels", "masks", "annotations")
+NAMES_OF_IMAGES, NAMES_OF_LABELS = ("images", "imagesTr", "imagesTs"), (*LABEL_FOLDERS, "labelsTr", "labelsTs")
 Found = list[tuple[str, Path]]  # name without suffix, and file
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's case_0000.nii.gz
 
@@ -52,6 +53,19 @@ def recognise_layout(folder: Path) -> Layout:
         if any(found.is_dir() for found in folder.glob(sign)):
             return layout
     raise DataError(folder, "has no folder images, imagesTr or sub-*", "put images in images/ and labels in labels/")
+
+
+def refuse_labels(folder: Path) -> None:
+    """Refuse a folder whose images would be taken together with their label maps.
+
+    Raises:
+        DataError: it has a folder for each.
+    """
+    images, labels = (
+        [name for name in names if (folder / name).is_dir()] for names in (NAMES_OF_IMAGES, NAMES_OF_LABELS)
+    )
+    if images and labels:
+        raise DataError(folder, f"holds label maps too, in {labels[0]}", f"give {folder / images[0]}")
 
 
 def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: Sequence[str]) -> list[Scan]:

@@ -20,7 +20,7 @@ from garda.handover.package import opened
 from garda.handover.signing import Trusted
 from garda.handover.verify import verify
 from garda.knowledge import Knowledge
-from garda.layouts import find_images
+from garda.layouts import find_images, refuse_labels
 from garda.onnx_runtime import LIBRARY, OnnxNetwork
 from garda.report import Reporter
 from garda.scan_files import ScanFile, split_archive
@@ -119,7 +119,7 @@ def _spread(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Images with the names of their label maps; a folder that is no DICOM series stands for all images below it.
 
     Raises:
-        DataError: it holds none.
+        DataError: it holds none, or label maps beside them.
     """
     paths, names = [], []
     for image in images:
@@ -127,6 +127,7 @@ def _spread(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
             paths.append(image)
             names.append(prediction_name(image))
             continue
+        refuse_labels(image)
         found = list(find_images(image))
         if not found:
             raise DataError(image, "is a folder without an image or a DICOM series", "check the path")

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+WIDEST = 1000  # columns of a table that is not shown on a terminal
+
 
 class Reporter:
     """Tells what happens; draws bars only on a terminal, so that logs stay short. A context manager."""
@@ -16,6 +18,8 @@ class Reporter:
     def __init__(self, console: Console | None = None) -> None:
         """Report to ``console``, or to standard output."""
         self._console = console or Console(highlight=False, soft_wrap=True)
+        if not self._console.is_terminal:
+            self._console.width = WIDEST
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,7 +47,7 @@ class Reporter:
         self._console.print(text, markup=False)
 
     def show(self, what: RenderableType) -> None:
-        """A table or another rich object."""
+        """A table or another rich object; in a file or a pipe as wide as it wants to be: no number is broken."""
         self._console.print(what)
 
     def bar(self, name: str) -> Callable[[int, int], None]:

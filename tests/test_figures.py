@@ -11,6 +11,7 @@ from rich.console import Console
 from garda.continual import Matrix, matrix
 from garda.evaluate import Score
 from garda.figures import draw_matrix, matrix_table
+from garda.report import Reporter
 
 SITES = ("first", "second", "third")
 
@@ -89,6 +90,12 @@ def test_domains_not_met_yet_are_dim():
     met, rest = row.split("0.850")
     assert "\x1b[2m" not in met
     assert "\x1b[2m" in rest.split("0.500")[0]
+
+
+def test_a_table_in_a_file_is_as_wide_as_it_must_be():
+    printed, wide = StringIO(), matrix_table(make(TWO_AND_ONE))
+    Reporter(Console(file=printed, width=20)).show(wide)
+    assert "0.800–0.900" in printed.getvalue()
 
 
 def test_nothing_scored_is_a_table_without_rows():

@@ -278,3 +278,11 @@ def test_the_command_line_takes_a_runtime_and_an_expected_digest(run, images, tm
     assert made == [1] and (tmp_path / "maps" / images[0].name).exists()
     assert garda(*words[:3], "--out", tmp_path / "torch", "--runtime", "torch") == 0
     assert made == [1]
+
+
+def test_a_folder_that_holds_label_maps_too_is_no_folder_of_images(run, pipeline, tmp_path):
+    site = pipeline.parent / "data" / SITES[1]
+    with pytest.raises(DataError) as caught:
+        predict(run, [site], tmp_path / "maps", quiet())
+    assert str(caught.value) == f"{site}: holds label maps too, in labels; give {site / 'images'}"
+    assert not (tmp_path / "maps").exists()

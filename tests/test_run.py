@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -350,6 +351,19 @@ def test_a_missing_data_folder(pipeline, tmp_path):
     run = tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
     with pytest.raises(DataError, match="no folder that can be read; give the scans' folder under --data"):
         run_sequence(run)
+
+
+def test_a_folder_without_any_of_the_scans_is_one_line(pipeline, tmp_path):
+    sequence = read_sequence(pipeline)
+    run = replace(tiny_run(sequence, pipeline, tmp_path / "run"), data=pipeline.parent)
+    with pytest.raises(DataError) as caught:
+        run_sequence(run)
+    image = sequence.source.split("train")[0].image
+    remedy = "give the folder that the manifests' paths are relative to"
+    assert re.fullmatch(
+        rf"{pipeline.parent}: holds none of the \d+ scans, such as {image}; {remedy}", str(caught.value)
+    )
+    assert not (tmp_path / "run").exists()
 
 
 def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
