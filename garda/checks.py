@@ -42,8 +42,6 @@ def check(
     problems: list[GardaError] = find_gaps(sequence, target_labels)
     if not os.access(data, os.R_OK | os.X_OK):
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
-    if elsewhere := _find_elsewhere(cases, data):
-        raise_all([*problems, elsewhere])
     problems += check_cases(cases, sequence.task, data, reporter, rehash)
     lessons = [case for case in sequence.source.split("train") if case in cases]
     if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
@@ -73,6 +71,8 @@ def check_cases(
     Also tells, once, of DICOM series whose headers do not say that the patient's identity was removed. garda keeps
     nothing of a header, but what is burnt into the pixels is in what it learns from.
     """
+    if elsewhere := _find_elsewhere(cases, data):
+        return [elsewhere]
     problems: list[GardaError] = []
     identified = 0
     progress = reporter.bar("check")

@@ -59,13 +59,13 @@ def refuse_labels(folder: Path) -> None:
     """Refuse a folder whose images would be taken together with their label maps.
 
     Raises:
-        DataError: it has a folder for each.
+        DataError: it, or a folder below it, has a folder for each.
     """
-    images, labels = (
-        [name for name in names if (folder / name).is_dir()] for names in (NAMES_OF_IMAGES, NAMES_OF_LABELS)
-    )
-    if images and labels:
-        raise DataError(folder, f"holds label maps too, in {labels[0]}", f"give {folder / images[0]}")
+    for parent, below, _ in os.walk(folder):
+        images, labels = ([name for name in names if name in below] for names in (NAMES_OF_IMAGES, NAMES_OF_LABELS))
+        if images and labels:
+            where = Path(parent)
+            raise DataError(folder, f"holds label maps too, in {where / labels[0]}", f"give {where / images[0]}")
 
 
 def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: Sequence[str]) -> list[Scan]:

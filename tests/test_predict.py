@@ -282,7 +282,12 @@ def test_the_command_line_takes_a_runtime_and_an_expected_digest(run, images, tm
 
 def test_a_folder_that_holds_label_maps_too_is_no_folder_of_images(run, pipeline, tmp_path):
     site = pipeline.parent / "data" / SITES[1]
-    with pytest.raises(DataError) as caught:
-        predict(run, [site], tmp_path / "maps", quiet())
-    assert str(caught.value) == f"{site}: holds label maps too, in labels; give {site / 'images'}"
+    elsewhere = tmp_path / "sites"
+    for name in ("images", "labels"):
+        (elsewhere / "one" / name).mkdir(parents=True)
+    for folder, where in ((site, site), (elsewhere, elsewhere / "one")):
+        with pytest.raises(DataError) as caught:
+            predict(run, [folder], tmp_path / "maps", quiet())
+        what = f"holds label maps too, in {where / 'labels'}; give {where / 'images'}"
+        assert str(caught.value) == f"{folder}: {what}"
     assert not (tmp_path / "maps").exists()

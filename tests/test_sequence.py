@@ -17,7 +17,7 @@ HEADER = "case,patient,split,image,label\n"
 
 def manifest(tmp_path: Path, rows: str, header: str = HEADER) -> Path:
     file = tmp_path / "site.csv"
-    file.write_text(header + rows)
+    file.write_text(header + rows, encoding="utf-8")
     return file
 
 
