@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import sys
 from enum import StrEnum
@@ -16,6 +18,9 @@ from garda.cli_options import Changes, DataFolder, Devices, Nodes, parse_changes
 from garda.errors import DataError, GardaError, Interrupted
 from garda.private import remove_leftovers
 from garda.stopping import LEADER, Stopping
+
+
+MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
 
 
 class Layout(StrEnum):
@@ -265,6 +270,8 @@ def ui(
 
 def main() -> None:
     """Entry point: errors a user can cause are one line and an exit code, everything else keeps its traceback."""
+    gc.set_threshold(MANY_OBJECTS)  # imports alone make a million objects, hardly one of them in a cycle
+    atexit.register(gc.freeze)  # and at the end there is nothing to search for
     stopping = Stopping()
     if LEADER in os.environ:  # the process that has started this one says when it ends
         stopping.ignore()

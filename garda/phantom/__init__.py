@@ -15,6 +15,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,6 @@ def write_phantom(
     counts = {split: (PATIENTS if patients is None else patients).get(split, 0) for split in SPLITS}
     _check(names, counts, seed, slices)
     plan = [(name, list_cases(name, counts)) for name in names]
-    total = len(names) * sum(counts.values())
     try:
         if out.exists() and any(out.iterdir()):
             raise DataError(out, "the folder is not empty", "give a new folder")
@@ -89,13 +89,15 @@ def write_phantom(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             unfinished = Path(temporary) / target.name
-            done = 0
-            for name, cases in plan:
-                for number, case in enumerate(cases):
-                    _write_case(unfinished, case, SITES[name], _random(seed, name, number), slices)
-                    done += 1
+            people = [(name, number, case) for name, cases in plan for number, case in enumerate(cases)]
+
+            def write(name: str, number: int, case: Case) -> None:
+                _write_case(unfinished, case, SITES[name], _random(seed, name, number), slices)
+
+            with ThreadPoolExecutor() as threads:  # numpy and scipy compute without Python's lock
+                for done, _ in enumerate(threads.map(write, *zip(*people, strict=True)), start=1):
                     if progress is not None:
-                        progress(done, total)
+                        progress(done, len(people))
             write_manifests(unfinished / "manifests", dict(plan))
             os.replace(unfinished, target)
     except OSError as error:
