@@ -19,7 +19,6 @@ from garda.errors import DataError, GardaError, Interrupted
 from garda.private import remove_leftovers
 from garda.stopping import LEADER, Stopping
 
-
 MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
 
 
