@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from monai.networks.nets.basic_unet import UpCat
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from garda.compute import M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD, REUSED, Compute, ComputeSettings, M, set_allocation
+from garda.segmenter import Doubling
 
 PROBE = {"cpu": 2048, "cuda": 8192}  # side of the matrices of the practical limit
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
@@ -28,14 +30,22 @@ RESET_PEAK = "5"  # what Linux takes for: let VmHWM begin anew (proc(5), /proc/p
 
 
 class Plain(Compute):
-    """Float32, torch's default memory layout and malloc's own ways: what a plain implementation computes with."""
+    """What a plain implementation computes with: float32, torch's default layout, MONAI's U-Net as it comes.
+
+    For malloc's own ways see :func:`allocate_for`.
+    """
 
     def __init__(self, settings: ComputeSettings) -> None:
         """The device of ``settings``, and nothing else of them."""
         super().__init__(settings.model_copy(update={"precision": "32"}))
 
     def prepare(self, module: M) -> M:
-        """``module`` on the device."""
+        """``module`` on the device; what garda computes otherwise than MONAI in its U-Net is as in MONAI again."""
+        for part in module.modules():
+            if isinstance(part, UpCat):
+                part.is_pad = True
+            if isinstance(part, Doubling):
+                part.__class__ = nn.ConvTranspose2d
         return module.to(device=self.device)
 
     def place(self, image: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class FromEntropy:
         self.segmenter = compute.prepare(network).train().requires_grad_(False)
         norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
         weights = [weight.requires_grad_(True) for norm in norms for weight in norm.parameters()]
-        self._optimizer = torch.optim.Adam(weights, lr=learning_rate)
+        self._optimizer = torch.optim.Adam(weights, lr=learning_rate, fused=True)
         self._compute = compute
 
     def state(self) -> Mapping[str, Stateful]:
@@ -158,7 +158,7 @@ class FromTeacher:
         )
         self._average.eval().requires_grad_(False)
         self._average.update_parameters(self._student)  # the first update copies; all later ones average
-        self._optimizer = torch.optim.Adam(self._student.parameters(), lr=lesson.learning_rate)
+        self._optimizer = torch.optim.Adam(self._student.parameters(), lr=lesson.learning_rate, fused=True)
         self._task, self._lesson, self._compute = task, lesson, compute
 
     @property

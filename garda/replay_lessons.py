@@ -76,9 +76,11 @@ class FromAdversary:
         """
         self.segmenter = compute.prepare(segmenter).train().requires_grad_(True)
         self._discriminator = compute.prepare(build_discriminator(classes, lesson.widths)).train()
-        self._optimizer = torch.optim.AdamW(segmenter.parameters(), lr=lesson.learning_rate, weight_decay=1e-4)
+        self._optimizer = torch.optim.AdamW(
+            segmenter.parameters(), lr=lesson.learning_rate, weight_decay=1e-4, fused=True
+        )
         self._opponent = torch.optim.Adam(
-            self._discriminator.parameters(), lr=lesson.discriminator_rate, betas=(0.9, 0.99)
+            self._discriminator.parameters(), lr=lesson.discriminator_rate, betas=(0.9, 0.99), fused=True
         )
         self._loss = DiceCELoss(softmax=True, include_background=False)
         self._replay, self._lesson, self._compute = replay, lesson, compute

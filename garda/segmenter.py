@@ -102,6 +102,28 @@ class ReplayLessonSettings(LessonSettings):
     temperature: PositiveFloat = 2.0
 
 
+class Doubling(nn.ConvTranspose2d):
+    """A transposed convolution of 2x2 pixels with stride 2 as the product of matrices that it is: a pixel becomes four.
+
+    On a CPU, torch's own takes two to three times as long to learn (docs/performance.md). Weights are the same.
+    """
+
+    @classmethod
+    def like(cls, other: nn.ConvTranspose2d) -> Doubling:
+        """With the weights of ``other``."""
+        made = nn.utils.skip_init(cls, other.in_channels, other.out_channels, kernel_size=2, stride=2)
+        made.weight, made.bias = other.weight, other.bias
+        return made
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """(B, inputs, H, W) to (B, outputs, 2 H, 2 W), channels-last."""
+        count, inputs, height, width = x.shape
+        weight = self.weight.permute(2, 3, 1, 0).reshape(-1, inputs, 1, 1)
+        bias = None if self.bias is None else self.bias.repeat(4)
+        four = F.conv2d(x, weight, bias).permute(0, 2, 3, 1).reshape(count, height, width, 2, 2, self.out_channels)
+        return four.transpose(2, 3).reshape(count, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
+
+
 def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:
     """A network from (B, ``task.channels``, H, W) in [0, 1] to (B, K, H, W) logits; H and W multiples of 16."""
     network = BasicUNet(
@@ -114,9 +136,8 @@ def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:
     )
     for part in network.modules():
         if isinstance(part, UpCat):
-            part.is_pad = (
-                False  # sides fit as they are, and padding by nothing copies, in float32 and the cat after it too
-            )
+            part.is_pad = False  # sides fit, and padding by nothing copies, in float32 and the cat after it too
+            part.upsample.deconv = Doubling.like(part.upsample.deconv)
     return network
 
 
@@ -253,4 +274,6 @@ def _optimizer(network: nn.Module, lesson: LessonSettings) -> torch.optim.Optimi
         return torch.optim.SGD(
             network.parameters(), lr=lesson.learning_rate, momentum=0.9, weight_decay=lesson.weight_decay
         )
-    return torch.optim.AdamW(network.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay)
+    return torch.optim.AdamW(
+        network.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay, fused=True
+    )

@@ -199,7 +199,7 @@ class FromTarget:
         self._average.eval().requires_grad_(False)
         self._average.update_parameters(self._student)  # the first update copies
         own = [parameter for parameter in self._student.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4)
+        self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4, fused=True)
         self._loss = DiceLoss(include_background=False)
         self._task, self._lesson, self._compute = task, lesson, compute
         self.replay, self.shares = replay, Shares()

@@ -5,12 +5,14 @@ import copy
 import numpy as np
 import pytest
 import torch
+from monai.networks.nets import BasicUNet
 from torch import nn
 
 from garda.compute import Compute, ComputeSettings
 from garda.errors import ConfigError
 from garda.generators.style import StyleGenerator, StyleSettings
 from garda.segmenter import (
+    Doubling,
     FromLabels,
     FromReplay,
     LabelLessonSettings,
@@ -44,6 +46,33 @@ def test_a_bright_square_is_learnt_from_labels(loss, optimizer):
     objective = FromLabels(TASK, TINY, lesson, COMPUTE)
     losses = [objective.step(square(), step)["segmentation"].item() for step in range(30)]
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
+
+
+def test_the_network_is_monais():
+    torch.manual_seed(0)
+    ours = build_segmenter(TASK, TINY).train()
+    act, norm = ("relu", {"inplace": True}), ("batch", {"affine": True})
+    theirs = BasicUNet(spatial_dims=2, out_channels=2, features=TINY.widths, act=act, norm=norm)
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.rand(2, 1, 16, 32)
+    answers = [network(image.clone()) for network in (ours, theirs.train())]
+    torch.testing.assert_close(*answers)
+    for answer in answers:
+        answer.square().mean().backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_doubling_is_a_transposed_convolution(layout):
+    torch.manual_seed(0)
+    other = nn.ConvTranspose2d(3, 5, kernel_size=2, stride=2)
+    ours = Doubling.like(other)
+    image = torch.rand(2, 3, 4, 6).to(memory_format=layout)
+    drawn = ours(image)
+    assert drawn.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(drawn, other(image))
+    assert ours.state_dict().keys() == other.state_dict().keys()
 
 
 def test_labels_are_needed():

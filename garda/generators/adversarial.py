@@ -195,10 +195,10 @@ class Duel:
         lazy = lesson.r1_interval / (lesson.r1_interval + 1)
         self._optimizers = {
             "generator_optimizer": torch.optim.Adam(
-                self.generator.parameters(), lr=lesson.learning_rate, betas=(0.0, 0.99)
+                self.generator.parameters(), lr=lesson.learning_rate, betas=(0.0, 0.99), fused=True
             ),
             "discriminator_optimizer": torch.optim.Adam(
-                self._discriminator.parameters(), lr=lesson.learning_rate * lazy, betas=(0.0, 0.99**lazy)
+                self._discriminator.parameters(), lr=lesson.learning_rate * lazy, betas=(0.0, 0.99**lazy), fused=True
             ),
         }
 

@@ -72,7 +72,7 @@ class _Residual(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.norm_1, self.norm_2 = nn.GroupNorm(GROUPS, inputs), nn.GroupNorm(GROUPS, outputs)
+        self.norm_1, self.norm_2 = _GroupNorm(GROUPS, inputs), _GroupNorm(GROUPS, outputs)
         self.convolution_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.convolution_2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         self.context = nn.Linear(CONTEXT, outputs)
@@ -81,6 +81,13 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         inner = self.convolution_1(F.silu(self.norm_1(x))) + self.context(context)[:, :, None, None]
         return self.shortcut(x) + self.convolution_2(F.silu(self.norm_2(inner)))
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Of contiguous features: on a CPU torch takes 13 times as long for channels-last ones in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
 def _encode(time: Tensor) -> Tensor:

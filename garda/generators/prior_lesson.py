@@ -55,7 +55,7 @@ class FromCodes:
         self._encoder = compute.prepare(generator.anatomy).eval()
         self._prior = compute.prepare(prior).train()
         self._average = AveragedModel(self._prior, multi_avg_fn=averaging(lesson.average))
-        self._optimizer = torch.optim.AdamW(self._prior.parameters(), lr=lesson.learning_rate)
+        self._optimizer = torch.optim.AdamW(self._prior.parameters(), lr=lesson.learning_rate, fused=True)
         self._task, self._lesson, self._compute = task, lesson, compute
 
     @property

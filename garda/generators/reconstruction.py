@@ -148,7 +148,9 @@ class FromPairs:
         self._task, self._lesson, self._compute = task, lesson, compute
         self._label_loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
         trained = [p for p in self.generator.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(trained, lr=lesson.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+        self._optimizer = torch.optim.AdamW(
+            trained, lr=lesson.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+        )
 
     def state(self) -> Mapping[str, Stateful]:
         """Generator and optimizer."""
@@ -198,7 +200,7 @@ class FromLook:
         self.generator = compute.prepare(generator).eval().requires_grad_(False)
         self._branch = self.generator.branches[-1].requires_grad_(True)
         self._compare = Comparison(compute.prepare(teacher), lesson.reconstruction, compute)
-        self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=lesson.learning_rate)
+        self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=lesson.learning_rate, fused=True)
         self._task, self._lesson, self._compute = task, lesson, compute
 
     def state(self) -> Mapping[str, Stateful]:
