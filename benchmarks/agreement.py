@@ -59,7 +59,7 @@ def main() -> None:
     given = parser.parse_args()
     sequence = read_sequence(given.pipeline, config=given.config, method="garda_paper")
     task = sequence.task if given.size is None else sequence.task.model_copy(update={"size": tuple(given.size)})
-    settings = parse_settings("garda_paper", sequence.settings, sequence.config)
+    settings = parse_settings("garda_paper", sequence.settings, sequence.origin)
     found = {}
     tuned, plain = (
         Bench(task, settings, compute, 1) for compute in (Compute(settings.compute), Plain(settings.compute))

@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--no-learning", action="store_true", help="leave the learning rates out")
     given = parser.parse_args()
     sequence = read_sequence(given.pipeline, method=given.method)
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     method = build_method(sequence.method, settings, sequence.task)
     subject = Subject(given.pipeline, given.data, given.run, sequence, method, given.seed)
     source = sequence.source

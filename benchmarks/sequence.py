@@ -180,7 +180,7 @@ def follow(sequence: DomainSequence, data: Path, out: Path) -> tuple[list[StageC
     Returns:
         what each stage took, and on which device.
     """
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     device = Compute(settings.compute).device
     clock, meter = Clock(), Meter(device)
     with clock:
@@ -265,7 +265,7 @@ def measure(given: argparse.Namespace) -> None:
         raise DataError(given.pipeline, "no test scan has a label to score by", "give a pipeline that has some")
     stages, device = follow(sequence, given.data, given.out / "run")
     found, machine = summarise(stages), describe(device)
-    print(f"{machine}, {sequence.task.size} pixels, config {sequence.config}")
+    print(f"{machine}, {sequence.task.size} pixels, config {sequence.origin}")
     for stage, growth in zip(stages, [None, *grown(stages)], strict=True):
         print(show(stage, growth))
     print("\n".join(conclude(stages, found)))

@@ -106,7 +106,7 @@ def main() -> None:
     given = parser.parse_args()
     sequence = read_sequence(given.pipeline)
     task = sequence.task if given.size is None else sequence.task.model_copy(update={"size": tuple(given.size)})
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     with Anonymous() as memory, tempfile.TemporaryDirectory(dir=given.folder) as folder:
         started = time.perf_counter()
         slices = Slices(scans(given.slices, task), task, with_labels=True, private_folder=given.folder)

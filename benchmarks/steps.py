@@ -133,7 +133,7 @@ def main() -> None:
     given = parser.parse_args()
     sequence = read_sequence(given.pipeline, config=given.config, method="garda_paper")
     task = sequence.task if given.size is None else sequence.task.model_copy(update={"size": tuple(given.size)})
-    settings = parse_settings("garda_paper", sequence.settings, sequence.config)
+    settings = parse_settings("garda_paper", sequence.settings, sequence.origin)
     computes = {"tuned": Compute(settings.compute), "plain": Plain(settings.compute)}
     device = computes["tuned"].device
     kinds = {"tuned": {"bf16": torch.bfloat16, "32": torch.float32}[settings.compute.precision], "plain": torch.float32}

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from garda import parallel, whole_batch
 from garda.audit import audit_stage
 from garda.checks import check, labelled_cases, needed_cases
+from garda.config import Origin
 from garda.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError
 from garda.evaluate import Score
 from garda.evaluator import score, tell_fall
@@ -218,7 +219,7 @@ def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
         targets=(*before[1:], read_domain(hop.manifest, hop.domain, index, task)),
         method=setup.method,
         settings=learnt.settings,
-        config=hop.package / SETUP,
+        origin=Origin(hop.package / SETUP, (("--set", hop.changes),)),
         digests={hop.domain: hashlib.sha256(hop.manifest.read_bytes()).hexdigest()},
         seed=setup.seed,
     )
@@ -248,7 +249,7 @@ def _score(run: Run, before: Learnt, after: Learnt, domain: Domain) -> Sequence[
     """The site's own test scans, read by what came and by what goes on."""
     if not labelled_cases(domain):
         return []
-    came = score(run, before.method, domain, before.knowledge, [domain])
+    came = score(run, before.method, domain, before.knowledge, [domain], "scores-before")
     same = after.method.reads_equally(before.knowledge, after.knowledge, domain.name)
     goes = came if same else score(run, after.method, domain, after.knowledge, [domain])
     return [*(replace(row, stage=domain.index - 1) for row in came), *goes]

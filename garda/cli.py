@@ -9,7 +9,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from garda.private import remove_leftovers
 from garda.stopping import LEADER, Stopping
 
 MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
+
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no public name for it
 
 
 class Layout(StrEnum):
@@ -159,7 +162,7 @@ def check(
     from garda.sequence import read_sequence
 
     sequence = read_sequence(pipeline, config=config, method=method, changes=parse_changes(change or []))
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     learner = build_method(sequence.method, settings, sequence.task)
     learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
@@ -277,7 +280,10 @@ def main() -> None:
     remove_leftovers()
     try:
         with stopping.listening():
-            app(obj=stopping)
+            raise SystemExit(app(obj=stopping, prog_name="garda", standalone_mode=False))
+    except UsageError as error:
+        print(_describe(error), end="", file=sys.stderr)
+        raise SystemExit(GardaError.exit_code) from None
     except (GardaError, Interrupted) as error:
         print(error, file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -288,3 +294,12 @@ def main() -> None:
             f"{error.filename or 'disk'}: no space left on the device; free some space and run again", file=sys.stderr
         )
         raise SystemExit(GardaError.exit_code) from None
+
+
+def _describe(error: Any) -> str:
+    """What is wrong with the command line, in a line; nothing where the help has been shown instead."""
+    message = error.format_message().replace("Value error, ", "")  # pydantic's own words
+    what, _, near = message.partition(". Did you mean ")
+    command = error.ctx.command_path if error.ctx else "garda"
+    remedy = f"did you mean {near}" if near else f"see {command} --help"
+    return f"{command}: {what[0].lower()}{what[1:].rstrip('.')}; {remedy}\n" if what else ""

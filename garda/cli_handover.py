@@ -167,6 +167,8 @@ def export(
         raise ConfigError("--domain", "a zip file holds the networks of all domains", "leave it out")
     elif with_generator:
         raise ConfigError("--with-generator", "a zip file holds the whole package", "leave it out")
+    elif out.suffix != ".zip":
+        raise ConfigError("--out", f"{out} is no name of a zip file", f"give {out}.zip, or another form with --to")
     else:
         _zip(package, out, trusted)
     print(out)
@@ -210,5 +212,7 @@ def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] | None, 
             reporter.line("  NOT signed")
         for reason in entry.reasons:
             reporter.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
+    if trusted is not None:
+        reporter.line("whole: every file and every line fits its digest")
     if found.signatures and trusted is not None and not trusted:
         reporter.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import types
 import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
-from garda.errors import ConfigError
+from garda.errors import ConfigError, GardaError, raise_all
+
+MOST = 20  # misfits that are told at once; a package from elsewhere may have any number
 
 
 class YamlLoader(yaml.SafeLoader):
@@ -42,6 +48,26 @@ class Config(BaseModel):
 M = TypeVar("M", bound=Config)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where merged settings come from, for messages.
+
+    Attributes:
+        file: holds most of them.
+        layers: what was laid over it, the topmost last: a name and the settings.
+    """
+
+    file: Path
+    layers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+    def of(self, path: Sequence[str]) -> str:
+        """Where the key at ``path`` comes from."""
+        return next((name for name, values in reversed(self.layers) if _has(values, path)), str(self))
+
+    def __str__(self) -> str:
+        return os.path.normpath(self.file)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
@@ -66,15 +92,18 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(model: type[M], values: dict[str, Any], where: object) -> M:
-    """Check ``values`` against ``model``.
+    """Check ``values`` against ``model``; ``where`` they come from is a name, or an :class:`Origin`.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a missing key or a wrong type.
+        Problems: several of them, the first of each key.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(where, *_explain(model, error)) from None
+        misfits = {_without_index(misfit): misfit for misfit in reversed(error.errors(include_url=False))}
+    raise_all([_explain(model, misfit, where) for misfit in [*reversed(misfits.values())][:MOST]])
+    raise AssertionError("pydantic refuses nothing without a reason")
 
 
 def load(model: type[M], path: Path) -> M:
@@ -91,20 +120,37 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
-    """What is wrong with the first misfit, and the remedy."""
-    first = error.errors(include_url=False)[0]
-    path = [str(part) for part in first["loc"]]
+def _without_index(misfit: ErrorDetails) -> tuple[str, ...]:
+    """The key of a misfit; a list's entries have one key, of which the first is told."""
+    return tuple(part for part in misfit["loc"] if isinstance(part, str))
+
+
+def _has(values: Any, path: Sequence[str]) -> bool:
+    for part in path:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _explain(model: type[BaseModel], misfit: ErrorDetails, where: object) -> GardaError:
+    """Where a misfit is, what is wrong with it, and the remedy."""
+    path = [str(part) for part in misfit["loc"]]
+    what, remedy = _describe(model, misfit, path)
+    return ConfigError(where.of(path) if isinstance(where, Origin) else where, what, remedy)
+
+
+def _describe(model: type[BaseModel], misfit: ErrorDetails, path: list[str]) -> tuple[str, str]:
     key = ".".join(path) or "the whole file"
-    if first["type"] == "extra_forbidden":
+    if misfit["type"] == "extra_forbidden":
         known = _keys(model, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
         return f"unknown key {key!r}", remedy
-    if first["type"] == "missing":
+    if misfit["type"] == "missing":
         return f"key {key!r} is missing", "add it"
-    message = first["msg"].removeprefix("Value error, ")
-    given = list(first["input"]) if isinstance(first["input"], tuple) else first["input"]
+    message = misfit["msg"].removeprefix("Value error, ")
+    given = list(misfit["input"]) if isinstance(misfit["input"], tuple) else misfit["input"]
     return f"{key}: {message[0].lower()}{message[1:]}, got {given!r}", "correct the value"
 
 

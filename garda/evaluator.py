@@ -24,10 +24,17 @@ from garda.volumes import read_volume
 FALL = 0.02  # of Dice: what falls by less is noise of few test patients
 
 
-def score(run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain]) -> list[Score]:
-    """The evaluator's part of one stage: every labelled test scan of the given domains."""
+def score(
+    run: Run,
+    method: Method,
+    domain: Domain,
+    knowledge: Knowledge,
+    domains: Sequence[Domain],
+    name: str = "scores",
+) -> list[Score]:
+    """The evaluator's part of one stage: every labelled test scan of the given domains; ``name`` is its bar's."""
     scans = TestScans(domains, run.data, run.pseudonyms)
-    bar = run.reporter.bar(f"{stage_name(domain)}-scores")
+    bar = run.reporter.bar(f"{stage_name(domain)}-{name}")
     return score_scans(scans, method, knowledge, domain.index, run.sequence.seed, bar)
 
 
@@ -102,4 +109,5 @@ def tell_fall(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
     )
     if before and after and fmean(before) - fmean(after) > FALL:
         fell = f"from {fmean(before):.3f} to {fmean(after):.3f}"
-        run.reporter.line(f"{stage_name(domain)}: warning: Dice of {domain.name} fell {fell} in its own stage")
+        what = f"warning: Dice of {domain.name} fell {fell} in its own stage"
+        run.reporter.line(f"{stage_name(domain)}: {what}; look at its label maps before it is used there")

@@ -165,20 +165,20 @@ def read_plan(run: Path) -> Plan:
 
 def _compare(file: Path, old: Plan, new: Plan) -> None:
     shorter = new.model_copy(update={"domains": new.domains[: len(old.domains)]})
-    difference = _first_difference(old.model_dump(mode="json"), shorter.model_dump(mode="json"), "")
+    difference = differing_key(old.model_dump(mode="json"), shorter.model_dump(mode="json"))
     if difference is not None:
         raise RunFolderError(
             file, f"the folder holds another plan, {difference} differs", "undo the change, or give a new --out folder"
         )
 
 
-def _first_difference(old: Any, new: Any, key: str) -> str | None:
-    """The first key, depth first, under which two plans differ."""
+def differing_key(old: Any, new: Any, key: str = "") -> str | None:
+    """The first key, depth first, under which two trees of plain values differ; None if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(name, old.get(name), new.get(name)) for name in sorted({*old, *new})]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(str(index), *pair) for index, pair in enumerate(zip(old, new, strict=True))]
     else:
         return None if old == new else key
-    inner = (_first_difference(a, b, f"{key}.{name}" if key else name) for name, a, b in pairs)
+    inner = (differing_key(a, b, f"{key}.{name}" if key else name) for name, a, b in pairs)
     return next((found for found in inner if found is not None), None)

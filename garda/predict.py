@@ -86,8 +86,8 @@ def predict(
     with opened(source, stage) as folder:
         found = verify(folder, trusted, expected)
         learnt = load_package(folder)
+    reporter.line(_describe_choice(learnt.knowledge, domain))
     domain, task = choose_domain(learnt.knowledge, domain), learnt.method.task
-    reporter.line(f"read as scans of {domain}" + ("" if domain == OTHER else f"; --domain {OTHER} for another site's"))
     answer = _prepare(learnt, domain, onnx)
     raise_all(check_cases([scan.case for scan in scans], task, Path(), reporter))
     origin: Origin | None = Origin(found.setup.name, found.setup.method, found.digest, domain)
@@ -108,6 +108,13 @@ def choose_domain(knowledge: Knowledge, domain: str | None) -> str:
         known = ", ".join([*knowledge.domains, OTHER])
         raise ConfigError("--domain", f"{domain!r} has not been met", f"use one of {known}")
     return domain or knowledge.domains[-1]
+
+
+def _describe_choice(knowledge: Knowledge, domain: str | None) -> str:
+    """Whose scans the images are taken for; what else there was, where nobody has chosen."""
+    chosen = choose_domain(knowledge, domain)
+    others = ", ".join(name for name in (*knowledge.domains, OTHER) if name != chosen)
+    return f"read as scans of {chosen}" + ("" if domain else f", the last site met; --domain for others': {others}")
 
 
 def _check_exist(images: Sequence[Path]) -> None:

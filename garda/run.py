@@ -53,7 +53,7 @@ def run_sequence(run: Run) -> list[Score]:
         GardaError: nothing is trained before every file has been read and found good; see :mod:`garda.errors`.
     """
     sequence = run.sequence
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     plan = make_plan(sequence, settings, run.pseudonyms)
     check_folder(run.out, plan)
     _check_signed(run)
@@ -76,7 +76,7 @@ def run_sequence(run: Run) -> list[Score]:
 
 def enlist(sequence: DomainSequence, devices: int, nodes: int) -> bool:
     """Whether this process leads the run of a sequence; see :func:`garda.parallel.enlist`."""
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     return parallel.enlist(devices, nodes, settings.compute.accelerator)
 
 
@@ -89,7 +89,7 @@ def follow_sequence(sequence: DomainSequence, data: Path, out: Path, stopping: S
         out: the leader's run folder, where finished stages are read.
         stopping: asked within the stages.
     """
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     method = build_method(sequence.method, settings, sequence.task)
     run = Run(sequence, data, out, InMemory(), Reporter(Console(quiet=True)), stopping, Pseudonyms(b""))
     with parallel.following(stopping):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from garda.cases import Case, Split, read_manifest
-from garda.config import Config, load, load_yaml, merge
+from garda.config import Config, Origin, load, load_yaml, merge
 from garda.errors import ConfigError, DataError, GardaError, Problems, raise_all
 from garda.task import Task
 
@@ -69,7 +69,7 @@ class DomainSequence:
         targets: the unlabelled domains in order.
         method: name of the method.
         settings: the merged settings, still unparsed: each method knows its own model of them.
-        config: the file that the settings come from, for messages.
+        origin: where the settings come from, for messages.
         digests: SHA-256 of each domain's manifest file, by domain.
         seed: seed of everything random.
     """
@@ -80,7 +80,7 @@ class DomainSequence:
     targets: tuple[Domain, ...]
     method: str
     settings: dict[str, Any]
-    config: Path
+    origin: Origin
     digests: dict[str, str]
     seed: int
 
@@ -121,6 +121,7 @@ def read_sequence(
             raise ConfigError(pipeline_file, f"domain {name!r} stands twice in the sequence", "name each domain once")
     domains = _read_domains(folder, names, task)
     config = config or pipeline_file.parent / pipeline.config
+    layers = ((str(pipeline_file), pipeline.settings), ("--set", changes or {}))
     settings = merge(load_yaml(config), pipeline.settings)
     return DomainSequence(
         name=pipeline.name,
@@ -129,7 +130,7 @@ def read_sequence(
         targets=domains[1:],
         method=method or pipeline.method,
         settings=merge(settings, changes or {}),
-        config=config,
+        origin=Origin(config, layers),
         digests={name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names},
         seed=pipeline.seed if seed is None else seed,
     )

@@ -147,10 +147,39 @@ def test_changes_from_the_command_line():
             parse_changes([text])
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["run"], "garda run: missing argument 'PIPELINE'; see garda run --help"),
+        (["rum"], "garda: no such command 'rum'; did you mean 'run'?"),
+        (["check", "a.yaml", "--dat", "b"], "garda check: no such option: --dat"),
+        (
+            ["manifest", "a", "--data", "b", "--out", "c", "--layout", "d"],
+            "garda manifest: invalid value for '--layout'",
+        ),
+        (["phantom", "--out", "a", "--train", "0"], "garda phantom: invalid value for '--train'"),
+    ],
+)
+def test_a_wrong_command_is_one_line(words, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert garda(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(line)
+    assert error.count("\n") == 1
+    assert not [*tmp_path.iterdir()]
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert garda() == 2
+    printed = capsys.readouterr()
+    assert "Usage: garda" in printed.out
+    assert printed.err == ""
+
+
 def test_a_misspelt_setting_names_its_neighbour(pipeline, tmp_path, capsys):
     words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", tmp_path / "run")
     assert garda(*words, "--set", "sorce.steps=2") == 2
-    assert capsys.readouterr().err == f"{pipeline.parent}/tiny.yaml: unknown key 'sorce'; did you mean 'source'?\n"
+    assert capsys.readouterr().err == "--set: unknown key 'sorce'; did you mean 'source'?\n"
     assert not (tmp_path / "run").exists()
 
 
@@ -179,6 +208,7 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     assert verified[2] == "  NOT signed"  # once anybody has signed, who has not is told
     assert verified[3].startswith(f"stage 1 {SITES[1]}: 2 scans of 2 patients, 20")
     assert verified[4].startswith("  signed ") and len(verified[4]) == len("  signed ") + 64
+    assert verified[5] == "whole: every file and every line fits its digest"
     assert garda("verify", tmp_path / "b.zip", "--expect", digest) == 0
     assert garda("verify", tmp_path / "a.zip", "--expect", digest) == 2
     capsys.readouterr()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from garda.config import Config, load, load_yaml, merge, parse
-from garda.errors import ConfigError
+from garda.config import Config, Origin, load, load_yaml, merge, parse
+from garda.errors import ConfigError, Problems
 
 
 class Inner(Config):
@@ -51,6 +51,20 @@ def test_values_that_yaml_cannot_read_are_one_line(tmp_path: Path, value: str):
     with pytest.raises(ConfigError) as caught:
         load_yaml(file)
     assert str(caught.value) == f"{file}: holds a date, number or tag that YAML cannot read; quote it"
+
+
+def test_every_misfit_is_told_with_where_it_comes_from(tmp_path):
+    layers = (("pipeline.yaml", {"inner": {"steps": "many"}}), ("--set", {"inner": {"flip": 1}, "iner": {}}))
+    values = {"inner": {"steps": "many", "flip": 1, "stepz": 2}, "iner": {}}
+    with pytest.raises(Problems) as caught:
+        parse(Outer, values, Origin(tmp_path / "pipelines" / ".." / "small.yaml", layers))
+    assert sorted(str(caught.value).splitlines()) == [
+        "--set: inner.flip: input should be a valid boolean, got 1; correct the value",
+        "--set: unknown key 'iner'; did you mean 'inner'?",
+        f"{tmp_path}/small.yaml: key 'name' is missing; add it",
+        f"{tmp_path}/small.yaml: unknown key 'inner.stepz'; did you mean 'steps'?",
+        "pipeline.yaml: inner.steps: input should be a valid integer, got 'many'; correct the value",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: P
         ]
         with pytest.raises(DataError, match="is a folder without an image or a DICOM series; check the path"):
             predict(package, [tmp_path / "empty"], tmp_path / "none", reporter)
-    assert "read as scans of lge_3t; --domain other for another site's" in said.getvalue()
+    assert "read as scans of lge_3t, the last site met; --domain for others': " in said.getvalue()
 
 
 def test_private_folders_go_with_their_command_or_with_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

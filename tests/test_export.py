@@ -359,6 +359,11 @@ def test_the_command_line(run, tmp_path, capsys):
     assert capsys.readouterr().err == f"--domain: 'nowhere' has not been met; use one of {met}\n"
     assert garda(*words, "--domain", SITES[0]) == 2
     assert capsys.readouterr().err == "--domain: a zip file holds the networks of all domains; leave it out\n"
+    assert garda(*words) == 2
+    named = f"{tmp_path}/bundle"
+    assert capsys.readouterr().err == (
+        f"--out: {named} is no name of a zip file; give {named}.zip, or another form with --to\n"
+    )
     assert garda(*words, "--to", "bundle", "--domain", SITES[0]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/bundle\n"
     assert garda(*words, "--to", "onnx") == 2

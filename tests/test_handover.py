@@ -575,7 +575,7 @@ def test_what_cannot_be_adapted_is_told_and_nothing_is_written(pipeline, source,
         (hop(pipeline, source, 1, tmp_path / "1", changes={"seed": 1}), "unknown key 'seed'"),
         (
             hop(pipeline, source, 1, tmp_path / "1", changes={"source": {"steps": 9}}),
-            "changes what the package decides",
+            "is what the package decides",
         ),
     ]
     for made, what in cases:

@@ -44,7 +44,7 @@ def size(folder: Path) -> int:
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
 def test_a_domain_adds_at_most_two_percent(file, tmp_path):
     sequence = read_sequence(file, method="garda")
-    learner = build_method("garda", parse_settings("garda", sequence.settings, sequence.config), sequence.task)
+    learner = build_method("garda", parse_settings("garda", sequence.settings, sequence.origin), sequence.task)
     sizes = []
     for count in (1, 2, 3):
         untrained(learner, ("a", "b", "c")[:count]).save(tmp_path / str(count))

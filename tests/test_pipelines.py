@@ -22,7 +22,7 @@ FOR_256 = {("paper", "garda_paper")}  # config and method that draw 256 x 256 pi
 
 
 def build(sequence: DomainSequence) -> Method:
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     return build_method(sequence.method, settings, sequence.task)
 
 
@@ -70,7 +70,7 @@ def test_the_small_recipes_segmenter_has_fewer_than_one_and_a_half_million_param
 
 def test_the_published_recipe_has_the_published_sizes():
     sequence = read_sequence(ROOT / "pipelines" / "phantom.yaml", config=ROOT / "configs" / "paper.yaml")
-    settings = parse_settings("garda_paper", sequence.settings, sequence.config)
+    settings = parse_settings("garda_paper", sequence.settings, sequence.origin)
     paper = settings.garda_paper
     assert paper.replay.temperature == 2.0 and paper.style.content == 10.0 and paper.style.distillation == 1.0
     segmenter = build_segmenter(sequence.task, settings.segmenter)

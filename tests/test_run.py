@@ -492,7 +492,7 @@ def test_a_site_whose_dice_falls_in_its_own_stage_is_told(pipeline, tmp_path):
             after = [replace(row, stage=1, dice=row.dice - fallen) for row in before]
             others = [replace(row, domain="another", dice=0.0) for row in after]
             tell_fall(run, domain, [*before, *after, *others])
-            assert ("fell from 0.700 to 0.670 in its own stage" in said.getvalue()) == told
+            assert ("fell from 0.700 to 0.670 in its own stage; look at its label maps" in said.getvalue()) == told
             said.truncate(0)
             said.seek(0)
         tell_fall(run, domain, before)

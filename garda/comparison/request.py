@@ -140,8 +140,8 @@ def _check_words(request: Request) -> None:
 
 
 def _common(sequence: DomainSequence, pseudonyms: Pseudonyms) -> Common:
-    settings = parse_settings(sequence.method, sequence.settings, sequence.config)
-    config = hashlib.sha256(sequence.config.read_bytes()).hexdigest()
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
+    config = hashlib.sha256(sequence.origin.file.read_bytes()).hexdigest()
     return common_part(make_plan(sequence, settings, pseudonyms), settings, config)
 
 
@@ -177,7 +177,7 @@ def _possible(sequence: DomainSequence) -> list[str]:
 
 
 def _plan(sequence: DomainSequence, pseudonyms: Pseudonyms) -> Plan:
-    return make_plan(sequence, parse_settings(sequence.method, sequence.settings, sequence.config), pseudonyms)
+    return make_plan(sequence, parse_settings(sequence.method, sequence.settings, sequence.origin), pseudonyms)
 
 
 def _plan_run(request: Request, sequence: DomainSequence, pseudonyms: Pseudonyms) -> Planned:
@@ -194,7 +194,7 @@ def _check_run(run: Planned, common: Common) -> None:
         if other.settings != run.plan.settings:
             raise RunFolderError(file, f"was run with other settings than {run.name}", "give a --label, or a new --out")
     if not run.finished:
-        settings = parse_settings(run.plan.method, run.sequence.settings, run.sequence.config)
+        settings = parse_settings(run.plan.method, run.sequence.settings, run.sequence.origin)
         method = build_method(run.plan.method, settings, run.sequence.task)
         method.check()
         raise_all(find_gaps(run.sequence, method.reads_target_labels))

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from garda.config import merge
+from garda.config import Origin, merge
 from garda.errors import ConfigError, PackageError
 from garda.handover.package import SETUP, read_setup, read_task
 from garda.methods import (
     METHODS,
     Knowledge,
     Method,
-    SharedSettings,
     build_method,
     deciding_settings,
     parse_settings,
 )
-from garda.plan import Setup
+from garda.plan import Setup, differing_key
 
 HERE = {"compute": {"accelerator": "auto"}}  # the machine need not be the one that learnt
 
@@ -56,17 +55,12 @@ def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Lear
     setup = read_setup(folder)
     if setup.method not in METHODS:
         raise PackageError(folder / SETUP, f"is of an unknown method {setup.method!r}", "use a newer version of garda")
+    origin = Origin(folder / SETUP, (("--set", changes or {}),))
     values = merge(setup.settings, HERE)
     changed = merge(values, dict(changes or {}))
-    decided, now = (
-        merge(deciding_settings(setup.method, _parse(setup, folder, each)), HERE) for each in (values, changed)
-    )
-    if decided != now:
-        raise ConfigError("--set", "changes what the package decides", "leave it out, or start from another source")
-    settings = _parse(setup, folder, changed)
+    before, settings = (parse_settings(setup.method, each, origin) for each in (values, changed))
+    decided, now = (merge(deciding_settings(setup.method, each), HERE) for each in (before, settings))
+    if key := differing_key(decided, now):
+        raise ConfigError("--set", f"{key} is what the package decides", "leave it out, or start from another source")
     method = build_method(setup.method, settings, read_task(setup, folder))
     return Learnt(setup, changed, method, method.load(folder))
-
-
-def _parse(setup: Setup, folder: Path, values: dict[str, Any]) -> SharedSettings:
-    return parse_settings(setup.method, values, folder / SETUP)
