@@ -174,7 +174,7 @@ def too_fast(subject: Subject, known: Reference) -> Iterator[Seen]:
         if (faster := hasten(plain)) == plain or (block == "generator" and before.generator is None):
             continue
         changed = read_sequence(subject.pipeline, method=sequence.method, changes=faster)
-        settings = parse_settings(changed.method, changed.settings, changed.config)
+        settings = parse_settings(changed.method, changed.settings, changed.origin)
         method = build_method(changed.method, settings, changed.task)
         with tempfile.TemporaryDirectory() as folder:
             stages = Stages(lambda part, at=folder: Stage(part, Path(at) / part, derive_seed(sequence.seed, part)))

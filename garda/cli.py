@@ -299,7 +299,9 @@ def main() -> None:
 def _describe(error: Any) -> str:
     """What is wrong with the command line, in a line; nothing where the help has been shown instead."""
     message = error.format_message().replace("Value error, ", "")  # pydantic's own words
+    if "\n" in message:  # the help
+        return f"{message}\n"
     what, _, near = message.partition(". Did you mean ")
-    command = error.ctx.command_path if error.ctx else "garda"
+    command = error.ctx.command_path if error.ctx else " ".join(["garda", *sys.argv[1:2]])
     remedy = f"did you mean {near}" if near else f"see {command} --help"
     return f"{command}: {what[0].lower()}{what[1:].rstrip('.')}; {remedy}\n" if what else ""

@@ -62,10 +62,11 @@ class Origin:
 
     def of(self, path: Sequence[str]) -> str:
         """Where the key at ``path`` comes from."""
-        return next((name for name, values in reversed(self.layers) if _has(values, path)), str(self))
+        return next((name for name, values in reversed(self.layers) if path and _has(values, path)), str(self))
 
     def __str__(self) -> str:
-        return os.path.normpath(self.file)
+        short = Path(os.path.normpath(self.file))  # without a/../, unless a is a link that leads elsewhere
+        return str(short if short.exists() and short.samefile(self.file) else self.file)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def _explain(model: type[BaseModel], misfit: ErrorDetails, where: object) -> Gar
     """Where a misfit is, what is wrong with it, and the remedy."""
     path = [str(part) for part in misfit["loc"]]
     what, remedy = _describe(model, misfit, path)
-    return ConfigError(where.of(path) if isinstance(where, Origin) else where, what, remedy)
+    return ConfigError(where.of(_without_index(misfit)) if isinstance(where, Origin) else where, what, remedy)
 
 
 def _describe(model: type[BaseModel], misfit: ErrorDetails, path: list[str]) -> tuple[str, str]:

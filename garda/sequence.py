@@ -108,9 +108,9 @@ def read_sequence(
         changes: settings laid over the pipeline's own.
 
     Raises:
-        ConfigError: a YAML file does not fit.
+        ConfigError: a YAML file does not fit in one place.
         DataError: a manifest does not fit in one place.
-        Problems: manifests do not fit in several.
+        Problems: one of the YAML files, or manifests, do not fit in several.
     """
     pipeline = load(Pipeline, pipeline_file)
     folder = pipeline_file.parent / pipeline.manifests
@@ -121,7 +121,7 @@ def read_sequence(
             raise ConfigError(pipeline_file, f"domain {name!r} stands twice in the sequence", "name each domain once")
     domains = _read_domains(folder, names, task)
     config = config or pipeline_file.parent / pipeline.config
-    layers = ((str(pipeline_file), pipeline.settings), ("--set", changes or {}))
+    layers = ((f"{pipeline_file}, settings", pipeline.settings), ("--set", changes or {}))
     settings = merge(load_yaml(config), pipeline.settings)
     return DomainSequence(
         name=pipeline.name,

@@ -54,12 +54,16 @@ def test_values_that_yaml_cannot_read_are_one_line(tmp_path: Path, value: str):
 
 
 def test_every_misfit_is_told_with_where_it_comes_from(tmp_path):
-    layers = (("pipeline.yaml", {"inner": {"steps": "many"}}), ("--set", {"inner": {"flip": 1}, "iner": {}}))
-    values = {"inner": {"steps": "many", "flip": 1, "stepz": 2}, "iner": {}}
+    changes = {"inner": {"flip": 1, "widths": [1, "a", "b"]}, "iner": {}}
+    layers = (("pipeline.yaml", {"inner": {"steps": "many"}}), ("--set", changes))
+    values = {"inner": {"steps": "many", "flip": 1, "stepz": 2, "widths": [1, "a", "b"]}, "iner": {}}
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "small.yaml").touch()
     with pytest.raises(Problems) as caught:
         parse(Outer, values, Origin(tmp_path / "pipelines" / ".." / "small.yaml", layers))
     assert sorted(str(caught.value).splitlines()) == [
         "--set: inner.flip: input should be a valid boolean, got 1; correct the value",
+        "--set: inner.widths.1: input should be a valid integer, got 'a'; correct the value",
         "--set: unknown key 'iner'; did you mean 'inner'?",
         f"{tmp_path}/small.yaml: key 'name' is missing; add it",
         f"{tmp_path}/small.yaml: unknown key 'inner.stepz'; did you mean 'steps'?",

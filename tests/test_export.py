@@ -240,7 +240,10 @@ def test_onnx_runtime_gives_the_network_s_logits(shape, run, onnx_file):
     with torch.no_grad():
         wanted = read_exported(run, SITES[1]).network(image)
     assert np.abs(logits - wanted.numpy()).max() < 1e-4
-    assert (logits.argmax(1) == wanted.argmax(1).numpy()).all()
+    best, second = wanted.topk(2, dim=1).values.unbind(dim=1)
+    sure = (best - second).numpy() > 2e-4  # of pixels where two classes are level, rounding decides
+    assert sure.mean() > 0.95
+    assert (logits.argmax(1) == wanted.argmax(1).numpy())[sure].all()
 
 
 def test_an_onnx_file_says_how_it_is_used(run, exported, onnx_file):

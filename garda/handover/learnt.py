@@ -55,10 +55,10 @@ def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Lear
     setup = read_setup(folder)
     if setup.method not in METHODS:
         raise PackageError(folder / SETUP, f"is of an unknown method {setup.method!r}", "use a newer version of garda")
-    origin = Origin(folder / SETUP, (("--set", changes or {}),))
     values = merge(setup.settings, HERE)
     changed = merge(values, dict(changes or {}))
-    before, settings = (parse_settings(setup.method, each, origin) for each in (values, changed))
+    before = parse_settings(setup.method, values, folder / SETUP)
+    settings = parse_settings(setup.method, changed, Origin(folder / SETUP, (("--set", changes or {}),)))
     decided, now = (merge(deciding_settings(setup.method, each), HERE) for each in (before, settings))
     if key := differing_key(decided, now):
         raise ConfigError("--set", f"{key} is what the package decides", "leave it out, or start from another source")

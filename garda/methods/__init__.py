@@ -64,6 +64,7 @@ def parse_settings(method: str, values: dict[str, Any], where: object) -> Shared
 
     Raises:
         ConfigError: an unknown method or key, or a value that does not fit.
+        Problems: several of them.
     """
     if method not in METHODS:
         raise ConfigError(where, f"unknown method {method!r}", f"use one of {', '.join(sorted(METHODS))}")
