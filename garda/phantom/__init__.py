@@ -94,7 +94,7 @@ def write_phantom(
             def write(name: str, number: int, case: Case) -> None:
                 _write_case(unfinished, case, SITES[name], _random(seed, name, number), slices)
 
-            with ThreadPoolExecutor() as threads:  # numpy and scipy compute without Python's lock
+            with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy compute without Python's lock
                 for done, _ in enumerate(threads.map(write, *zip(*people, strict=True)), start=1):
                     if progress is not None:
                         progress(done, len(people))
