@@ -4,10 +4,9 @@
 
 *Tuned* is how garda computes with the configuration's settings; *plain* the same mathematics in float32, with torch's
 default layout, malloc's own ways and MONAI's U-Net as it comes, and for the prediction MONAI's SliceInferer, a slice at
-a time. Each line gives
-the median, the fastest and the slowest step, the peak of memory and the operations a second; at the end, how tuned
-compares with plain, and the share of what a plain product of matrices of the same type reaches on this machine. A step
-of the discriminator's penalty (R1), which comes every so many steps, has a line of its own.
+a time. Each line gives the median, the fastest and the slowest step, the peak of memory and the operations a second; at
+the end, how tuned compares with plain, and the share of what a plain product of matrices of the same type reaches on
+this machine. A step of the discriminator's penalty (R1), which comes every so many steps, has a line of its own.
 """
 
 from __future__ import annotations

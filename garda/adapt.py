@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from garda import parallel, whole_batch
 from garda.audit import audit_stage
 from garda.checks import check, labelled_cases, needed_cases
-from garda.config import Origin
+from garda.config import SettingsOrigin
 from garda.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError
 from garda.evaluate import Score
 from garda.evaluator import score, tell_fall
@@ -219,7 +219,7 @@ def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
         targets=(*before[1:], read_domain(hop.manifest, hop.domain, index, task)),
         method=setup.method,
         settings=learnt.settings,
-        origin=Origin(hop.package / SETUP, (("--set", hop.changes),)),
+        origin=SettingsOrigin(hop.package / SETUP, (("--set", hop.changes),)),
         digests={hop.domain: hashlib.sha256(hop.manifest.read_bytes()).hexdigest()},
         seed=setup.seed,
     )

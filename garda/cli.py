@@ -9,20 +9,18 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from garda import cli_handover
+from garda.cli_errors import UsageError, describe_usage
 from garda.cli_options import Changes, DataFolder, Devices, Nodes, parse_changes
 from garda.errors import DataError, GardaError, Interrupted
 from garda.private import remove_leftovers
 from garda.stopping import LEADER, Stopping
 
 MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
-
-
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no public name for it
 
 
 class Layout(StrEnum):
@@ -282,7 +280,7 @@ def main() -> None:
         with stopping.listening():
             raise SystemExit(app(obj=stopping, prog_name="garda", standalone_mode=False))
     except UsageError as error:
-        print(_describe(error), end="", file=sys.stderr)
+        print(describe_usage(error), end="", file=sys.stderr)
         raise SystemExit(GardaError.exit_code) from None
     except (GardaError, Interrupted) as error:
         print(error, file=sys.stderr)
@@ -294,14 +292,3 @@ def main() -> None:
             f"{error.filename or 'disk'}: no space left on the device; free some space and run again", file=sys.stderr
         )
         raise SystemExit(GardaError.exit_code) from None
-
-
-def _describe(error: Any) -> str:
-    """What is wrong with the command line, in a line; nothing where the help has been shown instead."""
-    message = error.format_message().replace("Value error, ", "")  # pydantic's own words
-    if "\n" in message:  # the help
-        return f"{message}\n"
-    what, _, near = message.partition(". Did you mean ")
-    command = error.ctx.command_path if error.ctx else " ".join(["garda", *sys.argv[1:2]])
-    remedy = f"did you mean {near}" if near else f"see {command} --help"
-    return f"{command}: {what[0].lower()}{what[1:].rstrip('.')}; {remedy}\n" if what else ""

@@ -49,7 +49,7 @@ M = TypeVar("M", bound=Config)
 
 
 @dataclass(frozen=True)
-class Origin:
+class SettingsOrigin:
     """Where merged settings come from, for messages.
 
     Attributes:
@@ -93,7 +93,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(model: type[M], values: dict[str, Any], where: object) -> M:
-    """Check ``values`` against ``model``; ``where`` they come from is a name, or an :class:`Origin`.
+    """Check ``values`` against ``model``; ``where`` they come from is a name, or an :class:`SettingsOrigin`.
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a missing key or a wrong type.
@@ -138,7 +138,7 @@ def _explain(model: type[BaseModel], misfit: ErrorDetails, where: object) -> Gar
     """Where a misfit is, what is wrong with it, and the remedy."""
     path = [str(part) for part in misfit["loc"]]
     what, remedy = _describe(model, misfit, path)
-    return ConfigError(where.of(_without_index(misfit)) if isinstance(where, Origin) else where, what, remedy)
+    return ConfigError(where.of(_without_index(misfit)) if isinstance(where, SettingsOrigin) else where, what, remedy)
 
 
 def _describe(model: type[BaseModel], misfit: ErrorDetails, path: list[str]) -> tuple[str, str]:

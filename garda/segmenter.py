@@ -26,7 +26,7 @@ from garda.augment import (
     move_label,
     randomise_appearance,
 )
-from garda.compute import Compute
+from garda.compute import Compute, M
 from garda.config import Config
 from garda.generators.base import Generator
 from garda.slices import Batch
@@ -122,6 +122,14 @@ class Doubling(nn.ConvTranspose2d):
         bias = None if self.bias is None else self.bias.repeat(4)
         four = F.conv2d(x, weight, bias).permute(0, 2, 3, 1).reshape(count, height, width, 2, 2, self.out_channels)
         return four.transpose(2, 3).reshape(count, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
+
+
+def with_torchs_doubling(network: M) -> M:
+    """``network`` itself, whose :class:`Doubling` is computed by torch's own operation from now on."""
+    for part in network.modules():
+        if isinstance(part, Doubling):
+            part.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]
+    return network
 
 
 def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:

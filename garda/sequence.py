@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from garda.cases import Case, Split, read_manifest
-from garda.config import Config, Origin, load, load_yaml, merge
+from garda.config import Config, SettingsOrigin, load, load_yaml, merge
 from garda.errors import ConfigError, DataError, GardaError, Problems, raise_all
 from garda.task import Task
 
@@ -69,7 +69,7 @@ class DomainSequence:
         targets: the unlabelled domains in order.
         method: name of the method.
         settings: the merged settings, still unparsed: each method knows its own model of them.
-        origin: where the settings come from, for messages.
+        origin: where the settings come from, for messages and for a comparison, which notes the file's digest.
         digests: SHA-256 of each domain's manifest file, by domain.
         seed: seed of everything random.
     """
@@ -80,7 +80,7 @@ class DomainSequence:
     targets: tuple[Domain, ...]
     method: str
     settings: dict[str, Any]
-    origin: Origin
+    origin: SettingsOrigin
     digests: dict[str, str]
     seed: int
 
@@ -130,7 +130,7 @@ def read_sequence(
         targets=domains[1:],
         method=method or pipeline.method,
         settings=merge(settings, changes or {}),
-        origin=Origin(config, layers),
+        origin=SettingsOrigin(config, layers),
         digests={name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names},
         seed=pipeline.seed if seed is None else seed,
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from garda.config import Config, Origin, load, load_yaml, merge, parse
+from garda.config import Config, SettingsOrigin, load, load_yaml, merge, parse
 from garda.errors import ConfigError, Problems
 
 
@@ -60,7 +60,7 @@ def test_every_misfit_is_told_with_where_it_comes_from(tmp_path):
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "small.yaml").touch()
     with pytest.raises(Problems) as caught:
-        parse(Outer, values, Origin(tmp_path / "pipelines" / ".." / "small.yaml", layers))
+        parse(Outer, values, SettingsOrigin(tmp_path / "pipelines" / ".." / "small.yaml", layers))
     assert sorted(str(caught.value).splitlines()) == [
         "--set: inner.flip: input should be a valid boolean, got 1; correct the value",
         "--set: inner.widths.1: input should be a valid integer, got 'a'; correct the value",

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+import yaml
 
 from garda.contrast import weaken
 from garda.errors import CheckpointError, ConfigError, Interrupted
@@ -47,8 +48,6 @@ class FakeSlices(Slices):
 
 
 def method(name: str) -> Method:
-    import yaml
-
     return build_method(name, parse_settings(name, yaml.safe_load(phantoms.CONFIG), "tiny.yaml"), TASK)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from garda.config import Origin, merge
+from garda.config import SettingsOrigin, merge
 from garda.errors import ConfigError, PackageError
 from garda.handover.package import SETUP, read_setup, read_task
 from garda.methods import (
@@ -58,7 +58,7 @@ def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Lear
     values = merge(setup.settings, HERE)
     changed = merge(values, dict(changes or {}))
     before = parse_settings(setup.method, values, folder / SETUP)
-    settings = parse_settings(setup.method, changed, Origin(folder / SETUP, (("--set", changes or {}),)))
+    settings = parse_settings(setup.method, changed, SettingsOrigin(folder / SETUP, (("--set", changes or {}),)))
     decided, now = (merge(deciding_settings(setup.method, each), HERE) for each in (before, settings))
     if key := differing_key(decided, now):
         raise ConfigError("--set", f"{key} is what the package decides", "leave it out, or start from another source")

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from monai.networks.nets import BasicUNet
-from torch import nn
 
 from garda import __version__
 from garda.errors import ConfigError
 from garda.files import replacing
 from garda.handover.exported import Exported
-from garda.segmenter import Doubling
+from garda.segmenter import with_torchs_doubling
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -88,10 +87,7 @@ def describe(exported: Exported) -> Mapping[str, str]:
 
 
 def _trace(network: BasicUNet, channels: int) -> ModelProto:
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, Doubling):
-            module.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]  # every program knows it
+    network = with_torchs_doubling(copy.deepcopy(network))  # an operation that every program knows
     dim = torch.export.Dim
     free = {0: dim("batch"), 2: 16 * dim("height"), 3: 16 * dim("width")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
