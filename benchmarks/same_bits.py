@@ -64,17 +64,16 @@ self_training: {steps: 4, batch: 4}
 style_bank: {batches: 2, anatomies: 8, replay: {steps: 4, batch: 4}}
 supervised: {steps: 4}
 generator:
-  factorised:
-    generator: {code: 2, appearance: 3, widths: [4, 8], prior_width: 8}
-    pairs: {steps: 3, batch: 4}
-    prior: {steps: 3, batch: 4}
-    look: {steps: 3, batch: 4, survey: 2}
+  network: {code: 2, appearance: 3, widths: [4, 8], prior_width: 8}
+  reconstruction: {steps: 3, batch: 4}
+  prior: {steps: 3, batch: 4}
+  style: {steps: 3, batch: 4, estimate: 2}
 garda:
   source: {steps: 3, batch: 4}
   target: {steps: 3, batch: 4, anatomies: 8, candidates: 3}
   trial: 4
 garda_paper:
-  generator: {latent: 8, widths: [[8], [8], [4], [4]]}
+  network: {latent: 8, widths: [[8], [8], [4], [4]]}
   images: {steps: 4, batch: 4, widths: [4, 8, 8, 8], average_images: 16}
   style: {steps: 4, batch: 4, widths: [8, 8], average_images: 16}
   replay: {steps: 3, batch: 4}

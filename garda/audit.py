@@ -6,7 +6,7 @@ looks for the ones among what the generator gives away, and learns nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +24,8 @@ from garda.handover.package import OPEN, opened
 from garda.handover.signing import Trusted
 from garda.handover.verify import verify
 from garda.knowledge import Knowledge
-from garda.learner import Run, stage_name, training_folder
-from garda.methods import Method, Replaying
+from garda.learner import Run, stage_name
+from garda.methods import Method
 from garda.privacy import Audit, audit
 from garda.report import Reporter
 from garda.sequence import Domain, read_domain
@@ -104,11 +104,8 @@ def audit_domain(
     domain: Domain,
     data: Path,
     seed: int,
-    discriminator: Callable[[Tensor], Tensor] | None = None,
 ) -> Audit:
     """Audit a generator for one of its domains, see :func:`garda.privacy.audit`.
-
-    Where the stage's discriminator has not been deleted yet, it is given too: the worst case.
 
     Raises:
         TypeError: knowledge of a method without a generator.
@@ -126,7 +123,6 @@ def audit_domain(
         method.compute,
         seed=seed,
         task=method.task,
-        discriminator=discriminator,
     )
 
 
@@ -138,11 +134,7 @@ def audit_stage(run: Run, method: Method, domain: Domain, knowledge: Knowledge) 
     lesson = Lesson.model_validate(read_json(file))
     if lesson.audit is not None:
         return
-    discriminator = None
-    if isinstance(method, Replaying):
-        training = training_folder(run, domain)
-        discriminator = method.recipe.read_discriminator(knowledge.generator, domain.name, knowledge.teacher, training)
-    found = audit_domain(method, knowledge, domain, run.data, run.sequence.seed, discriminator)
+    found = audit_domain(method, knowledge, domain, run.data, run.sequence.seed)
     for line in describe_audit(found):
         run.reporter.line(f"{stage_name(domain)}: {line}")
     reasons = (*lesson.reasons, *(f"{domain.name}: {finding}" for finding in found.findings))

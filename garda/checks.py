@@ -9,7 +9,6 @@ from pathlib import Path
 
 from garda.cases import Case
 from garda.dicom import is_dicom, says_identity_removed
-from garda.digests import VerifiedDigests
 from garda.errors import DataError, GardaError, raise_all
 from garda.report import Reporter
 from garda.scan_files import ScanFile, split_archive
@@ -24,7 +23,6 @@ def check(
     cases: Sequence[Case],
     reporter: Reporter,
     target_labels: bool = False,
-    rehash: bool = False,
 ) -> None:
     """Read every given case.
 
@@ -34,7 +32,6 @@ def check(
         cases: what is read.
         reporter: tells the user.
         target_labels: whether targets need labels too, for a bound that reads them.
-        rehash: see :func:`check_cases`.
 
     Raises:
         GardaError: everything that is wrong, at once.
@@ -42,7 +39,7 @@ def check(
     problems: list[GardaError] = find_gaps(sequence, target_labels)
     if not os.access(data, os.R_OK | os.X_OK):
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
-    problems += check_cases(cases, sequence.task, data, reporter, rehash)
+    problems += check_cases(cases, sequence.task, data, reporter)
     lessons = [case for case in sequence.source.split("train") if case in cases]
     if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
         problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
@@ -60,13 +57,8 @@ def _find_elsewhere(cases: Sequence[Case], data: Path) -> DataError | None:
     return None
 
 
-def check_cases(
-    cases: Sequence[Case], task: Task, data: Path, reporter: Reporter, rehash: bool = False
-) -> list[GardaError]:
+def check_cases(cases: Sequence[Case], task: Task, data: Path, reporter: Reporter) -> list[GardaError]:
     """What is wrong with any of the cases' files, after all have been read.
-
-    A file that has the manifest's digest is not hashed again until it changes (:mod:`garda.digests`), but for
-    ``rehash``.
 
     Also tells, once, of DICOM series whose headers do not say that the patient's identity was removed. garda keeps
     nothing of a header, but what is burnt into the pixels is in what it learns from.
@@ -76,14 +68,13 @@ def check_cases(
     problems: list[GardaError] = []
     identified = 0
     progress = reporter.bar("check")
-    with VerifiedDigests(rehash=rehash) as digests:
-        for index, case in enumerate(cases):
-            found = check_case(case, task, data, digests.fit)
-            file = ScanFile(data / case.image, f"image {case.image}", case.where)
-            if not found and is_dicom(file.path) and not says_identity_removed(file):
-                identified += 1
-            problems += found
-            progress(index + 1, len(cases))
+    for index, case in enumerate(cases):
+        found = check_case(case, task, data)
+        file = ScanFile(data / case.image, f"image {case.image}", case.where)
+        if not found and is_dicom(file.path) and not says_identity_removed(file):
+            identified += 1
+        problems += found
+        progress(index + 1, len(cases))
     if identified:
         reporter.line(
             f"warning: {identified} of {len(cases)} scans are DICOM without PatientIdentityRemoved=YES: look whether "

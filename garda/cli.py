@@ -151,7 +151,6 @@ def check(
     config: ConfigFile = None,
     method: MethodName = None,
     change: Changes = None,
-    rehash: Annotated[bool, typer.Option("--rehash", help="Hash also the files that are as last verified.")] = False,
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
     from garda.checks import check as check_cases
@@ -165,7 +164,7 @@ def check(
     learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
     with Reporter() as reporter:
-        check_cases(sequence, data, cases, reporter, learner.reads_target_labels, rehash)
+        check_cases(sequence, data, cases, reporter, learner.reads_target_labels)
         unrecorded = sum(not case.digests for case in cases)
         if unrecorded:
             reporter.line(f"{unrecorded} cases have no digest in their manifest: it is not known whether they changed")

@@ -101,11 +101,6 @@ def digest(path: Path) -> Recorded:
         raise DataError(path, what, remedy) from None
 
 
-def has_digest(path: Path, recorded: Recorded) -> bool:
-    """Whether a scan has a digest; errors as in :func:`digest`."""
-    return digest(path) == recorded
-
-
 def files_of(path: Path) -> list[Path]:
     """The files that a scan's digest is made of.
 

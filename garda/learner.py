@@ -44,6 +44,8 @@ from garda.tracking import Tracker
 from garda.training import Stage
 from garda.volumes import read_volume
 
+SEED_LABELS = {"adapter": "share"}  # of pieces whose name is not the label of their seed
+
 
 @dataclass(frozen=True)
 class Run:
@@ -247,7 +249,7 @@ def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> St
     return Stage(
         name=name,
         folder=training_folder(run, domain) / part,
-        seed=derive_seed(run.sequence.seed, name),
+        seed=_seed_of(run, domain, part),
         stopping=run.stopping,
         log=partial(run.tracker.losses, name),
         progress=run.reporter.bar(name),
@@ -259,7 +261,12 @@ def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> St
 def _stage_along(run: Run, domain: Domain, folder: Path, part: str) -> Stage:
     """A follower's twin of :func:`_stage`, which tells nobody anything."""
     name = f"{stage_name(domain)}-{part}"
-    return Stage(name, folder / part, derive_seed(run.sequence.seed, name), run.stopping)
+    return Stage(name, folder / part, _seed_of(run, domain, part), run.stopping)
+
+
+def _seed_of(run: Run, domain: Domain, part: str) -> int:
+    """What a piece is called may change; the label that its seed follows from may not."""
+    return derive_seed(run.sequence.seed, f"{stage_name(domain)}-{SEED_LABELS.get(part, part)}")
 
 
 def _note_seconds(run: Run, name: str, seconds: float) -> None:

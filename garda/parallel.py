@@ -21,7 +21,6 @@ import torch
 from torch import distributed
 
 from garda.errors import ConfigError, Interrupted, TrainingError
-from garda.ports import check_port
 from garda.stopping import LEADER, Stopping
 
 if TYPE_CHECKING:
@@ -123,8 +122,6 @@ def _check_meeting(nodes: int) -> None:
         raise ConfigError(
             "MASTER_PORT", f"expected a port's number, got {port!r}", "set it to a free port, or unset it"
         )
-    if int(os.environ.get("NODE_RANK") or 0) == 0:
-        check_port(int(port), "MASTER_PORT", "set it to the number of a free port, or unset it")
 
 
 def _end_with(parent: int) -> None:

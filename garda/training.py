@@ -182,22 +182,6 @@ def _join(objective: Objective, step: int, seconds: float, stage: Stage) -> tupl
     return int(saved["step"]), float(saved["seconds"])
 
 
-def read_state(folder: Path, part: str) -> Mapping[str, Any] | None:
-    """The state of one part of what was trained in a stage's folder; None where no checkpoint lies there (any more).
-
-    Raises:
-        CheckpointError: the checkpoint is damaged, or has no such part.
-    """
-    file = folder / CHECKPOINT
-    if not file.exists():
-        return None
-    try:
-        state: Mapping[str, Any] = torch.load(file, map_location="cpu", weights_only=True)["state"][part]
-    except Exception:  # torch raises many kinds for a damaged file
-        raise CheckpointError(file, f"is damaged, or has no {part}", "delete it to repeat the stage") from None
-    return state
-
-
 def _restore(objective: Objective, stage: Stage) -> tuple[int, float]:
     """The step to go on with and the seconds spent so far; zeros where there is no checkpoint."""
     if not stage.checkpoint.exists():

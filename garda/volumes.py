@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from garda.cases import Case
 from garda.errors import DataError, GardaError
 from garda.files import replacing
-from garda.formats import NIFTI, PICTURE, Recorded, encode_label_map, has_digest, read_stored, split_name
+from garda.formats import NIFTI, PICTURE, Recorded, digest, encode_label_map, read_stored, split_name
 from garda.grids import Grid
 from garda.intensity import scale_intensity
 from garda.scan_files import ScanFile, Stored, split_archive
@@ -105,16 +104,13 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
     return Volume(case.case, torch.from_numpy(np.ascontiguousarray(image)), label, labelled, affine, spacing, frame)
 
 
-def check_case(
-    case: Case, task: Task, data: Path, fits: Callable[[Path, Recorded], bool] = has_digest
-) -> list[GardaError]:
+def check_case(case: Case, task: Task, data: Path) -> list[GardaError]:
     """What is wrong with a case's files: each that cannot be read or differs from its digest, then the first misfit.
 
     Args:
         case: the manifest row.
         task: what the files must fit.
         data: the folder that the case's paths are relative to.
-        fits: whether a file has the digest that the manifest records.
     """
     recorded = {name: (sha, size) for name, sha, size in case.digests}
     names = [(case.image, "image"), *((name, "label") for name in case.labels)]
@@ -123,7 +119,7 @@ def check_case(
     for name, kind in names:
         file = ScanFile(data / name, f"{kind} {name}", case.where)
         try:
-            changed = _is_changed(file, recorded.get(name), fits)
+            changed = _is_changed(file, recorded.get(name))
         except DataError as error:
             problems.append(error)
             unreadable = True
@@ -139,10 +135,10 @@ def check_case(
     return problems
 
 
-def _is_changed(file: ScanFile, recorded: Recorded | None, fits: Callable[[Path, Recorded], bool]) -> bool:
+def _is_changed(file: ScanFile, recorded: Recorded | None) -> bool:
     file.require()
     try:
-        return recorded is not None and not fits(file.path, recorded)
+        return recorded is not None and digest(file.path) != recorded
     except DataError as error:
         raise file.error(error.what, error.remedy) from None
 

@@ -60,8 +60,7 @@ def check_batches(settings: BaseModel, blocks: Iterable[str], processes: int) ->
 
 
 def _find_unequal(value: Any, processes: int, key: str) -> Iterator[ConfigError]:
-    names = [*type(value).model_fields] if isinstance(value, BaseModel) else []
-    for name in [value.family] if "family" in names else names:  # of the generator's families the chosen one
+    for name in type(value).model_fields if isinstance(value, BaseModel) else ():
         yield from _find_unequal(getattr(value, name), processes, f"{key}.{name}")
     if not hasattr(value, "batch"):
         return

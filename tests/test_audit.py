@@ -77,16 +77,6 @@ def test_a_finding_holds_a_target(pipeline, tmp_path, monkeypatch):
     assert entries[1].reasons == (f"{SITES[1]}: {found[0]}",)
 
 
-def test_a_discriminator_is_audited_before_it_is_deleted(pipeline, tmp_path):
-    run = tiny_run(read_sequence(pipeline, method="garda_paper", changes=FEW), pipeline, tmp_path / "run")
-    run_sequence(replace(run, audited=True))
-    entries = verify(find_stage(tmp_path / "run")).entries
-    for entry, site in zip(entries, SITES, strict=True):
-        assert "discriminator" in {found["attack"] for found in entry.audit["membership"]}, site
-        assert any("generator" in deleted.name for deleted in entry.deleted)
-    assert not [path for path in (tmp_path / "run").rglob("*") if "checkpoint" in path.name]
-
-
 def test_too_few_patients_give_no_figure(pipeline, tmp_path, capsys):
     run = tiny_run(read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
     run_sequence(replace(run, audited=True))

@@ -10,7 +10,7 @@ from garda.compute import Compute, ComputeSettings
 from garda.errors import ConfigError
 from garda.generators.base import Anatomy
 from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
-from garda.generators.families import FactorisedRecipe, FactorisedRecipeSettings
+from garda.generators.families import FactorisedRecipe, GeneratorSettings
 from garda.generators.prior import FlowPrior
 from garda.generators.reconstruction import Comparison, ReconstructionSettings, noise_level
 from garda.segmenter import SegmenterSettings, build_segmenter
@@ -23,8 +23,8 @@ TASK = Task(name="t", classes=("background", "disc"), size=(16, 16))
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
 NETWORK = FactorisedSettings(code=2, appearance=3, widths=(8, 16), prior_width=16)
 FEW = {"steps": 3, "batch": 4}
-RECIPE = FactorisedRecipeSettings.model_validate(
-    {"generator": NETWORK, "pairs": FEW, "prior": FEW, "look": FEW | {"survey": 2}}
+RECIPE = GeneratorSettings.model_validate(
+    {"network": NETWORK, "reconstruction": FEW, "prior": FEW, "style": FEW | {"estimate": 2}}
 )
 
 
@@ -91,8 +91,8 @@ def test_what_the_source_taught_is_shared_between_runs(tmp_path):
 
 def test_discs_come_back_with_their_labels_and_a_target_in_its_own_look(tmp_path):
     lessons = {
-        "pairs": RECIPE.pairs.model_copy(update={"steps": 250, "batch": 16, "learning_rate": 5e-3}),
-        "look": RECIPE.look.model_copy(update={"steps": 80, "batch": 16, "survey": 4, "learning_rate": 5e-3}),
+        "reconstruction": RECIPE.reconstruction.model_copy(update={"steps": 250, "batch": 16, "learning_rate": 5e-3}),
+        "style": RECIPE.style.model_copy(update={"steps": 80, "batch": 16, "estimate": 4, "learning_rate": 5e-3}),
     }
     learner = recipe(**lessons)
     source = learner.learn_source("a", Discs(inverted=False), stages(tmp_path / "a"), teacher())

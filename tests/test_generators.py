@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from garda import training
 from garda.augment import ImitatedGeometrySettings
 from garda.compute import Compute, ComputeSettings
 from garda.errors import CheckpointError, ConfigError
-from garda.generators import GENERATORS, GeneratorSettings, Recipe, adversarial, build_recipe, families
+from garda.generators import GENERATORS, GeneratorSettings, Recipe, adversarial
 from garda.generators.adversarial import (
     AdversarialSettings,
     Duel,
@@ -22,15 +21,12 @@ from garda.generators.adversarial import (
     StyleLessonSettings,
     r1_penalty,
 )
+from garda.generators.families import StyleRecipeSettings
 from garda.generators.features import FeatureSettings, VGG19Encoder, adain, build_encoder
 from garda.generators.style import Discriminator, StyleGenerator, StyleSettings, minibatch_deviation
 from garda.segmenter import SegmenterSettings, build_segmenter
-from garda.shelf import Stages
 from garda.slices import Batch
 from garda.task import Task
-from garda.training import Stage
-
-from .test_methods import FakeSlices
 
 TINY = StyleSettings(latent=8, widths=((8, 8), (8,), (4,)))
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
@@ -50,11 +46,11 @@ def seeded():
 
 
 def tiny_recipe(family: str) -> Recipe:
-    settings = {
-        "style": {"generator": TINY.model_dump()},
-        "factorised": {"generator": {"code": 2, "appearance": 3, "widths": [4, 8], "prior_width": 8}},
-    }
-    return build_recipe(TASK, GeneratorSettings.model_validate({"family": family, **settings}), COMPUTE)
+    factorised = GeneratorSettings.model_validate(
+        {"network": {"code": 2, "appearance": 3, "widths": [4, 8], "prior_width": 8}}
+    )
+    settings = {"style": StyleRecipeSettings(network=TINY), "factorised": factorised}
+    return GENERATORS[family](TASK, settings[family], COMPUTE)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -141,7 +137,7 @@ class Mean(nn.Module):
 
 def test_a_generator_learns_the_brightness_of_its_source():
     lesson = ImageLessonSettings(
-        steps=60, batch=8, learning_rate=1e-2, average_images=40, widths=(8, 8, 8), motion=None
+        steps=60, batch=8, learning_rate=1e-2, average_images=40, widths=(8, 8, 8), geometry=None
     )
     objective = FromImages(TASK, "a", TINY, lesson, COMPUTE)
     drawn = objective.generator.draw(16)
@@ -286,19 +282,19 @@ def test_what_a_look_costs_the_discriminator(monkeypatch, step):
     assert it.descended["discriminator_optimizer"].item() == pytest.approx(judged + penalty)
 
 
-@pytest.mark.parametrize("motion", [ImitatedGeometrySettings(probability=1.0), None])
-def test_motion_augments_what_the_discriminator_sees(monkeypatch, motion):
+@pytest.mark.parametrize("geometry", [ImitatedGeometrySettings(probability=1.0), None])
+def test_motion_augments_what_the_discriminator_sees(monkeypatch, geometry):
     monkeypatch.setattr(adversarial, "Discriminator", Judge)
     anatomy, real = style_generator("a").draw(4), torch.rand(4, 1, 16, 16)
     monkeypatch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
-    objective = FromImages(TASK, "a", TINY, ImageLessonSettings(steps=2, batch=4, motion=motion), COMPUTE)
+    objective = FromImages(TASK, "a", TINY, ImageLessonSettings(steps=2, batch=4, geometry=geometry), COMPUTE)
     with torch.no_grad():
         fake = objective._duel.generator(anatomy, torch.zeros(4, dtype=torch.long))
     objective.step(Batch(real, None), 1)
     (seen_fake, _), (seen_real, _) = objective._duel._discriminator.asked[:2]
     for seen, still in ((seen_fake, fake), (seen_real, real)):
         moved = [not torch.allclose(one, other, atol=1e-3) for one, other in zip(seen, still, strict=True)]
-        assert moved == [motion is not None] * 4
+        assert moved == [geometry is not None] * 4
 
 
 def test_the_segmenters_own_encoder():
@@ -328,34 +324,3 @@ def test_vgg19_comes_from_a_local_file_that_is_checked(tmp_path: Path):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(CheckpointError, match="does not hold VGG19's weights"):
         build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256=digest), segmenter)
-
-
-def test_a_stage_s_discriminator_is_read_as_it_was_taught(tmp_path, monkeypatch):
-    lesson = {"steps": 2, "batch": 4, "widths": [4, 8]}
-    settings = {"generator": TINY.model_dump(), "images": lesson, "style": lesson}
-    recipe = build_recipe(TASK, GeneratorSettings.model_validate({"family": "style", "style": settings}), COMPUTE)
-    taught = []
-
-    def fit(build, batch, steps, stage):
-        taught.append(training.fit(build, batch, steps, stage))
-        return taught[-1]
-
-    def pieces(folder):
-        return Stages(lambda part: Stage(part, folder / part, seed=1))
-
-    monkeypatch.setattr(families, "fit", fit)
-    segmenter = build_segmenter(TASK, SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))).eval()
-    slices = FakeSlices(0, with_labels=False)
-    source = recipe.learn_source("a", slices, pieces(tmp_path / "0"), segmenter)
-    target = recipe.learn_look(source, "b", slices, pieces(tmp_path / "1"), segmenter)
-    image = torch.rand(3, 1, 16, 16)
-    for index, (generator, domain) in enumerate([(source, "a"), (target, "b")]):
-        judge = recipe.read_discriminator(generator, domain, segmenter, tmp_path / f"{index}")
-        seen = image if index == 0 else build_encoder(recipe.settings.features, segmenter)(image)
-        expected = taught[index]._duel._discriminator.eval()(seen, torch.full((3,), index))
-        torch.testing.assert_close(judge(image), expected)
-    assert recipe.read_discriminator(source, "a", segmenter, tmp_path / "none") is None
-    assert tiny_recipe("factorised").read_discriminator(source, "a", segmenter, tmp_path / "0") is None
-    (tmp_path / "0" / "generator" / "checkpoint.pt").write_bytes(b"torn")
-    with pytest.raises(CheckpointError, match="is damaged, or has no discriminator; delete it"):
-        recipe.read_discriminator(source, "a", segmenter, tmp_path / "0")

@@ -93,10 +93,10 @@ def test_a_ledger_says_what_was_learnt_kept_and_deleted(finished):
     assert [(entry.stage, entry.domain) for entry in entries] == [*enumerate(SITES)]
     assert [(entry.patients, entry.scans, entry.slices) for entry in entries] == [(2, 2, 4)] * 3
     assert [{file.name for file in entry.deleted} for entry in entries] == [
-        {f"{part}/checkpoint.pt" for part in ("segmenter", "generator", "prior", "share")},
-        *[{f"{part}/checkpoint.pt" for part in ("generator", "share")}] * 2,
+        {f"{part}/checkpoint.pt" for part in ("segmenter", "generator", "prior", "adapter")},
+        *[{f"{part}/checkpoint.pt" for part in ("generator", "adapter")}] * 2,
     ]
-    assert {*entries[0].seconds} == {"segmenter", "generator", "prior", "share"}
+    assert {*entries[0].seconds} == {"segmenter", "generator", "prior", "adapter"}
     assert all(entry.scores and entry.kept and not entry.forced for entry in entries)
     assert len({entry.manifest for entry in entries}) == 3
     plan = json.loads((finished / "plan.json").read_text())
@@ -130,11 +130,11 @@ def test_the_same_hop_again_changes_nothing(pipeline, source, tmp_path):
 
 
 def test_a_stopped_hop_goes_on(pipeline, source, finished, tmp_path):
-    stop = StopAt(f"1-{SITES[1]}-share", 1)
+    stop = StopAt(f"1-{SITES[1]}-adapter", 1)
     with pytest.raises(Interrupted):
         adapt(hop(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
     work = tmp_path / ".1.work"
-    assert (work / "stages" / f"1-{SITES[1]}" / "training" / "share" / "checkpoint.pt").exists()
+    assert (work / "stages" / f"1-{SITES[1]}" / "training" / "adapter" / "checkpoint.pt").exists()
     assert not (tmp_path / "1").exists()
     with pytest.raises(RunFolderError, match=r"another plan, domains\.1\.manifest differs"):
         adapt(hop(pipeline, source, 2, tmp_path / "1"))

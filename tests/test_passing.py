@@ -84,10 +84,10 @@ def test_who_overrules_the_gate_stands_in_the_ledger(finished, pipeline, tmp_pat
 
 def test_a_loss_that_is_no_number_is_the_sites_failure(finished, pipeline, tmp_path, monkeypatch):
     def fail(*given, **named):
-        raise TrainingError("stage 2-x-share, step 3", "loss 'real' is nan", "lower the learning rate")
+        raise TrainingError("stage 2-x-adapter, step 3", "loss 'real' is nan", "lower the learning rate")
 
     monkeypatch.setattr("garda.methods.garda.Garda.adapt", fail)
-    with pytest.raises(Refused, match="stage 2-x-share, step 3: loss 'real' is nan"):
+    with pytest.raises(Refused, match="stage 2-x-adapter, step 3: loss 'real' is nan"):
         adapt(hop(pipeline, find_stage(finished, 1), 2, tmp_path / "2"))
     assert knowledge(tmp_path / "2") == knowledge(find_stage(finished, 1))
 

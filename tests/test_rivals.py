@@ -480,25 +480,3 @@ def test_adversarial_refuses_more_halvings_than_the_sides_have():
     with pytest.raises(ConfigError) as caught:
         method("adversarial", adversarial={"widths": [4, 4, 4, 4]}).check()
     assert str(caught.value) == "adversarial.widths: 5 convolutions are too many for 16 x 16; give fewer"
-
-
-@pytest.mark.parametrize("name", ["adversarial", "style_bank"])
-def test_replay_of_the_published_family_is_kept_and_goes_on(name, tmp_path):
-    style = {
-        "generator": {"latent": 8, "widths": [[8], [4], [4]]},
-        "images": {"steps": 2, "batch": 4, "widths": [4, 4], "average_images": 16},
-    }
-    few = {"steps": 2, "batch": 4}
-    blocks = {"adversarial": few | {"widths": [4], "anatomies": 8}, "style_bank": {"anatomies": 8, "replay": few}}
-    learner = method(name, generator={"family": "style", "style": style}, source={"steps": 2, "batch": 4}, **blocks)
-    source = learner.learn_source("a", slices(squares(0), with_labels=True), stages(tmp_path / "0"))
-    first = learner.adapt(source, "b", slices(squares(1)), stages(tmp_path / "1"))
-    first.save(tmp_path / "kept")
-    loaded = learner.load(tmp_path / "kept")
-    assert loaded.generator is not None and loaded.generator.domains == ("a",)
-    second, again = (
-        learner.adapt(known, "c", slices(squares(2)), stages(tmp_path / part))
-        for known, part in ((first, "2"), (loaded, "again"))
-    )
-    pairs = zip(second.segmenter.state_dict().values(), again.segmenter.state_dict().values(), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)

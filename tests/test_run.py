@@ -302,7 +302,7 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
     [
         ({"compute": {"accelerator": "cuda"}}, "no CUDA device is available"),
         ({"garda_paper": {"features": {"encoder": "vgg19"}}}, "vgg19 needs a weights file and its SHA-256"),
-        ({"garda_paper": {"generator": {"widths": [[4]] * 7}}}, "7 resolutions cannot draw 64 x 64 pixels"),
+        ({"garda_paper": {"network": {"widths": [[4]] * 7}}}, "7 resolutions cannot draw 64 x 64 pixels"),
         ({"garda_paper": {"style": {"widths": [4] * 6}}}, "6 convolutions are too many for 16 x 16"),
         ({"garda_paper": {"images": {"r1_interval": 0}}}, "should be greater than 0, got 0"),
     ],

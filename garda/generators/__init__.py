@@ -1,7 +1,7 @@
 """Generators stand in for images that are gone: they draw an anatomy as any domain's scanner would show it."""
 
 from garda.generators.base import Anatomy, Generator
-from garda.generators.families import GENERATORS, GeneratorSettings, build_recipe
+from garda.generators.families import GENERATORS, GeneratorSettings
 from garda.generators.recipe import Recipe
 
-__all__ = ["GENERATORS", "Anatomy", "Generator", "GeneratorSettings", "Recipe", "build_recipe"]
+__all__ = ["GENERATORS", "Anatomy", "Generator", "GeneratorSettings", "Recipe"]

@@ -49,12 +49,12 @@ class ImageLessonSettings(AdversarialSettings):
 
     Attributes:
         widths: output channels of the image discriminator's convolutions.
-        motion: geometric augmentation of what the discriminator sees, real and fake; None for none.
+        geometry: geometric augmentation of what the discriminator sees, real and fake; None for none.
     """
 
     steps: PositiveInt = 1500
     widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 128, 128), min_length=1)
-    motion: ImitatedGeometrySettings | None = ImitatedGeometrySettings()
+    geometry: ImitatedGeometrySettings | None = ImitatedGeometrySettings()
 
 
 class StyleLessonSettings(AdversarialSettings):
@@ -117,9 +117,9 @@ class FromImages(Adversarial):
 
     def _move(self, image: Tensor, count: int) -> Tensor:
         """This process's images of a batch of ``count``."""
-        if self._lesson.motion is None:
+        if self._lesson.geometry is None:
             return image
-        motion = draw_motion(count, self._lesson.motion, self._task.any_orientation, image.device)
+        motion = draw_motion(count, self._lesson.geometry, self._task.any_orientation, image.device)
         return move_image(image, motion[whole_batch.part(count)])
 
 

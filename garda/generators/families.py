@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from pathlib import Path
-from typing import Literal
 
 import torch
 from monai.networks.nets import BasicUNet
-from torch import Tensor, nn
 
-from garda.compute import Compute
 from garda.config import Config
 from garda.generators.adversarial import (
     FromImages,
     FromStyle,
     ImageLessonSettings,
     StyleLessonSettings,
-    feature_shape,
 )
-from garda.generators.base import Generator
 from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
 from garda.generators.features import FeatureSettings, build_encoder
 from garda.generators.prior import FlowPrior
@@ -37,21 +30,20 @@ from garda.generators.style import Discriminator, StyleGenerator, StyleSettings
 from garda.seeds import derive_seed
 from garda.shelf import Stages, fingerprint
 from garda.slices import Slices
-from garda.task import Task
-from garda.training import Stage, fit, read_state
+from garda.training import Stage, fit
 
 
 class StyleRecipeSettings(Config):
     """The published generator (GarDA, sections 3.2 and 3.3).
 
     Attributes:
-        generator: architecture.
+        network: architecture.
         images: how it learns the source.
         style: how it learns a target's look.
         features: the frozen encoder in which looks are compared.
     """
 
-    generator: StyleSettings = StyleSettings()
+    network: StyleSettings = StyleSettings()
     images: ImageLessonSettings = ImageLessonSettings()
     style: StyleLessonSettings = StyleLessonSettings()
     features: FeatureSettings = FeatureSettings()
@@ -62,7 +54,7 @@ class StyleRecipe(Recipe[StyleRecipeSettings, StyleGenerator]):
 
     def build(self) -> StyleGenerator:
         """An untrained style generator."""
-        return StyleGenerator(self.task.channels, self.task.size, self.settings.generator)
+        return StyleGenerator(self.task.channels, self.task.size, self.settings.network)
 
     def check(self, segmenter: BasicUNet) -> None:
         """Refuse widths that do not fit the task's size, and a feature encoder whose weights cannot be had."""
@@ -85,13 +77,13 @@ class StyleRecipe(Recipe[StyleRecipeSettings, StyleGenerator]):
 
         def learn(stage: Stage) -> StyleGenerator:
             return fit(
-                lambda: FromImages(self.task, domain, self.settings.generator, lesson, self.compute),
+                lambda: FromImages(self.task, domain, self.settings.network, lesson, self.compute),
                 lambda step: slices.batch(step, lesson.batch, stage.seed),
                 lesson.steps,
                 stage,
             ).generator
 
-        decides = self.settings.model_dump(mode="json", include={"generator", "images"})
+        decides = self.settings.model_dump(mode="json", include={"network", "images"})
         return stages.shelf.take("style", decides, stages("generator"), build, learn)
 
     def learn_look(
@@ -107,51 +99,29 @@ class StyleRecipe(Recipe[StyleRecipeSettings, StyleGenerator]):
             stage,
         ).generator
 
-    def read_discriminator(
-        self, generator: StyleGenerator, domain: str, teacher: BasicUNet, training: Path
-    ) -> Callable[[Tensor], Tensor] | None:
-        """Of images in the source's stage, of their features in a target's."""
-        state = read_state(training / "generator", "discriminator")
-        if state is None:
-            return None
-        index = generator.domains.index(domain)
-        see: Callable[[Tensor], Tensor] = nn.Identity()
-        if index == 0:
-            discriminator = Discriminator(
-                self.task.channels, self.task.size, self.settings.images.widths, generator.domains[:1]
-            )
-        else:
-            see = self.compute.prepare(build_encoder(self.settings.features, teacher))
-            channels, *size = feature_shape(see, self.task, self.compute)
-            widths, domains = self.settings.style.widths, generator.domains[: index + 1]
-            discriminator = Discriminator(channels, (size[0], size[1]), widths, domains)
-        discriminator.load_state_dict(state)
-        judge = self.compute.prepare(discriminator).eval()
-        return lambda image: judge(see(image), torch.full((len(image),), index))
 
-
-class FactorisedRecipeSettings(Config):
-    """The factorised generator.
+class GeneratorSettings(Config):
+    """What stands in for images that are gone: the factorised generator.
 
     Attributes:
-        generator: architecture.
-        pairs: how it learns the source's images and labels.
+        network: architecture.
+        reconstruction: how it learns the source's images and labels.
         prior: how it learns which anatomies there are.
-        look: how it learns a target's look.
+        style: how it learns a target's style.
     """
 
-    generator: FactorisedSettings = FactorisedSettings()
-    pairs: PairLessonSettings = PairLessonSettings()
+    network: FactorisedSettings = FactorisedSettings()
+    reconstruction: PairLessonSettings = PairLessonSettings()
     prior: PriorLessonSettings = PriorLessonSettings()
-    look: LookLessonSettings = LookLessonSettings()
+    style: LookLessonSettings = LookLessonSettings()
 
 
-class FactorisedRecipe(Recipe[FactorisedRecipeSettings, FactorisedGenerator]):
+class FactorisedRecipe(Recipe[GeneratorSettings, FactorisedGenerator]):
     """Reconstruction of the source and a prior over its anatomy, then a branch for each target's look."""
 
     def build(self) -> FactorisedGenerator:
         """An untrained factorised generator."""
-        return FactorisedGenerator(self.task.channels, len(self.task.classes), self.task.size, self.settings.generator)
+        return FactorisedGenerator(self.task.channels, len(self.task.classes), self.task.size, self.settings.network)
 
     def check(self, segmenter: BasicUNet) -> None:
         """Refuse widths that do not fit the task's size."""
@@ -170,7 +140,7 @@ class FactorisedRecipe(Recipe[FactorisedRecipeSettings, FactorisedGenerator]):
         self, previous: FactorisedGenerator, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet
     ) -> FactorisedGenerator:
         """One more branch from the target's images; everything else stays as it is."""
-        stage, lesson = stages("generator"), self.settings.look
+        stage, lesson = stages("generator"), self.settings.style
 
         def build() -> FromLook:
             generator = copy.deepcopy(previous)
@@ -183,7 +153,7 @@ class FactorisedRecipe(Recipe[FactorisedRecipeSettings, FactorisedGenerator]):
         return generator
 
     def _learn_pairs(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> FactorisedGenerator:
-        lesson = self.settings.pairs
+        lesson = self.settings.reconstruction
 
         def build() -> FactorisedGenerator:
             generator = self.build()
@@ -198,7 +168,7 @@ class FactorisedRecipe(Recipe[FactorisedRecipeSettings, FactorisedGenerator]):
                 stage,
             ).generator
 
-        decides = self.settings.model_dump(mode="json", include={"generator", "pairs"})
+        decides = self.settings.model_dump(mode="json", include={"network", "reconstruction"})
         decides["teacher"] = fingerprint(teacher)
         return stages.shelf.take("factorised", decides, stages("generator"), build, learn)
 
@@ -216,35 +186,15 @@ class FactorisedRecipe(Recipe[FactorisedRecipeSettings, FactorisedGenerator]):
                 stage,
             ).prior
 
-        decides = self.settings.model_dump(mode="json", include={"generator", "prior"})
+        decides = self.settings.model_dump(mode="json", include={"network", "prior"})
         decides["encoder"] = fingerprint(generator.anatomy)
         return self.compute.prepare(stages.shelf.take("prior", decides, stages("prior"), build, learn))
 
     def _survey(self, generator: FactorisedGenerator, slices: Slices, stage: Stage) -> None:
-        lesson = self.settings.look
+        lesson = self.settings.style
         seed = derive_seed(stage.seed, "survey")
-        images = [slices.batch(step, lesson.batch, seed).image for step in range(lesson.survey)]
+        images = [slices.batch(step, lesson.batch, seed).image for step in range(lesson.estimate)]
         survey_look(generator, images, self.compute)
-
-
-class GeneratorSettings(Config):
-    """Which family of generators stands in for images that are gone.
-
-    Attributes:
-        family: ``factorised``, or ``style``, the published one.
-        factorised: the factorised generator's recipe.
-        style: the style generator's recipe.
-    """
-
-    family: Literal["factorised", "style"] = "factorised"
-    factorised: FactorisedRecipeSettings = FactorisedRecipeSettings()
-    style: StyleRecipeSettings = StyleRecipeSettings()
-
-
-def build_recipe(task: Task, settings: GeneratorSettings, compute: Compute) -> Recipe[Config, Generator]:
-    """The chosen family's recipe."""
-    recipe = GENERATORS[settings.family]
-    return recipe(task, getattr(settings, settings.family), compute)
 
 
 GENERATORS: dict[str, type[Recipe]] = {"factorised": FactorisedRecipe, "style": StyleRecipe}

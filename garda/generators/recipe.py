@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from monai.networks.nets import BasicUNet
-from torch import Tensor
 
 from garda.compute import Compute
 from garda.config import Config
@@ -42,22 +39,6 @@ class Recipe(ABC, Generic[S, G]):
             ConfigError: settings that do not fit the task.
             CheckpointError: weights that are asked for and cannot be had.
         """
-
-    def read_discriminator(
-        self, generator: G, domain: str, teacher: BasicUNet, training: Path
-    ) -> Callable[[Tensor], Tensor] | None:
-        """The discriminator of a domain's stage, before it is deleted; None for a family that has none.
-
-        Args:
-            generator: as learnt in that stage.
-            domain: whose stage it was.
-            teacher: the source segmenter.
-            training: the stage's folder of checkpoints.
-
-        Returns:
-            (B, C, H, W) images at the task's size to (B,) logits, positive for real, on the device.
-        """
-        return None
 
     @abstractmethod
     def learn_source(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> G:

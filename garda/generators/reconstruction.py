@@ -62,7 +62,7 @@ class PairLessonSettings(Config):
         geometry: augmentation of image and label.
         randomisation: makes the looks that the appearance code must tell apart and the anatomy code must not see.
         code_noise: standard deviation of the noise on the anatomy code, whose own is 1.
-        reconstruction: how images are compared.
+        loss: how images are compared.
     """
 
     steps: PositiveInt = 1000
@@ -71,7 +71,7 @@ class PairLessonSettings(Config):
     geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
     randomisation: LookRandomisation = LookRandomisation()
     code_noise: NonNegativeFloat = 0.1
-    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    loss: ReconstructionSettings = ReconstructionSettings()
 
 
 class LookLessonSettings(Config):
@@ -81,17 +81,17 @@ class LookLessonSettings(Config):
         steps: number of steps.
         batch: slices a step.
         learning_rate: at the first step; falls to 0 by a cosine.
-        survey: batches by which the appearance codes' mean and covariance and the noise are measured.
+        estimate: batches by which the appearance codes' mean and covariance and the noise are measured.
         geometry: augmentation of the images.
-        reconstruction: how images are compared.
+        loss: how images are compared.
     """
 
     steps: PositiveInt = 200
     batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 2e-3
-    survey: PositiveInt = 8
+    estimate: PositiveInt = 8
     geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
-    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    loss: ReconstructionSettings = ReconstructionSettings()
 
 
 class Comparison:
@@ -144,7 +144,7 @@ class FromPairs:
     ) -> None:
         self.generator = compute.prepare(generator).train()
         self.generator.prior.requires_grad_(False)
-        self._compare = Comparison(compute.prepare(teacher), lesson.reconstruction, compute)
+        self._compare = Comparison(compute.prepare(teacher), lesson.loss, compute)
         self._task, self._lesson, self._compute = task, lesson, compute
         self._label_loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
         trained = [p for p in self.generator.parameters() if p.requires_grad]
@@ -199,7 +199,7 @@ class FromLook:
         """
         self.generator = compute.prepare(generator).eval().requires_grad_(False)
         self._branch = self.generator.branches[-1].requires_grad_(True)
-        self._compare = Comparison(compute.prepare(teacher), lesson.reconstruction, compute)
+        self._compare = Comparison(compute.prepare(teacher), lesson.loss, compute)
         self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=lesson.learning_rate, fused=True)
         self._task, self._lesson, self._compute = task, lesson, compute
 

@@ -16,7 +16,8 @@ from garda.augment import RandomisationSettings
 from garda.compute import Compute, ComputeSettings
 from garda.config import Config
 from garda.contrast import bearable_strength, weaken
-from garda.generators import Generator, GeneratorSettings, Recipe, build_recipe
+from garda.generators import Generator, GeneratorSettings, Recipe
+from garda.generators.families import FactorisedRecipe
 from garda.handover.verdict import GateSettings
 from garda.knowledge import Knowledge, load_knowledge
 from garda.privacy.figures import AuditSettings
@@ -177,7 +178,7 @@ class Method(ABC, Generic[S]):
 
 
 class Replaying(Method[S]):
-    """A method with a generator, the one that the shared settings choose unless it has a recipe of its own.
+    """A method with a generator, the shared settings' one unless it has a recipe of its own.
 
     Attributes:
         shares_generator: whether the shared settings' generator is its own.
@@ -188,14 +189,14 @@ class Replaying(Method[S]):
     @property
     def recipe(self) -> Recipe:
         """How the generator learns."""
-        return build_recipe(self.task, self.shared.generator, self.compute)
+        return FactorisedRecipe(self.task, self.shared.generator, self.compute)
 
     def check(self) -> None:
         """Refuse a generator that does not fit the task, and weights that cannot be had."""
         self.recipe.check(build_segmenter(self.task, self.shared.segmenter))
 
     def build_generator(self) -> Generator:
-        """An untrained generator of the chosen family."""
+        """An untrained generator."""
         return self.recipe.build()
 
     def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:

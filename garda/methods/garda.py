@@ -70,7 +70,7 @@ class Garda(Replaying[GardaSettings]):
     def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """Trunk and generator, then the source's own share from its labels."""
         knowledge = super().learn_source(domain, slices, stages)
-        stage = stages("share")
+        stage = stages("adapter")
         lesson = self.suit_lesson(self.settings.source, slices, stage)
 
         def build() -> FromLabels:
@@ -87,7 +87,7 @@ class Garda(Replaying[GardaSettings]):
         if previous is None:
             raise TypeError("garda adapts a generator")
         generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
-        stage, lesson = stages("share"), self.settings.target
+        stage, lesson = stages("adapter"), self.settings.target
         learnt = fit(
             lambda: self._open_target_lesson(replace(knowledge, generator=generator), stage),
             lambda step: slices.batch(step, lesson.batch, stage.seed),
@@ -111,7 +111,7 @@ class Garda(Replaying[GardaSettings]):
         """The share, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
         if len(learnt.shares.by_step) == 1:
             return next(iter(learnt.shares.by_step.values()))
-        seed, count = derive_seed(stages("share").seed, "choice"), self.settings.trial
+        seed, count = derive_seed(stages("adapter").seed, "choice"), self.settings.trial
         torch.manual_seed(seed)
         real = slices.batch(0, count, seed).image
         replayed, label = learnt.replay.batch(count, len(learnt.replay.generator.domains) - 1)

@@ -112,14 +112,6 @@ def reference_domain(generator: Generator, domain: int) -> int | None:
     return others[0] if others else None
 
 
-def discrimination(discriminator: Callable[[Tensor], Tensor]) -> Score:
-    """The discriminator's logits (LOGAN: Hayes, Melis, Danezis, De Cristofaro, PoPETs 2019, white-box attack).
-
-    One image a call, since a discriminator may look at how the images of a batch differ.
-    """
-    return lambda image: torch.cat([discriminator(one).reshape(1) for one in image.split(1)])
-
-
 def _cut(image: Tensor, size: tuple[int, int], random: np.random.Generator) -> Tensor:
     """A random window of an image (C, H, W)."""
     row, column = (int(random.integers(whole - side + 1)) for whole, side in zip(image.shape[1:], size, strict=True))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from garda.compute import Compute
 from garda.errors import TrainingError
 from garda.generators.base import Generator
-from garda.privacy.attacks import References, Score, discrimination, mean_scores, reconstruction, reference_domain
+from garda.privacy.attacks import References, Score, mean_scores, reconstruction, reference_domain
 from garda.privacy.copies import detect_copies
 from garda.privacy.figures import Audit, AuditSettings, Copies, Membership, Outliers, find
 from garda.privacy.membership import infer_membership
@@ -40,7 +40,6 @@ def audit(
     *,
     seed: int,
     task: Task,
-    discriminator: Callable[[Tensor], Tensor] | None = None,
 ) -> Audit:
     """Copies of training patients among generated images, membership of patients, and bytes.
 
@@ -59,7 +58,6 @@ def audit(
         compute: the device; all is computed in float32.
         seed: of all randomness; equal seeds give equal figures.
         task: gives size, fit and orientations.
-        discriminator: (1, C, H, W) at the task's size to one logit, positive for real; None where there is none (left).
 
     Raises:
         ConfigError: the settings' shift does not fit the task's size.
@@ -81,9 +79,6 @@ def audit(
         membership = tuple(row for found in compared for row in found[2])
         mean = partial(mean_scores, patients, size=task.size, block=settings.block, compute=compute)
         membership += _reconstruct(generator, domain, mean, len(members), seed)
-        if discriminator is not None:
-            scores = mean(discrimination(discriminator))
-            membership += (infer_membership("discriminator", scores, len(members), seed),)
     return Audit(
         domain=generator.domains[domain],
         members=len(members),

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from garda.config import Config
 
 SpaceName = Literal["pixel", "embedding"]
-Attack = Literal["nearest_pixel", "nearest_embedding", "reconstruction", "discriminator"]
+Attack = Literal["nearest_pixel", "nearest_embedding", "reconstruction"]
 
 
 class AuditSettings(Config):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from garda.errors import RunFolderError
-from garda.ports import check_port
+from garda.errors import ConfigError, RunFolderError
+from garda.files import reason
 from garda.tracking.mlflow_store import ARTIFACTS, DATABASE, OFFLINE
 
 HOST = "127.0.0.1"
@@ -29,7 +30,13 @@ def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
     database = out.resolve() / DATABASE
     if not database.is_file():
         raise RunFolderError(out, f"holds no {DATABASE}", "give the --out folder of `garda run`")
-    check_port(port, "--port", "give another port", HOST)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            what = f"port {port} cannot be opened ({reason(error)})"
+            raise ConfigError("--port", what, "give another port") from None
     tell(f"http://{HOST}:{port} shows {out} (Ctrl-C ends it)")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
