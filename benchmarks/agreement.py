@@ -20,8 +20,8 @@ from torch import nn
 from benchmarks.measure import Plain
 from benchmarks.steps import KINDS, Bench
 from garda.compute import Compute
-from garda.methods import parse_settings
 from garda.sequence import read_sequence
+from garda.settings import parse_settings
 
 CHANGE = 1e-6  # of the weights, as a share
 Curves = dict[str, list[float]]

@@ -29,11 +29,12 @@ from garda.checks import without_label
 from garda.errors import TrainingError
 from garda.handover.gate import Reference, inspect_incoming, inspect_learnt, reference
 from garda.handover.package import stage_folder
-from garda.handover.verdict import Check, at_least, decide
+from garda.handover.verdict import Check, GateSettings, at_least, decide
 from garda.knowledge import Knowledge
-from garda.methods import Method, build_method, parse_settings
+from garda.methods import Method, build_method
 from garda.seeds import derive_seed
 from garda.sequence import Domain, DomainSequence, read_sequence
+from garda.settings import parse_settings
 from garda.shelf import Stages
 from garda.slices import Slices
 from garda.task import Task
@@ -81,6 +82,7 @@ class Subject:
         folder: the run.
         sequence: what it has learnt.
         method: how.
+        settings: the limits.
         seed: of the gate.
     """
 
@@ -89,6 +91,7 @@ class Subject:
     folder: Path
     sequence: DomainSequence
     method: Method
+    settings: GateSettings
     seed: int
 
     def kept(self, domain: Domain) -> Knowledge:
@@ -103,11 +106,11 @@ class Subject:
 
     def incoming(self, before: Knowledge, name: str, slices: Slices, known: Reference) -> list[Check]:
         """What the gate says before learning."""
-        return inspect_incoming(self.method, before, name, slices, known, self.method.shared.gate, self.seed)
+        return inspect_incoming(self.method, before, name, slices, known, self.settings, self.seed)
 
     def learnt(self, before: Knowledge, after: Knowledge, slices: Slices, known: Reference) -> list[Check]:
         """What the gate says after it."""
-        return inspect_learnt(self.method, before, after, slices, known, self.method.shared.gate, self.seed)
+        return inspect_learnt(self.method, before, after, slices, known, self.settings, self.seed)
 
 
 def read_scans(domain: Domain, task: Task, data: Path, *, with_label: bool = False) -> Iterator[Volume]:
@@ -234,9 +237,9 @@ def main() -> None:
     sequence = read_sequence(given.pipeline, method=given.method)
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     method = build_method(sequence.method, settings, sequence.task)
-    subject = Subject(given.pipeline, given.data, given.run, sequence, method, given.seed)
+    subject = Subject(given.pipeline, given.data, given.run, sequence, method, settings.gate, given.seed)
     source = sequence.source
-    known = reference(method, subject.kept(source), subject.read(source), method.shared.gate, given.seed)
+    known = reference(method, subject.kept(source), subject.read(source), settings.gate, given.seed)
     print(known.model_dump())
     decisions: dict[bool, list[str]] = defaultdict(list)
     for seen in _all(subject, known, [tuple(pair) for pair in given.other], learning=not given.no_learning):

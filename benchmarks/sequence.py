@@ -37,11 +37,11 @@ from garda.files import read_json
 from garda.handover.package import stage_folder
 from garda.knowledge import read_facts
 from garda.learner import stage_name
-from garda.methods import parse_settings
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.run import Run, run_sequence
 from garda.sequence import DomainSequence, Pipeline, read_sequence
+from garda.settings import parse_settings
 from garda.stopping import Stopping
 from garda.tracking import InMemory
 

@@ -24,9 +24,10 @@ import torch
 
 from benchmarks.measure import describe
 from garda.compute import Compute
-from garda.methods import SharedSettings, parse_settings
+from garda.methods import SharedSettings
 from garda.segmenter import FromLabels
 from garda.sequence import read_sequence
+from garda.settings import parse_settings
 from garda.slices import Batch, Slices
 from garda.task import Task
 from garda.training import Stage, fit

@@ -27,10 +27,10 @@ from benchmarks.measure import Measured, Plain, allocate_for, describe, matrix_l
 from garda.compute import Compute
 from garda.generators.adversarial import FromImages, FromStyle
 from garda.generators.features import VGG19Encoder, build_encoder
-from garda.methods import parse_settings
 from garda.methods.garda_paper import GardaPaperSettings
 from garda.segmenter import FromLabels, FromReplay, build_segmenter, segment
 from garda.sequence import read_sequence
+from garda.settings import parse_settings
 from garda.slices import Batch
 from garda.task import Task
 from garda.training import Objective

@@ -31,12 +31,13 @@ from garda.handover.results import summarise
 from garda.handover.signing import Trusted, public_digits
 from garda.handover.verify import Verified, verify
 from garda.learner import Run, forget_training, learn, learn_along, make_private, seal_stage, stage_name
-from garda.methods import Bound, parse_settings
-from garda.plan import check_folder, claim, make_plan
+from garda.methods import Bound
+from garda.plan import check_folder, claim
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.run import describe
 from garda.sequence import Domain, DomainSequence, read_domain
+from garda.settings import make_plan
 from garda.stopping import Stopping
 from garda.tracking import Tracker
 
@@ -122,7 +123,7 @@ def adapt(hop: Hop) -> Path:
             raise PackageError(folder / SETUP, what, "take a package of a method under the contract")
         run = _prepare(hop, verified, learnt)
         domain = run.sequence.domains[-1]
-        settings = parse_settings(learnt.setup.method, learnt.settings, folder / SETUP)
+        settings = run.settings
         plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest, hop.forced)
         check_folder(run.out, plan)
         learnt.method.check()

@@ -26,7 +26,7 @@ from garda.handover.verify import verify
 from garda.knowledge import Knowledge
 from garda.learner import Run, stage_name
 from garda.methods import Method
-from garda.privacy import Audit, audit
+from garda.privacy import Audit, AuditSettings, audit
 from garda.report import Reporter
 from garda.sequence import Domain, read_domain
 from garda.slices import Slices
@@ -95,7 +95,7 @@ def audit_package(
     cases = [without_label(case) for case in domain.cases]
     raise_all(check_cases(cases, learnt.method.task, data, reporter))
     reporter.line(f"audit of {domain.name}: {len(cases)} scans")
-    return audit_domain(learnt.method, learnt.knowledge, domain, data, verified.setup.seed)
+    return audit_domain(learnt.method, learnt.knowledge, domain, data, learnt.parsed.audit, verified.setup.seed)
 
 
 def audit_domain(
@@ -103,6 +103,7 @@ def audit_domain(
     knowledge: Knowledge,
     domain: Domain,
     data: Path,
+    settings: AuditSettings,
     seed: int,
 ) -> Audit:
     """Audit a generator for one of its domains, see :func:`garda.privacy.audit`.
@@ -119,7 +120,7 @@ def audit_domain(
         PatientScans(trained, method.task, data),
         PatientScans(others, method.task, data),
         build_encoder(FeatureSettings(), knowledge.teacher),
-        method.shared.audit,
+        settings,
         method.compute,
         seed=seed,
         task=method.task,
@@ -134,7 +135,7 @@ def audit_stage(run: Run, method: Method, domain: Domain, knowledge: Knowledge) 
     lesson = Lesson.model_validate(read_json(file))
     if lesson.audit is not None:
         return
-    found = audit_domain(method, knowledge, domain, run.data, run.sequence.seed)
+    found = audit_domain(method, knowledge, domain, run.data, run.settings.audit, run.sequence.seed)
     for line in describe_audit(found):
         run.reporter.line(f"{stage_name(domain)}: {line}")
     reasons = (*lesson.reasons, *(f"{domain.name}: {finding}" for finding in found.findings))

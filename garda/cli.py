@@ -154,9 +154,10 @@ def check(
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
     from garda.checks import check as check_cases
-    from garda.methods import build_method, parse_settings
+    from garda.methods import build_method
     from garda.report import Reporter
     from garda.sequence import read_sequence
+    from garda.settings import parse_settings
 
     sequence = read_sequence(pipeline, config=config, method=method, changes=parse_changes(change or []))
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.seeds import derive_seed
 from garda.sequence import Domain, DomainSequence
+from garda.settings import Settings, parse_settings
 from garda.shelf import Shelf, Stages
 from garda.slices import Slices
 from garda.stopping import Stopping
@@ -80,6 +81,11 @@ class Run:
     gated: bool = True
     forced: bool = False
     audited: bool = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The sequence's, checked and with their defaults."""
+        return parse_settings(self.sequence.method, self.sequence.settings, self.sequence.origin)
 
     @property
     def scores_file(self) -> Path:
@@ -125,12 +131,12 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, so
     if before is None:
         parallel.call(domain.name)
         knowledge = method.learn_source(domain.name, slices, stages)
-        measured = reference(method, knowledge, slices, method.shared.gate, run.sequence.seed)
+        measured = reference(method, knowledge, slices, run.settings.gate, run.sequence.seed)
         found: dict[str, Any] = {"decision": "source", "reference": measured}
     elif source is None or isinstance(method, Bound):
         knowledge, found = _learn_ungated(run, method, domain, before, slices, stages), {"decision": "ungated"}
     else:
-        gate = Gate(method, source, run.sequence.seed, run.forced)
+        gate = Gate(method, source, run.settings.gate, run.sequence.seed, run.forced)
         knowledge, verdict = gate.pass_target(before, domain.name, slices, stages)
         found = _judge(run, domain, verdict)
     lesson = Lesson(

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from garda import __version__
 from garda.config import Config
 from garda.errors import RunFolderError
 from garda.files import describe, read_json, reason, write_json
-from garda.pseudonyms import Pseudonyms
-from garda.sequence import DomainSequence
-
-if TYPE_CHECKING:
-    from garda.methods import SharedSettings
 
 TORN = ".*.tmp"  # what a killed process may leave of a file that it was replacing
 
@@ -42,7 +35,7 @@ class Setup(Config):
         method: the method's name.
         seed: seed of everything random.
         task: see :class:`garda.sequence.Task`.
-        settings: see :func:`garda.methods.deciding_settings`.
+        settings: see :func:`garda.settings.deciding_settings`.
     """
 
     format: int = FORMAT
@@ -73,31 +66,6 @@ class Plan(Setup):
     def setup(self) -> Setup:
         """What also decides the stages of other sites."""
         return Setup.model_validate(self.model_dump(include={*Setup.model_fields}))
-
-
-def make_plan(
-    sequence: DomainSequence,
-    settings: SharedSettings,
-    pseudonyms: Pseudonyms,
-    package: str = "",
-    forced: bool = False,
-) -> Plan:
-    """The plan of a sequence; ``package`` and ``forced`` as in :class:`Plan`."""
-    from garda.methods import deciding_settings  # with torch, which reading a plan does not need
-
-    plan = {
-        "garda": __version__,
-        "name": sequence.name,
-        "method": sequence.method,
-        "seed": sequence.seed,
-        "pseudonyms": pseudonyms.pseudonym("check", "key"),
-        "task": sequence.task.model_dump(mode="json"),
-        "settings": deciding_settings(sequence.method, settings),
-        "domains": [{"name": d.name, "manifest": sequence.digests.get(d.name, "")} for d in sequence.domains],
-        "package": package,
-        "forced": forced,
-    }
-    return Plan.model_validate_json(json.dumps(plan))
 
 
 @contextmanager

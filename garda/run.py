@@ -32,11 +32,12 @@ from garda.handover.signing import public_digits, read_signatures
 from garda.judging import CANDIDATES, judge, load_candidates, read_candidates
 from garda.knowledge import Knowledge
 from garda.learner import Run, forget_training, learn, learn_along, seal_stage, stage_name
-from garda.methods import Bound, Method, build_method, parse_settings
-from garda.plan import Plan, check_folder, claim, make_plan
+from garda.methods import Bound, Method, build_method
+from garda.plan import Plan, check_folder, claim
 from garda.pseudonyms import Pseudonyms
 from garda.report import Reporter
 from garda.sequence import Domain, DomainSequence
+from garda.settings import make_plan, parse_settings
 from garda.stopping import Stopping
 from garda.tracking import InMemory, RunDescription
 
@@ -53,7 +54,7 @@ def run_sequence(run: Run) -> list[Score]:
         GardaError: nothing is trained before every file has been read and found good; see :mod:`garda.errors`.
     """
     sequence = run.sequence
-    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
+    settings = run.settings
     plan = make_plan(sequence, settings, run.pseudonyms)
     check_folder(run.out, plan)
     _check_signed(run)

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from garda.choice import Candidate
 from garda.errors import CheckpointError
 from garda.files import read_json, write_json
 from garda.training import Stage
@@ -84,7 +83,7 @@ class Stages:
 
     open: Callable[[str], Stage]
     shelf: Shelf = field(default_factory=Shelf)
-    offer: Callable[[Sequence[Candidate]], None] = lambda candidates: None
+    offer: Callable[[Sequence[Any]], None] = lambda candidates: None
 
     def __call__(self, part: str) -> Stage:
         """The piece of that name."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from garda.augment import ImitatedGeometrySettings
 from garda.compute import Compute, ComputeSettings
 from garda.errors import CheckpointError, ConfigError
-from garda.generators import GENERATORS, GeneratorSettings, Recipe, adversarial
+from garda.generators import GeneratorSettings, Recipe, adversarial
 from garda.generators.adversarial import (
     AdversarialSettings,
     Duel,
@@ -21,7 +21,7 @@ from garda.generators.adversarial import (
     StyleLessonSettings,
     r1_penalty,
 )
-from garda.generators.families import StyleRecipeSettings
+from garda.generators.families import FactorisedRecipe, StyleRecipe, StyleRecipeSettings
 from garda.generators.features import FeatureSettings, VGG19Encoder, adain, build_encoder
 from garda.generators.style import Discriminator, StyleGenerator, StyleSettings, minibatch_deviation
 from garda.segmenter import SegmenterSettings, build_segmenter
@@ -31,6 +31,9 @@ from garda.task import Task
 TINY = StyleSettings(latent=8, widths=((8, 8), (8,), (4,)))
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
+
+
+GENERATORS = {"style": StyleRecipe, "factorised": FactorisedRecipe}
 
 
 def style_generator(*domains: str) -> StyleGenerator:

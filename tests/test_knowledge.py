@@ -11,9 +11,10 @@ import torch
 from garda.errors import CheckpointError
 from garda.generators.factorised import FactorisedGenerator
 from garda.knowledge import Knowledge
-from garda.methods import Method, build_method, parse_settings
+from garda.methods import Method, build_method
 from garda.segmenter import build_segmenter
 from garda.sequence import read_sequence
+from garda.settings import parse_settings
 from garda.specialisation import read_own
 from garda.weights import halve, load_weights, read_weights, round_weights, save_weights
 

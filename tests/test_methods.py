@@ -15,10 +15,11 @@ from garda.contrast import weaken
 from garda.errors import CheckpointError, ConfigError, Interrupted
 from garda.generators.features import FeatureSettings
 from garda.knowledge import STATISTICS_LIMIT, Knowledge
-from garda.methods import METHODS, build_method, deciding_settings, parse_settings
+from garda.methods import METHODS, build_method
 from garda.methods.base import Bound, Method, Stages
 from garda.methods.garda_paper import GardaPaper
 from garda.segmenter import FromLabels
+from garda.settings import deciding_settings, parse_settings
 from garda.shelf import Shelf
 from garda.slices import Batch, Slices
 from garda.stopping import Stopping

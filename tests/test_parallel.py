@@ -16,7 +16,7 @@ from torch import nn
 
 from garda import cli, parallel, whole_batch
 from garda.errors import ConfigError, Interrupted, Problems
-from garda.methods import parse_settings
+from garda.settings import parse_settings
 from garda.stopping import Stopping
 from garda.tracking import InMemory
 from garda.training import Stage, fit

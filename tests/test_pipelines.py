@@ -9,9 +9,10 @@ import pytest
 
 from garda.checks import check
 from garda.errors import ConfigError
-from garda.methods import METHODS, Method, build_method, parse_settings
+from garda.methods import METHODS, Method, build_method
 from garda.methods.base import build_segmenter
 from garda.sequence import DomainSequence, find_gaps, read_sequence
+from garda.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))

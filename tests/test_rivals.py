@@ -17,13 +17,14 @@ from garda.errors import ConfigError, Interrupted
 from garda.generators import Anatomy, Generator
 from garda.knowledge import Knowledge
 from garda.lessons import FromTeacher, TeacherLessonSettings, entropy, mix
-from garda.methods import build_method, parse_settings
+from garda.methods import build_method
 from garda.methods.base import Method, Stages
 from garda.methods.batchnorm import read_statistics
 from garda.methods.histogram import find_landmarks, map_intensities
 from garda.methods.style_bank import Bank, exchange_amplitude, low_amplitude, mean_amplitude
 from garda.replay_lessons import AdversaryLessonSettings, FromAdversary, build_discriminator, self_information
 from garda.segmenter import SegmenterSettings, build_segmenter
+from garda.settings import parse_settings
 from garda.slices import Batch, Slices
 from garda.specialisation import Replay
 from garda.stopping import Stopping

@@ -22,10 +22,11 @@ from garda.comparison.rows import (
 )
 from garda.errors import ConfigError, RunFolderError, raise_all
 from garda.files import read_json, reason
-from garda.methods import METHODS, build_method, parse_settings
-from garda.plan import TORN, Plan, check_folder, make_plan, read_plan
+from garda.methods import METHODS, build_method
+from garda.plan import TORN, Plan, check_folder, read_plan
 from garda.pseudonyms import Pseudonyms
 from garda.sequence import DomainSequence, find_gaps, read_sequence
+from garda.settings import make_plan, parse_settings
 
 _UNDO = "undo the change, or give a new --out folder"
 

@@ -12,8 +12,9 @@ from garda.errors import RunFolderError
 from garda.evaluate import Score, read_scores
 from garda.files import read_json
 from garda.handover.package import KNOWLEDGE, stage_folder
-from garda.methods import METHODS, Bound, SharedSettings
+from garda.methods import METHODS, Bound
 from garda.plan import Plan, PlannedDomain, read_plan
+from garda.settings import Settings
 
 
 class Common(Config):
@@ -42,7 +43,7 @@ class Common(Config):
 _OF_A_PLAN = ("garda", "name", "pseudonyms", "task", "domains")
 
 
-def common_part(plan: Plan, settings: SharedSettings, config: str) -> Common:
+def common_part(plan: Plan, settings: Settings, config: str) -> Common:
     """What a run has in common with other methods' and seeds'.
 
     Args:
@@ -50,7 +51,7 @@ def common_part(plan: Plan, settings: SharedSettings, config: str) -> Common:
         settings: parsed ones; the plan lacks those that its own method does not read.
         config: SHA-256 of the configuration file.
     """
-    shared = settings.model_dump(mode="json", include=set(SharedSettings.model_fields))
+    shared = settings.model_dump(mode="json", include=set(Settings.model_fields))
     values = plan.model_dump(mode="json", include=set(_OF_A_PLAN))
     return Common.model_validate({**values, "settings": shared, "configs": [config]})
 

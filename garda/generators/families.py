@@ -180,7 +180,7 @@ class FactorisedRecipe(Recipe[GeneratorSettings, FactorisedGenerator]):
 
         def learn(stage: Stage) -> FlowPrior:
             return fit(
-                lambda: FromCodes(self.task, generator, build(), lesson, self.compute),
+                lambda: FromCodes(self.task, generator.anatomy, build(), lesson, self.compute),
                 lambda step: slices.batch(step, lesson.batch, stage.seed),
                 lesson.steps,
                 stage,
@@ -195,6 +195,3 @@ class FactorisedRecipe(Recipe[GeneratorSettings, FactorisedGenerator]):
         seed = derive_seed(stage.seed, "survey")
         images = [slices.batch(step, lesson.batch, seed).image for step in range(lesson.estimate)]
         survey_look(generator, images, self.compute)
-
-
-GENERATORS: dict[str, type[Recipe]] = {"factorised": FactorisedRecipe, "style": StyleRecipe}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
@@ -15,12 +15,12 @@ from garda import whole_batch
 from garda.augment import ImitatedGeometrySettings, draw_motion, move_image
 from garda.compute import Compute
 from garda.config import Config
-from garda.generators.factorised import FactorisedGenerator
 from garda.generators.prior import FlowPrior
-from garda.generators.reconstruction import WARM_UP
 from garda.slices import Batch
 from garda.task import Task
 from garda.training import Stateful, averaging, descend, set_rate
+
+WARM_UP = 50  # steps over which the learning rate rises
 
 
 class PriorLessonSettings(Config):
@@ -47,12 +47,12 @@ class FromCodes:
     def __init__(
         self,
         task: Task,
-        generator: FactorisedGenerator,
+        encoder: nn.Module,
         prior: FlowPrior,
         lesson: PriorLessonSettings,
         compute: Compute,
     ) -> None:
-        self._encoder = compute.prepare(generator.anatomy).eval()
+        self._encoder = compute.prepare(encoder).eval()
         self._prior = compute.prepare(prior).train()
         self._average = AveragedModel(self._prior, multi_avg_fn=averaging(lesson.average))
         self._optimizer = torch.optim.AdamW(self._prior.parameters(), lr=lesson.learning_rate, fused=True)

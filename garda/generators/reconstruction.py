@@ -24,11 +24,10 @@ from garda.augment import (
 from garda.compute import Compute
 from garda.config import Config
 from garda.generators.factorised import FactorisedGenerator
+from garda.generators.prior_lesson import WARM_UP
 from garda.slices import Batch
 from garda.task import Task
 from garda.training import Stateful, descend, set_rate
-
-WARM_UP = 50  # steps over which the learning rate rises
 
 
 class ReconstructionSettings(Config):

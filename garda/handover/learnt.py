@@ -10,15 +10,9 @@ from typing import Any
 from garda.config import SettingsOrigin, merge
 from garda.errors import ConfigError, PackageError
 from garda.handover.package import SETUP, read_setup, read_task
-from garda.methods import (
-    METHODS,
-    Knowledge,
-    Method,
-    build_method,
-    deciding_settings,
-    parse_settings,
-)
+from garda.methods import METHODS, Knowledge, Method, build_method
 from garda.plan import Setup, differing_key
+from garda.settings import Settings, deciding_settings, parse_settings
 
 HERE = {"compute": {"accelerator": "auto"}}  # the machine need not be the one that learnt
 
@@ -30,12 +24,14 @@ class Learnt:
     Attributes:
         setup: what decides the learning.
         settings: the same, with what this machine adds.
+        parsed: the settings, checked.
         method: on this machine's device.
         knowledge: what has been learnt.
     """
 
     setup: Setup
     settings: dict[str, Any]
+    parsed: Settings
     method: Method
     knowledge: Knowledge
 
@@ -63,4 +59,4 @@ def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Lear
     if key := differing_key(decided, now):
         raise ConfigError("--set", f"{key} is what the package decides", "leave it out, or start from another source")
     method = build_method(setup.method, settings, read_task(setup, folder))
-    return Learnt(setup, changed, method, method.load(folder))
+    return Learnt(setup, changed, settings, method, method.load(folder))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from garda import parallel
 from garda.errors import TrainingError
 from garda.handover.gate import Reference, inspect_incoming, inspect_learnt
-from garda.handover.verdict import Check, Verdict, decide
+from garda.handover.verdict import Check, GateSettings, Verdict, decide
 from garda.knowledge import Knowledge
 from garda.methods import Method
 from garda.shelf import Stages
@@ -21,12 +21,14 @@ class Gate:
     Attributes:
         method: is to learn it.
         source: what the source was like.
+        settings: limits.
         seed: of the run.
         forced: learn and keep what is refused.
     """
 
     method: Method
     source: Reference
+    settings: GateSettings
     seed: int
     forced: bool = False
 
@@ -43,7 +45,7 @@ class Gate:
             what is to be kept, and why: ``before`` where the target was refused, which takes no training if its images
             were.
         """
-        settings = self.method.shared.gate
+        settings = self.settings
         checks = inspect_incoming(self.method, before, domain, slices, self.source, settings, self.seed)
         if decide(checks).decision == "refuse" and not self.forced:
             return before, decide(checks)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import create_model
-
 from garda.compute import Compute
-from garda.config import parse
-from garda.errors import ConfigError
 from garda.knowledge import Knowledge
 from garda.methods.adversarial import Adversarial
 from garda.methods.base import Bound, Method, Replaying, SharedSettings
@@ -44,43 +38,10 @@ __all__ = [
     "Bound",
     "Knowledge",
     "Method",
+    "Replaying",
     "SharedSettings",
     "build_method",
-    "deciding_settings",
-    "parse_settings",
 ]
-
-
-def parse_settings(method: str, values: dict[str, Any], where: object) -> SharedSettings:
-    """Check settings and fill in the defaults.
-
-    Args:
-        method: the chosen method.
-        values: the shared settings, and a block for any method under its name.
-        where: the file they come from.
-
-    Returns:
-        The shared settings, with a block for every method as an attribute of its name.
-
-    Raises:
-        ConfigError: an unknown method or key, or a value that does not fit.
-        Problems: several of them.
-    """
-    if method not in METHODS:
-        raise ConfigError(where, f"unknown method {method!r}", f"use one of {', '.join(sorted(METHODS))}")
-    blocks: Any = {name: (known.Settings, known.Settings()) for name, known in METHODS.items()}
-    return parse(create_model("Settings", __base__=SharedSettings, **blocks), values, where)
-
-
-def deciding_settings(method: str, settings: SharedSettings) -> dict[str, Any]:
-    """What decides a method's result, as plain values: the shared settings and the method's own block.
-
-    Other methods' blocks are left out, and so is where a weights file lies; its digest decides.
-    """
-    known = METHODS[method]
-    replays = issubclass(known, Replaying) and known.shares_generator
-    shared = {*SharedSettings.model_fields} - (set() if replays else {"generator"})
-    return settings.model_dump(mode="json", include={*shared, method})
 
 
 def build_method(name: str, settings: SharedSettings, task: Task) -> Method:
@@ -88,7 +49,7 @@ def build_method(name: str, settings: SharedSettings, task: Task) -> Method:
 
     Args:
         name: a key of :data:`METHODS`.
-        settings: what :func:`parse_settings` returned.
+        settings: with a block for every method as an attribute of its name, see :class:`garda.settings.Settings`.
         task: what is segmented.
 
     Raises:

@@ -18,9 +18,7 @@ from garda.config import Config
 from garda.contrast import bearable_strength, weaken
 from garda.generators import Generator, GeneratorSettings, Recipe
 from garda.generators.families import FactorisedRecipe
-from garda.handover.verdict import GateSettings
 from garda.knowledge import Knowledge, load_knowledge
-from garda.privacy.figures import AuditSettings
 from garda.seeds import derive_seed
 from garda.segmenter import FromLabels, LabelLessonSettings, SegmenterSettings, build_segmenter
 from garda.shelf import Stages
@@ -44,8 +42,6 @@ class SharedSettings(Config):
         segmenter: architecture.
         source: how the source segmenter learns; all methods start with it, unless their very idea is another start.
         generator: what stands in for images that are gone; equal for all methods that replay, but `garda_paper`.
-        gate: limits by which a target's stage is promoted, held or refused.
-        audit: how a generator is audited, and what is too much.
     """
 
     compute: ComputeSettings = ComputeSettings()
@@ -53,8 +49,6 @@ class SharedSettings(Config):
     segmenter: SegmenterSettings = SegmenterSettings()
     source: LabelLessonSettings = LabelLessonSettings()
     generator: GeneratorSettings = GeneratorSettings()
-    gate: GateSettings = GateSettings()
-    audit: AuditSettings = AuditSettings()
 
 
 S = TypeVar("S", bound=Config)
