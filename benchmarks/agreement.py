@@ -19,9 +19,9 @@ from torch import nn
 
 from benchmarks.measure import Plain
 from benchmarks.steps import KINDS, Bench
-from garda.compute import Compute
-from garda.sequence import read_sequence
-from garda.settings import parse_settings
+from garda.data.sequence import read_sequence
+from garda.handover.settings import parse_settings
+from garda.training.device import Compute
 
 CHANGE = 1e-6  # of the weights, as a share
 Curves = dict[str, list[float]]

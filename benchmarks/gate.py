@@ -25,21 +25,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from garda.checks import without_label
-from garda.errors import TrainingError
-from garda.handover.gate import Reference, inspect_incoming, inspect_learnt, reference
-from garda.handover.package import stage_folder
-from garda.handover.verdict import Check, GateSettings, at_least, decide
-from garda.knowledge import Knowledge
-from garda.methods import Method, build_method
-from garda.seeds import derive_seed
-from garda.sequence import Domain, DomainSequence, read_sequence
-from garda.settings import parse_settings
-from garda.shelf import Stages
-from garda.slices import Slices
-from garda.task import Task
-from garda.training import Stage
-from garda.volumes import Volume, read_volume
+from garda.core.errors import TrainingError
+from garda.core.seeds import derive_seed
+from garda.data import volume
+from garda.data.checks import without_label
+from garda.data.dataset import Slices
+from garda.data.sequence import Domain, DomainSequence, read_sequence
+from garda.data.task import Task
+from garda.data.volume import Volume
+from garda.handover import format
+from garda.handover.settings import parse_settings
+from garda.methods import registry
+from garda.methods.base import Method
+from garda.methods.knowledge import Knowledge
+from garda.safety import gate, limits
+from garda.safety.limits import Check, GateSettings, Reference
+from garda.training.cache import Stages
+from garda.training.loop import Stage
 
 TOO_HIGH = 100  # times the configured learning rate
 Seen = tuple[str, str, list[Check]]  # kind of input, its name, what the gate says of it
@@ -96,7 +98,7 @@ class Subject:
 
     def kept(self, domain: Domain) -> Knowledge:
         """The knowledge of a stage."""
-        return self.method.load(stage_folder(self.folder, domain.index, domain.name))
+        return self.method.load(format.stage_folder(self.folder, domain.index, domain.name))
 
     def read(self, domain: Domain) -> Slices:
         """A domain's training slices, the source's with labels."""
@@ -106,18 +108,18 @@ class Subject:
 
     def incoming(self, before: Knowledge, name: str, slices: Slices, known: Reference) -> list[Check]:
         """What the gate says before learning."""
-        return inspect_incoming(self.method, before, name, slices, known, self.settings, self.seed)
+        return gate.inspect_incoming(self.method, before, name, slices, known, self.settings, self.seed)
 
     def learnt(self, before: Knowledge, after: Knowledge, slices: Slices, known: Reference) -> list[Check]:
         """What the gate says after it."""
-        return inspect_learnt(self.method, before, after, slices, known, self.settings, self.seed)
+        return gate.inspect_learnt(self.method, before, after, slices, known, self.settings, self.seed)
 
 
 def read_scans(domain: Domain, task: Task, data: Path, *, with_label: bool = False) -> Iterator[Volume]:
     """A domain's training scans; with labels, those that have any."""
     for case in domain.split("train"):
         if case.labels or not with_label:
-            yield read_volume(case if with_label else without_label(case), task, data, with_label=with_label)
+            yield volume.read_volume(case if with_label else without_label(case), task, data, with_label=with_label)
 
 
 def own_sites(subject: Subject, known: Reference) -> Iterator[Seen]:
@@ -129,7 +131,9 @@ def own_sites(subject: Subject, known: Reference) -> Iterator[Seen]:
         if domain.name in after.domains:
             checks += subject.learnt(before, after, slices, known)
         else:
-            checks.append(at_least("kept", domain.name, 0, (1, 1), "number of stages of it that the run has kept"))
+            checks.append(
+                limits.at_least("kept", domain.name, 0, (1, 1), "number of stages of it that the run has kept")
+            )
         yield "own site", domain.name, checks
         before = after
 
@@ -178,7 +182,7 @@ def too_fast(subject: Subject, known: Reference) -> Iterator[Seen]:
             continue
         changed = read_sequence(subject.pipeline, method=sequence.method, changes=faster)
         settings = parse_settings(changed.method, changed.settings, changed.origin)
-        method = build_method(changed.method, settings, changed.task)
+        method = registry.build_method(changed.method, settings, changed.task)
         with tempfile.TemporaryDirectory() as folder:
             stages = Stages(lambda part, at=folder: Stage(part, Path(at) / part, derive_seed(sequence.seed, part)))
             try:
@@ -213,7 +217,7 @@ def show(seen: Seen, every: bool) -> str:
     kind, name, checks = seen
     shown = checks if every else [min(checks, key=margin)]
     figures = "; ".join(_figure(check, name) for check in shown)
-    return f"{kind:18}{name:24}{decide(checks).decision:9}{figures}"
+    return f"{kind:18}{name:24}{limits.decide(checks).decision:9}{figures}"
 
 
 def _figure(check: Check, name: str) -> str:
@@ -236,15 +240,15 @@ def main() -> None:
     given = parser.parse_args()
     sequence = read_sequence(given.pipeline, method=given.method)
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
-    method = build_method(sequence.method, settings, sequence.task)
+    method = registry.build_method(sequence.method, settings, sequence.task)
     subject = Subject(given.pipeline, given.data, given.run, sequence, method, settings.gate, given.seed)
     source = sequence.source
-    known = reference(method, subject.kept(source), subject.read(source), settings.gate, given.seed)
+    known = gate.reference(method, subject.kept(source), subject.read(source), settings.gate, given.seed)
     print(known.model_dump())
     decisions: dict[bool, list[str]] = defaultdict(list)
     for seen in _all(subject, known, [tuple(pair) for pair in given.other], learning=not given.no_learning):
         print(show(seen, given.every), flush=True)
-        decisions[seen[0] == "own site"].append(decide(seen[2]).decision)
+        decisions[seen[0] == "own site"].append(limits.decide(seen[2]).decision)
     own, wrong = decisions[True], decisions[False]
     print(f"own sites not promoted: {len(own) - own.count('promote')} of {len(own)}")
     print(f"wrong inputs not refused: {len(wrong) - wrong.count('refuse')} of {len(wrong)}")

@@ -18,8 +18,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from garda.compute import M_MMAP_MAX, M_TOP_PAD, M_TRIM_THRESHOLD, REUSED, Compute, ComputeSettings, M, set_allocation
-from garda.segmenter import with_torchs_doubling
+from garda.models import unet
+from garda.training.device import (
+    M_MMAP_MAX,
+    M_TOP_PAD,
+    M_TRIM_THRESHOLD,
+    REUSED,
+    Compute,
+    ComputeSettings,
+    M,
+    set_allocation,
+)
 
 PROBE = {"cpu": 2048, "cuda": 8192}  # side of the matrices of the practical limit
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
@@ -44,7 +53,7 @@ class Plain(Compute):
         for part in module.modules():
             if isinstance(part, UpCat):
                 part.is_pad = True
-        return with_torchs_doubling(module).to(device=self.device)
+        return unet.with_torchs_doubling(module).to(device=self.device)
 
     def place(self, image: Tensor) -> Tensor:
         """``image`` on the device."""

@@ -110,13 +110,12 @@ def garda(*words: object, program: Path | None = None) -> None:
 
 
 def _call(command: list[str]) -> tuple[int, str]:
-    from garda import cli
 
     told = io.StringIO()
     sys.argv = ["garda", *command]
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         try:
-            cli.main()
+            main()
         except SystemExit as end:
             return int(end.code or 0), told.getvalue()
     return 0, told.getvalue()

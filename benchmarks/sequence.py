@@ -28,22 +28,22 @@ import torch
 import yaml
 
 from benchmarks.measure import describe, peak, reset_peak
-from garda.checks import labelled_cases
-from garda.cli_options import parse_changes
-from garda.compute import Compute
-from garda.config import load
-from garda.errors import ConfigError, DataError, GardaError, RunFolderError
-from garda.files import read_json
-from garda.handover.package import stage_folder
-from garda.knowledge import read_facts
-from garda.learner import stage_name
-from garda.pseudonyms import Pseudonyms
-from garda.report import Reporter
-from garda.run import Run, run_sequence
-from garda.sequence import DomainSequence, Pipeline, read_sequence
-from garda.settings import parse_settings
-from garda.stopping import Stopping
-from garda.tracking import InMemory
+from garda import cli_site
+from garda.core import files
+from garda.core.config import load
+from garda.core.console import Reporter
+from garda.core.errors import ConfigError, DataError, GardaError, RunFolderError
+from garda.core.pseudonyms import Pseudonyms
+from garda.core.signals import Stopping
+from garda.data import checks
+from garda.data.sequence import DomainSequence, Pipeline, read_sequence
+from garda.handover import format
+from garda.handover.settings import parse_settings
+from garda.methods import metadata
+from garda.runs import run
+from garda.runs.stage import Run, stage_name
+from garda.runs.tracking import InMemory
+from garda.training.device import Compute
 
 MOST_SECONDS = 1.10  # the last target's training against the second's
 MOST_GROWTH = 0.02  # of the source's package, for each target
@@ -184,8 +184,8 @@ def follow(sequence: DomainSequence, data: Path, out: Path) -> tuple[list[StageC
     device = Compute(settings.compute).device
     clock, meter = Clock(), Meter(device)
     with clock:
-        run_sequence(Run(sequence, data, out, meter, clock, Stopping(), Pseudonyms(b"benchmark")))
-    trained: dict[str, float] = read_json(out / "seconds.json")
+        run.run_sequence(Run(sequence, data, out, meter, clock, Stopping(), Pseudonyms(b"benchmark")))
+    trained: dict[str, float] = files.read_json(out / "seconds.json")
     return [_cost(sequence, index, out, trained, clock, meter) for index in range(len(sequence.domains))], device
 
 
@@ -193,11 +193,11 @@ def _cost(
     sequence: DomainSequence, index: int, out: Path, trained: Mapping[str, float], clock: Clock, meter: Meter
 ) -> StageCost:
     domain = sequence.domains[index]
-    name, package = stage_name(domain), stage_folder(out, index, domain.name)
+    name, package = stage_name(domain), format.stage_folder(out, index, domain.name)
     whole, memory = meter.ends[name]
     return StageCost(
         name=name,
-        kept=domain.name in read_facts(package).domains,
+        kept=domain.name in metadata.read_facts(package).domains,
         training=sum(seconds for part, seconds in trained.items() if part.startswith(f"{name}-")),
         scoring=clock.seconds.get(name + SCORES, 0.0),
         whole=whole,
@@ -260,8 +260,8 @@ def measure(given: argparse.Namespace) -> None:
             "--domains", f"expected 2 or more, got {given.domains}", "the last is compared with the second"
         )
     pipeline = write_pipeline(given.pipeline, given.out, given.domains, given.config)
-    sequence = read_sequence(pipeline, changes=parse_changes(given.set))
-    if not any(labelled_cases(domain) for domain in sequence.domains):
+    sequence = read_sequence(pipeline, changes=cli_site.parse_changes(given.set))
+    if not any(checks.labelled_cases(domain) for domain in sequence.domains):
         raise DataError(given.pipeline, "no test scan has a label to score by", "give a pipeline that has some")
     stages, device = follow(sequence, given.data, given.out / "run")
     found, machine = summarise(stages), describe(device)

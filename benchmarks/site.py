@@ -22,16 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import describe
-from garda.compute import Compute
-from garda.methods import SharedSettings
-from garda.segmenter import FromLabels
-from garda.sequence import read_sequence
-from garda.settings import parse_settings
-from garda.slices import Batch, Slices
-from garda.task import Task
-from garda.training import Stage, fit
-from garda.volumes import Frame, Volume
+from benchmarks import measure
+from garda.data.dataset import Batch, Slices
+from garda.data.sequence import read_sequence
+from garda.data.task import Task
+from garda.data.volume import Frame, Volume
+from garda.handover.settings import parse_settings
+from garda.methods.base import SharedSettings
+from garda.models.objectives import FromLabels
+from garda.training import loop
+from garda.training.device import Compute
+from garda.training.loop import Stage
 
 DEPTH = 100  # slices a scan
 
@@ -80,7 +81,7 @@ def time_steps(slices: Slices, task: Task, settings: SharedSettings, steps: int,
         return slices.batch(step, lesson.batch, 0)
 
     stage = Stage("site", folder, seed=0, progress=lambda done, total: ends.append(time.perf_counter()))
-    learner = fit(lambda: FromLabels(task, settings.segmenter, lesson, compute), draw, steps, stage)
+    learner = loop.fit(lambda: FromLabels(task, settings.segmenter, lesson, compute), draw, steps, stage)
     ahead = statistics.median(np.diff(ends)[2:])
 
     def step(index: int) -> None:
@@ -122,7 +123,7 @@ def main() -> None:
         "step, next batch drawn meanwhile": ahead,
         "step, batch drawn before": plain,
     }
-    print(describe(torch.device("cpu")))
+    print(measure.describe(torch.device("cpu")))
     print("\n".join(f"{name}: {value}" for name, value in found.items()))
     if given.json:
         given.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -23,18 +23,20 @@ import torch
 from monai.inferers import SliceInferer
 from torch import nn
 
-from benchmarks.measure import Measured, Plain, allocate_for, describe, matrix_limit, measure
-from garda.compute import Compute
-from garda.generators.adversarial import FromImages, FromStyle
-from garda.generators.features import VGG19Encoder, build_encoder
+from benchmarks import measure
+from benchmarks.measure import Measured, Plain
+from garda.data.dataset import Batch
+from garda.data.sequence import read_sequence
+from garda.data.task import Task
+from garda.data.volume import Frame, Volume
+from garda.handover.settings import parse_settings
 from garda.methods.garda_paper import GardaPaperSettings
-from garda.segmenter import FromLabels, FromReplay, build_segmenter, segment
-from garda.sequence import read_sequence
-from garda.settings import parse_settings
-from garda.slices import Batch
-from garda.task import Task
-from garda.training import Objective
-from garda.volumes import Frame, Volume
+from garda.models import features, inference, unet
+from garda.models.features import VGG19Encoder
+from garda.models.objectives import FromLabels, FromReplay
+from garda.models.stylegan_training import FromImages, FromStyle
+from garda.training.device import Compute
+from garda.training.loop import Objective
 
 Step = Callable[[int], object]
 KINDS = ("source segmenter", "source generator", "target generator", "replay segmenter", "prediction")
@@ -89,7 +91,7 @@ class Bench:
         spacing = (10.0, *(task.spacing_mm or (1.0, 1.0)))
         volume = Volume("v", image, None, None, np.eye(4), spacing, Frame())
         if not isinstance(self._compute, Plain):
-            return lambda index: segment(network, volume, task, self._compute)
+            return lambda index: inference.segment(network, volume, task, self._compute)
         infer = SliceInferer(roi_size=task.size, spatial_dim=0, sw_batch_size=1)
         whole = self._compute.place(image.swapaxes(0, 1)[None])
 
@@ -100,7 +102,7 @@ class Bench:
         return plain
 
     def _segmenter(self) -> nn.Module:
-        return build_segmenter(self._task, self._settings.segmenter)  # type: ignore[attr-defined]
+        return unet.build_segmenter(self._task, self._settings.segmenter)  # type: ignore[attr-defined]
 
     def _generator(self) -> nn.Module:
         return FromImages(self._task, "a", self._recipe.generator, self._recipe.images, self._compute).generator
@@ -109,7 +111,7 @@ class Bench:
         """The recipe's encoder; in place of VGG19's weights, which garda does not ship, random ones take as long."""
         if self._recipe.features.encoder == "vgg19" and self._recipe.features.weights is None:
             return VGG19Encoder().eval().requires_grad_(False)
-        return build_encoder(self._recipe.features, self._segmenter())
+        return features.build_encoder(self._recipe.features, self._segmenter())
 
 
 def show(name: str, how: str, found: Measured) -> str:
@@ -136,16 +138,16 @@ def main() -> None:
     computes = {"tuned": Compute(settings.compute), "plain": Plain(settings.compute)}
     device = computes["tuned"].device
     kinds = {"tuned": {"bf16": torch.bfloat16, "32": torch.float32}[settings.compute.precision], "plain": torch.float32}
-    limits = {how: matrix_limit(device, kind) for how, kind in kinds.items()}
-    machine = describe(device)
+    limits = {how: measure.matrix_limit(device, kind) for how, kind in kinds.items()}
+    machine = measure.describe(device)
     print(f"{machine}, {task.size} pixels, batch {settings.garda_paper.images.batch}")
     results: dict[str, dict[str, Measured]] = {}
     for kind in given.kinds:
         for how, compute in computes.items():
-            allocate_for(compute)
-            limits[how] = max(limits[how], matrix_limit(device, kinds[how]))  # other work can only lower it
+            measure.allocate_for(compute)
+            limits[how] = max(limits[how], measure.matrix_limit(device, kinds[how]))  # other work can only lower it
             for name, step in Bench(task, settings, compute, given.slices).steps(kind):
-                found = measure(step, device, given.steps)
+                found = measure.measure(step, device, given.steps)
                 results.setdefault(name, {})[how] = found
                 print(show(name, how, found), flush=True)
             del step  # and with it its networks

@@ -13,12 +13,22 @@ from typing import Annotated
 
 import typer
 
-from garda import cli_handover
-from garda.cli_errors import UsageError, describe_usage
-from garda.cli_options import Changes, DataFolder, Devices, Nodes, parse_changes
-from garda.errors import DataError, GardaError, Interrupted
-from garda.private import remove_leftovers
-from garda.stopping import LEADER, Stopping
+from garda import cli_site
+from garda.cli_site import (
+    Audited,
+    Changes,
+    DataFolder,
+    Devices,
+    Expect,
+    Nodes,
+    PackagePath,
+    SigningKey,
+    Trust,
+    UsageError,
+)
+from garda.core import files
+from garda.core.errors import DataError, GardaError, Interrupted
+from garda.core.signals import LEADER, Stopping
 
 MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
 
@@ -47,7 +57,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(cli_handover.app)
+app.add_typer(cli_site.app)
 
 PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A YAML of pipelines/.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder that is written.")]
@@ -68,24 +78,27 @@ def run(
     seed: Seed = None,
     change: Changes = None,
     judging: Judging = False,
-    sign: cli_handover.SigningKey = None,
-    audited: cli_handover.Audited = False,
+    sign: SigningKey = None,
+    audited: Audited = False,
     devices: Devices = 1,
     nodes: Nodes = 1,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
-    from garda.continual import forgetting, matrix, summary
-    from garda.figures import matrix_table
-    from garda.handover.package import find_stage
+    from garda.core.console import Reporter
+    from garda.core.pseudonyms import Pseudonyms, load_key
+    from garda.data.sequence import read_sequence
+    from garda.evaluation.continual import forgetting, matrix, summary
+    from garda.evaluation.tables import matrix_table
+    from garda.handover.format import find_stage
     from garda.handover.signing import read_private
     from garda.handover.verify import verify
-    from garda.pseudonyms import Pseudonyms, load_key
-    from garda.report import Reporter
-    from garda.run import Run, enlist, follow_sequence, run_sequence
-    from garda.sequence import read_sequence
-    from garda.tracking import open_tracker
+    from garda.runs.mlflow import open_tracker
+    from garda.runs.run import enlist, follow_sequence, run_sequence
+    from garda.runs.stage import Run
 
-    sequence = read_sequence(pipeline, config=config, method=method, seed=seed, changes=parse_changes(change or []))
+    sequence = read_sequence(
+        pipeline, config=config, method=method, seed=seed, changes=cli_site.parse_changes(change or [])
+    )
     if not enlist(sequence, devices, nodes):
         follow_sequence(sequence, data, out, context.obj)
         return
@@ -132,12 +145,12 @@ def compare(
     judging: Judging = False,
 ) -> None:
     """Run several methods with several seeds and make one table of all that is finished. Run again to resume."""
-    from garda.compare import compare as compare_methods
-    from garda.comparison.request import Request, parse_methods, parse_seeds
-    from garda.pseudonyms import Pseudonyms, load_key
-    from garda.report import Reporter
+    from garda.core.console import Reporter
+    from garda.core.pseudonyms import Pseudonyms, load_key
+    from garda.runs.compare import compare as compare_methods
+    from garda.runs.compare_plan import Request, parse_methods, parse_seeds
 
-    changes = parse_changes(change or [])
+    changes = cli_site.parse_changes(change or [])
     asked = (parse_methods(methods), parse_seeds(seeds), label, changes, config, against, judging)
     request = Request(pipeline, data, out, *asked)
     with Reporter() as reporter:
@@ -153,13 +166,13 @@ def check(
     change: Changes = None,
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
-    from garda.checks import check as check_cases
-    from garda.methods import build_method
-    from garda.report import Reporter
-    from garda.sequence import read_sequence
-    from garda.settings import parse_settings
+    from garda.core.console import Reporter
+    from garda.data.checks import check as check_cases
+    from garda.data.sequence import read_sequence
+    from garda.handover.settings import parse_settings
+    from garda.methods.registry import build_method
 
-    sequence = read_sequence(pipeline, config=config, method=method, changes=parse_changes(change or []))
+    sequence = read_sequence(pipeline, config=config, method=method, changes=cli_site.parse_changes(change or []))
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     learner = build_method(sequence.method, settings, sequence.task)
     learner.check()
@@ -174,21 +187,21 @@ def check(
 
 @app.command()
 def predict(
-    package: cli_handover.PackagePath,
+    package: PackagePath,
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Images, DICOM series, zips, or folders of them.")
     ],
     out: OutFolder,
     stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
     domain: Annotated[str | None, typer.Option("--domain", help="A domain met, or other; the last.")] = None,
-    trust: cli_handover.Trust = None,
-    expect: cli_handover.Expect = "",
+    trust: Trust = None,
+    expect: Expect = "",
     runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
+    from garda.core.console import Reporter
     from garda.handover.signing import read_trusted
-    from garda.predict import predict as predict_images
-    from garda.report import Reporter
+    from garda.runs.predict import predict as predict_images
 
     trusted = [read_trusted(text) for text in trust or []]
     with Reporter() as reporter:
@@ -216,8 +229,8 @@ def manifest(
     ] = None,
 ) -> None:
     """Write a manifest from a folder: image/label pairs, nnU-Net or BIDS; splits by patient, digests of every file."""
-    from garda.cases import write_manifest
-    from garda.manifest import build_manifest
+    from garda.data.build_manifest import build_manifest
+    from garda.data.manifest import write_manifest
 
     if out.exists():
         raise DataError(out, "exists", "give another --out, or remove it")
@@ -245,9 +258,9 @@ def phantom(
     slices: Annotated[int, typer.Option("--slices", min=1, help="Slices a patient.")] = 6,
 ) -> None:
     """Write the embedded data set: an MR heart phantom of four sites, with labels and manifests."""
-    from garda.cases import Split
-    from garda.phantom import write_phantom
-    from garda.report import Reporter
+    from garda.core.console import Reporter
+    from garda.data.manifest import Split
+    from garda.data.phantom import write_phantom
 
     with Reporter() as reporter:
         counts: dict[Split, int] = {"train": train, "val": val, "test": test}
@@ -259,11 +272,10 @@ def phantom(
 
 @app.command()
 def ui(
-    out: OutFolder,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    out: OutFolder, port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000
 ) -> None:
     """Open MLflow's UI over the runs of a folder, on 127.0.0.1."""
-    from garda.tracking import open_ui
+    from garda.runs.mlflow import open_ui
 
     open_ui(out, port, print)
 
@@ -275,12 +287,12 @@ def main() -> None:
     stopping = Stopping()
     if LEADER in os.environ:  # the process that has started this one says when it ends
         stopping.ignore()
-    remove_leftovers()
+    files.remove_leftovers()
     try:
         with stopping.listening():
             raise SystemExit(app(obj=stopping, prog_name="garda", standalone_mode=False))
     except UsageError as error:
-        print(describe_usage(error), end="", file=sys.stderr)
+        print(cli_site.describe_usage(error), end="", file=sys.stderr)
         raise SystemExit(GardaError.exit_code) from None
     except (GardaError, Interrupted) as error:
         print(error, file=sys.stderr)

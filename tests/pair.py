@@ -12,21 +12,13 @@ import json
 import sys
 from pathlib import Path
 
-from garda.run import enlist, follow_sequence, run_sequence
-from garda.sequence import read_sequence
-from garda.stopping import Stopping
-from garda.tracking import InMemory
+from garda.core.signals import Stopping
+from garda.data.sequence import read_sequence
+from garda.runs import run
+from garda.runs.tracking import InMemory
+from tests import phantoms
 
-from .phantoms import tiny_run
-
-METHODS = (
-    "garda",
-    "garda_paper",
-    "adversarial",
-    "self_training",
-    "entropy",
-    "joint",
-)  # all lessons
+METHODS = ("garda", "garda_paper", "adversarial", "self_training", "entropy", "joint")  # all lessons
 
 CHANGES = {"source": {"optimizer": "sgd", "learning_rate": 0.05}}  # unlike Adam's, its steps tell a sum from a mean
 
@@ -42,11 +34,11 @@ def main(folder: Path) -> None:
         for method in METHODS:
             pipeline, out = folder / f"{which}.yaml", folder / which / method
             sequence = read_sequence(pipeline, method=method, changes=CHANGES)
-            if not enlist(sequence, 2, 1):
-                follow_sequence(sequence, folder / "data", out, Stopping())
+            if not run.enlist(sequence, 2, 1):
+                run.follow_sequence(sequence, folder / "data", out, Stopping())
                 continue
             tracker = InMemory()
-            run_sequence(tiny_run(sequence, pipeline, out, tracker))
+            run.run_sequence(phantoms.tiny_run(sequence, pipeline, out, tracker))
             out.with_suffix(".json").write_text(json.dumps(losses(tracker)))
 
 

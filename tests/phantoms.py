@@ -8,14 +8,15 @@ from typing import Any
 
 from rich.console import Console
 
-from garda.evaluate import Score
-from garda.phantom import write_phantom
-from garda.pseudonyms import Pseudonyms
-from garda.report import Reporter
-from garda.run import Run, run_sequence
-from garda.sequence import DomainSequence, read_sequence
-from garda.stopping import Stopping
-from garda.tracking import InMemory, Tracker
+from garda.core.console import Reporter
+from garda.core.pseudonyms import Pseudonyms
+from garda.core.signals import Stopping
+from garda.data import phantom
+from garda.data.sequence import DomainSequence, read_sequence
+from garda.evaluation.metrics import Score
+from garda.runs.run import run_sequence
+from garda.runs.stage import Run
+from garda.runs.tracking import InMemory, Tracker
 
 SITES = ("bssfp_1p5t", "tse_1p5t", "lge_3t")
 TINY = """
@@ -66,7 +67,7 @@ garda_paper:
 def write_tiny(folder: Path) -> Path:
     """A data set of three sites with a pipeline of seconds; returns the pipeline file."""
     patients = {"train": 2, "val": 1, "test": 1}
-    write_phantom(folder / "data", patients=patients, sites=SITES, slices=2)  # type: ignore[arg-type]
+    phantom.write_phantom(folder / "data", patients=patients, sites=SITES, slices=2)  # type: ignore[arg-type]
     (folder / "tiny.yaml").write_text(CONFIG)
     (folder / "pipeline.yaml").write_text(TINY)
     return folder / "pipeline.yaml"

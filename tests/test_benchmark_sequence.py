@@ -7,11 +7,10 @@ import sys
 
 import pytest
 
-from benchmarks import sequence as benchmark
-from benchmarks.sequence import StageCost
-from garda.sequence import read_sequence
-
-from .phantoms import SITES, write_tiny
+from benchmarks.sequence import StageCost, conclude, main, summarise, write_pipeline
+from garda.data.sequence import read_sequence
+from tests import phantoms
+from tests.phantoms import SITES
 
 
 def stage(name: str, training: float, package: int, *, kept: bool = True) -> StageCost:
@@ -20,12 +19,12 @@ def stage(name: str, training: float, package: int, *, kept: bool = True) -> Sta
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", ["sequence", *map(str, words)])
-    benchmark.main()
+    main()
 
 
 def test_targets_come_in_turn_with_copied_manifests(tmp_path):
-    pipeline = write_tiny(tmp_path)
-    written = benchmark.write_pipeline(pipeline, tmp_path / "out", 5)
+    pipeline = phantoms.write_tiny(tmp_path)
+    written = write_pipeline(pipeline, tmp_path / "out", 5)
     sequence, given = read_sequence(written), read_sequence(pipeline)
     assert [domain.name for domain in sequence.domains] == [SITES[0], *(f"site-0{number}" for number in range(1, 6))]
     assert sequence.method == "garda" and sequence.settings == given.settings
@@ -35,10 +34,10 @@ def test_targets_come_in_turn_with_copied_manifests(tmp_path):
 
 def test_ratios_and_bars_are_named():
     stages = [stage("0-a", 9, 1000), stage("1-b", 7, 1010), stage("2-c", 10, 1020), stage("3-d", 10.5, 1050)]
-    found = benchmark.summarise(stages)
+    found = summarise(stages)
     assert found.training == 1.05
     assert found.growth == pytest.approx(0.05 / 3) and found.last_growth == pytest.approx(0.03)
-    first, whole, second, *rest = benchmark.conclude(stages, found)
+    first, whole, second, *rest = conclude(stages, found)
     assert first == "training of 3-d / that of 2-c: 1.050 (bar: at most 1.10), met"
     assert whole == "whole stage of 3-d / that of 2-c: 1.000 (no bar)"
     assert second == (
@@ -47,13 +46,13 @@ def test_ratios_and_bars_are_named():
     )
     assert len(rest) == 1
     refused = [*stages, stage("4-e", 0, 1051, kept=False)]
-    first, *_, last = benchmark.conclude(refused, benchmark.summarise(refused))
+    first, *_, last = conclude(refused, summarise(refused))
     assert first.endswith("nan (bar: at most 1.10), not met")
     assert last == "refused by the gate: 4-e; these are not the figures of a whole sequence"
 
 
 def test_a_tiny_sequence_is_measured(tmp_path, monkeypatch, capsys):
-    pipeline = write_tiny(tmp_path)
+    pipeline = phantoms.write_tiny(tmp_path)
     words = [pipeline, "--data", tmp_path / "data", "--out", tmp_path / "out", "--domains", 3]
     call(monkeypatch, *words, "--set", "source.steps=2", "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())

@@ -11,15 +11,16 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from garda.choice import Candidate, choose, neighbourhood_density, score_candidate
-from garda.compute import Compute, ComputeSettings
-from garda.errors import CheckpointError, RunFolderError
-from garda.judging import judge, keep_candidates, load_candidates, read_candidates
-from garda.report import Reporter
-from garda.run import run_sequence
-from garda.sequence import read_sequence
-
-from .phantoms import SITES, run_tiny, tiny_run, write_tiny
+from garda.core.console import Reporter
+from garda.core.errors import CheckpointError, RunFolderError
+from garda.data import sequence
+from garda.models import choice
+from garda.models.choice import Candidate
+from garda.runs import choices
+from garda.runs.run import run_sequence
+from garda.training.device import Compute, ComputeSettings
+from tests import phantoms
+from tests.phantoms import SITES
 
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
 
@@ -46,7 +47,7 @@ def squares(share: float = 0.25) -> Tensor:
 def scores(slope: float, real: Tensor, replayed: Tensor) -> dict[str, float]:
     torch.manual_seed(0)
     inside = (replayed > 0.5).float()
-    return score_candidate(Threshold(slope), real, replayed, torch.cat([1 - inside, inside], dim=1), COMPUTE)
+    return choice.score_candidate(Threshold(slope), real, replayed, torch.cat([1 - inside, inside], dim=1), COMPUTE)
 
 
 def test_a_sure_and_right_network_scores_best_and_one_that_sees_nothing_worst():
@@ -67,9 +68,9 @@ def test_answers_in_tight_groups_are_denser_than_scattered_ones():
     groups = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).repeat(32, 1).T.reshape(1, 3, 8, 8)
     torch.manual_seed(0)
     scattered = torch.softmax(torch.randn(1, 3, 8, 8), dim=1)
-    assert neighbourhood_density(groups) == pytest.approx(math.log(31), abs=1e-3)
-    assert neighbourhood_density(scattered) < neighbourhood_density(groups)
-    assert neighbourhood_density(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)) == 0
+    assert choice.neighbourhood_density(groups) == pytest.approx(math.log(31), abs=1e-3)
+    assert choice.neighbourhood_density(scattered) < choice.neighbourhood_density(groups)
+    assert choice.neighbourhood_density(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)) == 0
 
 
 def candidate(step: int, **found: float) -> Candidate:
@@ -77,22 +78,22 @@ def candidate(step: int, **found: float) -> Candidate:
 
 
 def test_the_best_mean_rank_is_chosen_and_of_equals_the_later_one():
-    assert choose([candidate(1, a=1, b=5), candidate(2, a=2, b=6), candidate(3, a=3, b=1)]) == 1
-    assert choose([candidate(1, a=1, b=2), candidate(2, a=2, b=1)]) == 1
-    assert choose([candidate(1, a=1)]) == 0
+    assert choice.choose([candidate(1, a=1, b=5), candidate(2, a=2, b=6), candidate(3, a=3, b=1)]) == 1
+    assert choice.choose([candidate(1, a=1, b=2), candidate(2, a=2, b=1)]) == 1
+    assert choice.choose([candidate(1, a=1)]) == 0
 
 
 def test_candidates_come_back_in_order(tmp_path):
-    keep_candidates(tmp_path, [candidate(10, a=1.0), candidate(9, a=2.0)])
-    first, second = load_candidates(tmp_path)
+    choices.keep_candidates(tmp_path, [candidate(10, a=1.0), candidate(9, a=2.0)])
+    first, second = choices.load_candidates(tmp_path)
     assert (first.step, second.step) == (9, 10) and first.scores == {"a": 2.0}
     assert torch.equal(second.own["conv.weight"], torch.full((2,), 10.0))
     (tmp_path / "candidates.json").write_text('{"9": {"a": 1.0}}')
     with pytest.raises(RunFolderError, match="do not belong together"):
-        load_candidates(tmp_path)
+        choices.load_candidates(tmp_path)
     (tmp_path / "candidates.safetensors").unlink()
     with pytest.raises(CheckpointError, match="no such file"):
-        load_candidates(tmp_path)
+        choices.load_candidates(tmp_path)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -103,29 +104,29 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_a_stage_stands_in_the_table_once(tmp_path):
     path, found = tmp_path / "candidates.csv", [candidate(1, a=1.0), candidate(2, a=0.5)]
     for dice in (0.3, 0.4):
-        judge(path, 1, "b", found, lambda tried, dice=dice: dice * tried.step)
-    judge(path, 2, "c", found, lambda tried: 0.9)
+        choices.judge(path, 1, "b", found, lambda tried, dice=dice: dice * tried.step)
+    choices.judge(path, 2, "c", found, lambda tried: 0.9)
     assert [(row["stage"], row["step"], row["chosen"], row["dice"]) for row in rows(path)] == [
         ("1", "1", "1", "0.4"),
         ("1", "2", "0", "0.8"),
         ("2", "1", "1", "0.9"),
         ("2", "2", "0", "0.9"),
     ]
-    assert [(line.stage, line.chosen, line.dice) for line in read_candidates(path)][1:3] == [
+    assert [(line.stage, line.chosen, line.dice) for line in choices.read_candidates(path)][1:3] == [
         (1, False, 0.8),
         (2, True, 0.9),
     ]
 
 
 def test_a_class_that_no_test_scan_shows_leaves_a_table_that_can_be_read(tmp_path):
-    judge(tmp_path / "candidates.csv", 1, "b", [candidate(1, a=1.0)], lambda tried: math.nan)
-    (line,) = read_candidates(tmp_path / "candidates.csv")
+    choices.judge(tmp_path / "candidates.csv", 1, "b", [candidate(1, a=1.0)], lambda tried: math.nan)
+    (line,) = choices.read_candidates(tmp_path / "candidates.csv")
     assert math.isnan(line.dice) and line.chosen
 
 
 def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
-    pipeline = write_tiny(tmp_path)
-    judged = run_tiny(pipeline, tmp_path / "judged", method="garda", judging=True)
+    pipeline = phantoms.write_tiny(tmp_path)
+    judged = phantoms.run_tiny(pipeline, tmp_path / "judged", method="garda", judging=True)
     table = rows(tmp_path / "judged" / "candidates.csv")
     assert [row["domain"] for row in table] == [site for site in SITES[1:] for _ in range(3)]
     assert [row["chosen"] for row in table].count("1") == 2
@@ -136,12 +137,12 @@ def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
     for row in table:
         if row["chosen"] == "1":
             assert float(row["dice"]) == pytest.approx(sum(last[row["domain"]]) / len(last[row["domain"]]))
-    assert run_tiny(pipeline, tmp_path / "plain", method="garda") == judged
+    assert phantoms.run_tiny(pipeline, tmp_path / "plain", method="garda") == judged
     assert not list((tmp_path / "plain").rglob("candidates*"))
 
 
 def test_a_run_without_candidates_says_that_nothing_is_judged(tmp_path):
-    pipeline, told = write_tiny(tmp_path), StringIO()
-    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
+    pipeline, told = phantoms.write_tiny(tmp_path), StringIO()
+    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
     run_sequence(replace(run, judging=True, reporter=Reporter(Console(file=told, width=200))))
     assert "no choice is judged: no candidates were kept" in told.getvalue()

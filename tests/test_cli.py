@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from garda import cli
-from garda.cli_options import parse_changes
-from garda.errors import ConfigError
-from garda.handover.package import package_digest
-
-from .phantoms import SITES, write_tiny
+from garda import cli, cli_site
+from garda.core.errors import ConfigError
+from garda.handover import format
+from tests import phantoms
+from tests.phantoms import SITES
 
 
 def garda(*words: object) -> int:
@@ -30,7 +29,7 @@ def garda(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_help_needs_no_heavy_import():
@@ -81,7 +80,7 @@ def test_check_reads_everything_and_trains_nothing(pipeline, capsys):
 
 
 def test_every_problem_is_one_line_on_standard_error(tmp_path, capsys):
-    pipeline = write_tiny(tmp_path)
+    pipeline = phantoms.write_tiny(tmp_path)
     data = tmp_path / "data"
     (data / SITES[0] / "images" / f"{SITES[0]}_000.nii.gz").unlink()
     (data / SITES[1] / "labels" / f"{SITES[1]}_003.nii.gz").write_bytes(b"")
@@ -137,14 +136,14 @@ def test_predict_writes_label_maps(pipeline, tmp_path, capsys):
 
 
 def test_changes_from_the_command_line():
-    assert parse_changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
-    assert parse_changes(["rate=1e-3"]) == {"rate": 1e-3}
+    assert cli_site.parse_changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
+    assert cli_site.parse_changes(["rate=1e-3"]) == {"rate": 1e-3}
     for text in ("a", "=3", "a..b=3"):
         with pytest.raises(ConfigError, match="expected KEY=VALUE"):
-            parse_changes([text])
+            cli_site.parse_changes([text])
     for text in ("a={", "a=2020-99-99"):
         with pytest.raises(ConfigError, match="is not a YAML value"):
-            parse_changes([text])
+            cli_site.parse_changes([text])
 
 
 @pytest.mark.parametrize(
@@ -196,7 +195,7 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     assert garda("keygen", tmp_path / "a.key") == 0
     capsys.readouterr()
     assert garda("export", stage, "--to", "zip", "--out", tmp_path / "a.zip") == 0
-    assert capsys.readouterr().out == f"package {package_digest(stage)}\n{tmp_path / 'a.zip'}\n"
+    assert capsys.readouterr().out == f"package {format.package_digest(stage)}\n{tmp_path / 'a.zip'}\n"
     words = ("adapt", tmp_path / "a.zip", manifests / f"{SITES[1]}.csv", "--data", data, "--out", tmp_path / "b.zip")
     assert garda(*words, "--sign", tmp_path / "a.key") == 0
     capsys.readouterr()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,21 +20,20 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from garda import cli
-from garda import compare as module
-from garda.compare import compare
-from garda.comparison.figures import draw_curves, draw_matrices
-from garda.comparison.request import Request, parse_methods, parse_seeds, plan_runs
-from garda.errors import ConfigError, GardaError, Interrupted, Problems, RunFolderError, TrainingError
-from garda.evaluate import Score, write_scores
-from garda.files import read_json, write_json
-from garda.intervals import estimate
-from garda.methods import METHODS
-from garda.pseudonyms import Pseudonyms, load_key
-from garda.report import Reporter
-from garda.run import Run
-from garda.stopping import Stopping
-
-from .phantoms import SITES, write_tiny
+from garda.core import pseudonyms
+from garda.core.console import Reporter
+from garda.core.errors import ConfigError, GardaError, Interrupted, Problems, RunFolderError, TrainingError
+from garda.core.files import read_json, write_json
+from garda.core.pseudonyms import Pseudonyms
+from garda.core.signals import Stopping
+from garda.evaluation import bootstrap, figures, metrics
+from garda.evaluation.metrics import Score
+from garda.methods.registry import METHODS
+from garda.runs import compare, compare_plan
+from garda.runs.compare_plan import Request
+from garda.runs.stage import Run
+from tests import phantoms
+from tests.phantoms import SITES
 
 KEY = Pseudonyms(b"a key for tests")
 FLAT = [[0.9, 0.2, 0.4], [0.9, 0.2, 0.4], [0.9, 0.2, 0.4]]
@@ -44,14 +44,14 @@ SPREAD = (-0.05, 0.05)  # two patients, around each mean
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
 def request_(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """Of a folder without scans, so that whatever would be learnt or scored fails; nothing is drawn."""
-    for draw in ("draw_matrices", "draw_curves"):
-        monkeypatch.setattr(module, draw, lambda path, comparison: None)
+    nothing = SimpleNamespace(draw_matrices=lambda *given: None, draw_curves=lambda *given: None)
+    monkeypatch.setattr(compare, "figures", nothing)
     return Request(pipeline, tmp_path / "no scans", tmp_path / "out", methods=["source_only"])
 
 
@@ -73,7 +73,7 @@ class Told:
 
 def tell(request: Request) -> Told:
     printed = StringIO()
-    compare(request, Reporter(Console(file=printed, width=200)), Stopping(), KEY)
+    compare.compare(request, Reporter(Console(file=printed, width=200)), Stopping(), KEY)
     return Told(request, printed.getvalue())
 
 
@@ -87,9 +87,9 @@ def fill(
     **changes: object,
 ) -> Path:
     """Write what a finished run leaves: one class, a stage a line of ``dice`` and a domain a column."""
-    common, (run,) = plan_runs(replace(request, methods=[method], seeds=[seed], **changes), KEY)  # type: ignore[arg-type]
+    common, (run,) = compare_plan.plan_runs(replace(request, methods=[method], seeds=[seed], **changes), KEY)  # type: ignore[arg-type]
     write_json(run.folder / "plan.json", run.plan.model_dump(mode="json"))
-    write_scores(
+    metrics.write_scores(
         run.folder / "scores.csv",
         [
             Score(stage, site, f"{site}{patient}", "c", seed, "myocardium", mean + more, 10 * mean, unit)  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_every_number_is_a_line_with_its_interval(request_):
     fill(request_, "source_only", FLAT)
     told = tell(request_)
     mean = told.find("comparison.csv", quantity="dice", domain="", **{"class": ""})
-    found = estimate([np.array([[mean + more for more in SPREAD]]) for mean in FLAT[-1]])
+    found = bootstrap.estimate([np.array([[mean + more for more in SPREAD]]) for mean in FLAT[-1]])
     assert (float(mean["low"]), float(mean["high"])) == pytest.approx(found.interval)
     assert float(mean["value"]) == pytest.approx(0.5) and mean["patients"] == "6"
     grey = told.find("comparison.csv", quantity="hd95", domain=SITES[1], **{"class": "myocardium"})
@@ -198,11 +198,7 @@ def test_rows_are_compared_with_the_best_other_one_under_the_contract(request_):
         fill(request_, method, dice)
     told = tell(request_)
     against = {row["row"]: row["against"] for row in told.cells("differences.csv")}
-    assert against == {
-        "self_training": "source_only",
-        "source_only": "self_training",
-        "supervised": "self_training",
-    }
+    assert against == {"self_training": "source_only", "source_only": "self_training", "supervised": "self_training"}
     found = told.find("differences.csv", row="self_training", domain="", **{"class": ""})
     assert [float(found[name]) for name in ("difference", "low", "high")] == pytest.approx([0.2 / 3] * 3)
 
@@ -231,7 +227,7 @@ def test_the_best_other_row_is_one_with_a_seed_in_common(request_):
 
 def test_the_note_stands_with_every_table(request_, tmp_path):
     (tmp_path / "noted").mkdir()
-    noted = write_tiny(tmp_path / "noted")
+    noted = phantoms.write_tiny(tmp_path / "noted")
     with (noted.parent / "data" / "manifests" / "task.yaml").open("a") as file:
         file.write("same_patient_in_splits: one [bold]volunteer[/bold] a site\n")
     request = replace(request_, pipeline=noted)
@@ -283,7 +279,7 @@ def test_without_judged_choices_there_is_no_table_of_them(request_):
 
 def test_judging_reaches_the_runs(request_, monkeypatch):
     judged = []
-    monkeypatch.setattr(module, "run_sequence", lambda run: judged.append(run.judging))
+    monkeypatch.setattr(compare, "run_sequence", lambda run: judged.append(run.judging))
     tell(replace(request_, judging=True))
     tell(request_)
     assert judged == [True, False]
@@ -293,11 +289,11 @@ def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, 
     fill(request_, "source_only", FLAT)
     fill(request_, "supervised", BEST)
     fill(request_, "entropy", LEARNS)
-    common, (run,) = plan_runs(request_, KEY)
-    comparison = module.gather(request_, common, run.sequence.task)
+    common, (run,) = compare_plan.plan_runs(request_, KEY)
+    comparison = compare.gather(request_, common, run.sequence.task)
     sizes = []
     for rows in (1, 3):
-        for draw in (draw_matrices, draw_curves):
+        for draw in (figures.draw_matrices, figures.draw_curves):
             draw(tmp_path / "picture.png", replace(comparison, rows=comparison.rows[:rows], note="a note"))
             height, width, _ = imread(tmp_path / "picture.png").shape
             sizes.append(height * width)
@@ -349,21 +345,23 @@ def test_words_that_say_nothing_are_refused(request_):
 @pytest.mark.parametrize("text", ["", "a", "0,", "0,,1", "-1", "1.5", str(2**31), "0;1"])
 def test_seeds_are_whole_numbers(text):
     with pytest.raises(ConfigError) as caught:
-        parse_seeds(text)
+        compare_plan.parse_seeds(text)
     assert str(caught.value) == (
         f"--seeds: expected whole numbers from 0, got {text!r}; write for example --seeds 0,1,2"
     )
 
 
 def test_lists_of_the_command_line():
-    assert (parse_seeds(None), parse_seeds("0, 2,1")) == (None, [0, 2, 1])
-    assert (parse_methods(None), parse_methods("a, b")) == (None, ["a", "b"])
+    assert (compare_plan.parse_seeds(None), compare_plan.parse_seeds("0, 2,1")) == (None, [0, 2, 1])
+    assert (compare_plan.parse_methods(None), compare_plan.parse_methods("a, b")) == (None, ["a", "b"])
 
 
 def test_all_methods_and_the_pipelines_seed_unless_told_otherwise(request_):
-    _, planned = plan_runs(replace(request_, methods=None), KEY)
+    _, planned = compare_plan.plan_runs(replace(request_, methods=None), KEY)
     assert [run.name for run in planned] == [f"{method} seed 0" for method in METHODS]
-    _, planned = plan_runs(replace(request_, methods=["entropy", "joint", "entropy"], seeds=[3, 1, 3]), KEY)
+    _, planned = compare_plan.plan_runs(
+        replace(request_, methods=["entropy", "joint", "entropy"], seeds=[3, 1, 3]), KEY
+    )
     assert [run.name for run in planned] == ["entropy seed 3", "joint seed 3", "entropy seed 1", "joint seed 1"]
 
 
@@ -439,7 +437,7 @@ def test_all_seeds_of_a_row_have_one_plan(request_):
 
 def test_a_bound_without_labels_is_refused_before_anything_is_learnt(request_, tmp_path):
     (tmp_path / "bare").mkdir()
-    bare = write_tiny(tmp_path / "bare")
+    bare = phantoms.write_tiny(tmp_path / "bare")
     manifest = bare.parent / "data" / "manifests" / f"{SITES[1]}.csv"
     with manifest.open(newline="") as file:
         first, *rows = csv.reader(file)
@@ -448,7 +446,7 @@ def test_a_bound_without_labels_is_refused_before_anything_is_learnt(request_, t
         csv.writer(file).writerows([first, *([*row[:label], "", *row[label + 1 :]] for row in rows)])
     request = replace(request_, pipeline=bare, methods=["source_only", "supervised"])
     assert "supervised needs a label for every training case" in refused(request)
-    _, planned = plan_runs(replace(request, methods=None), KEY)
+    _, planned = compare_plan.plan_runs(replace(request, methods=None), KEY)
     assert {run.plan.method for run in planned} == {*METHODS} - {"supervised"}
 
 
@@ -466,7 +464,7 @@ def test_a_failed_run_costs_no_other_its_row(request_, monkeypatch):
             raise TrainingError("1-site-segmenter", "the loss is no number", "lower the learning rate")
         fill(request_, "entropy", LEARNS)
 
-    monkeypatch.setattr(module, "run_sequence", learn)
+    monkeypatch.setattr(compare, "run_sequence", learn)
     request = replace(request_, methods=["batchnorm", "self_training", "entropy"])
     with pytest.raises(Problems) as caught:
         tell(request)
@@ -486,7 +484,7 @@ def test_everything_else_stops_at_once(request_, monkeypatch, error):
         calls.append(run.sequence.method)
         raise error
 
-    monkeypatch.setattr(module, "run_sequence", learn)
+    monkeypatch.setattr(compare, "run_sequence", learn)
     with pytest.raises(type(error)):
         tell(replace(request_, methods=["source_only", "entropy"]))
     assert calls == ["source_only"]
@@ -510,7 +508,7 @@ def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeyp
     variant = garda("--methods", "batchnorm", "--label", "more", "--set", "batchnorm.batches=4")
     assert "0-bssfp_1p5t-segmenter:" not in variant and "batchnorm (more) seed 0:" in variant
     again = Request(pipeline, tmp_path / "no scans", out, methods=["source_only"])
-    assert plan_runs(again, Pseudonyms(load_key()))[1][0].finished
+    assert compare_plan.plan_runs(again, Pseudonyms(pseudonyms.load_key()))[1][0].finished
     client = MlflowClient(f"sqlite:///{out}/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name == "tiny"]
     runs = client.search_runs([experiment.experiment_id], "tags.`garda.stage` = ''")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from garda.compute import Compute, ComputeSettings, set_allocation
+from garda.training import device
+from garda.training.device import Compute, ComputeSettings
 
 BYTES = 2**26  # more than malloc would ever put on the heap by itself
 
@@ -45,7 +46,7 @@ def test_another_libc_is_left_alone(monkeypatch):
     def missing(name):
         raise OSError("no such library")
 
-    monkeypatch.setattr("garda.compute.ctypes.CDLL", missing)
-    set_allocation({1: 0})
-    monkeypatch.setattr("garda.compute.ctypes.CDLL", lambda name: object())
-    set_allocation({1: 0})
+    monkeypatch.setattr("garda.training.device.ctypes.CDLL", missing)
+    device.set_allocation({1: 0})
+    monkeypatch.setattr("garda.training.device.ctypes.CDLL", lambda name: object())
+    device.set_allocation({1: 0})

@@ -6,25 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from garda.continual import (
-    Forgetting,
-    Matrix,
-    PatientKey,
-    average_over_seen,
-    backward_transfer,
-    forgetting,
-    forward_transfer,
-    gap_closed,
-    matrix,
-    paired_difference,
-    patient_scores,
-    plasticity,
-    score_arrays,
-    summary,
-    write_matrix,
-)
-from garda.evaluate import Score
-from garda.intervals import Estimate, bootstrap_interval, estimate
+from garda.evaluation import bootstrap, continual
+from garda.evaluation.bootstrap import Estimate
+from garda.evaluation.continual import Forgetting, Matrix, PatientKey
+from garda.evaluation.metrics import Score
 
 NAN = math.nan
 SITES = ("a", "b", "c")
@@ -35,7 +20,7 @@ def score(dice: float, stage=0, domain="a", patient="p", case="1", seed=0, name=
 
 
 def dice_matrix(*rows: list[float]) -> Matrix:
-    return matrix(
+    return continual.matrix(
         [
             score(value, stage=stage, domain=SITES[column])
             for stage, row in enumerate(rows)
@@ -57,18 +42,22 @@ def test_classes_are_averaged_last():
         score(NAN, case="2", name="y"),
     ]
     key = PatientKey(0, "a", "p", 0)
-    assert patient_scores(scores, "dice") == {key: pytest.approx(0.6)}  # not 0.5, the mean of the three numbers
-    assert patient_scores(scores, "dice", "x") == {key: pytest.approx(0.3)}
-    assert patient_scores(scores, "dice", "z") == {}
+    assert continual.patient_scores(scores, "dice") == {
+        key: pytest.approx(0.6)
+    }  # not 0.5, the mean of the three numbers
+    assert continual.patient_scores(scores, "dice", "x") == {key: pytest.approx(0.3)}
+    assert continual.patient_scores(scores, "dice", "z") == {}
 
 
 def test_a_patient_without_any_score_is_left_out():
-    assert patient_scores([score(NAN), score(0.5, patient="q", hd95=2.0)], "hd95") == {PatientKey(0, "a", "q", 0): 2.0}
+    assert continual.patient_scores([score(NAN), score(0.5, patient="q", hd95=2.0)], "hd95") == {
+        PatientKey(0, "a", "q", 0): 2.0
+    }
 
 
 def test_the_matrix_averages_patients_not_scans():
     scores = [score(0.2, patient="p", case=str(number)) for number in range(9)] + [score(0.8, patient="q")]
-    found = matrix(scores, SITES, "dice")
+    found = continual.matrix(scores, SITES, "dice")
     assert found.values == pytest.approx(np.array([[0.5, NAN, NAN]]), nan_ok=True)
     assert found.patients == (2, 0, 0)
     assert found.intervals[0, 0] == pytest.approx([0.2, 0.8])
@@ -77,81 +66,81 @@ def test_the_matrix_averages_patients_not_scans():
 
 def test_a_patient_with_several_seeds_counts_once():
     scores = [score(0.2, seed=0), score(0.4, seed=1), score(0.9, patient="q")]
-    found = matrix(scores, SITES, "dice")
+    found = continual.matrix(scores, SITES, "dice")
     assert found.values[0, 0] == pytest.approx(0.6)
     assert found.patients[0] == 2
 
 
 def test_one_name_at_two_sites_is_two_patients():
-    found = matrix([score(0.2, domain="a"), score(0.8, domain="b")], SITES, "dice")
+    found = continual.matrix([score(0.2, domain="a"), score(0.8, domain="b")], SITES, "dice")
     assert found.values == pytest.approx(np.array([[0.2, 0.8, NAN]]), nan_ok=True)
     assert np.isnan(found.intervals).all()
 
 
 def test_a_matrix_of_distances_knows_its_units():
     scores = [score(0.5, hd95=3.0, unit="px"), score(0.5, domain="b", hd95=4.0), score(0.5, domain="z", hd95=4.0)]
-    found = matrix(scores, SITES, "hd95", "x")
+    found = continual.matrix(scores, SITES, "hd95", "x")
     assert (found.metric, found.unit, found.name) == ("hd95", "mm/px", "x")
-    assert average_over_seen(found) == 3.0
+    assert continual.average_over_seen(found) == 3.0
     with pytest.raises(ValueError, match="defined on Dice, where higher is better, got a matrix of hd95"):
-        forgetting(found)
+        continual.forgetting(found)
 
 
 def test_domains_left_out_of_the_sequence_are_refused():
     with pytest.raises(ValueError, match="expected all domains of the sequence, got 1 for 2 stages"):
-        matrix([score(0.5, stage=1)], ["a"], "dice")
+        continual.matrix([score(0.5, stage=1)], ["a"], "dice")
 
 
 def test_three_sites_by_hand():
-    assert average_over_seen(THREE) == pytest.approx((0.6 + 0.75 + 0.8) / 3)
-    assert forgetting(THREE) == (pytest.approx((0.3 + 0.0) / 2), pytest.approx(0.3), "a")
-    assert backward_transfer(THREE) == pytest.approx((-0.3 + 0.05) / 2)
-    assert forward_transfer(THREE) == pytest.approx(0.5 - 0.4)
-    assert plasticity(THREE) == pytest.approx(((0.7 - 0.5) + (0.8 - 0.5)) / 2)
+    assert continual.average_over_seen(THREE) == pytest.approx((0.6 + 0.75 + 0.8) / 3)
+    assert continual.forgetting(THREE) == (pytest.approx((0.3 + 0.0) / 2), pytest.approx(0.3), "a")
+    assert continual.backward_transfer(THREE) == pytest.approx((-0.3 + 0.05) / 2)
+    assert continual.forward_transfer(THREE) == pytest.approx(0.5 - 0.4)
+    assert continual.plasticity(THREE) == pytest.approx(((0.7 - 0.5) + (0.8 - 0.5)) / 2)
 
 
 def test_the_summary_names_every_number():
-    assert summary(THREE) == {
-        "average_over_seen": average_over_seen(THREE),
-        "forgetting": forgetting(THREE).mean,
-        "forgetting_worst": forgetting(THREE).worst,
-        "backward_transfer": backward_transfer(THREE),
-        "forward_transfer": forward_transfer(THREE),
-        "plasticity": plasticity(THREE),
+    assert continual.summary(THREE) == {
+        "average_over_seen": continual.average_over_seen(THREE),
+        "forgetting": continual.forgetting(THREE).mean,
+        "forgetting_worst": continual.forgetting(THREE).worst,
+        "backward_transfer": continual.backward_transfer(THREE),
+        "forward_transfer": continual.forward_transfer(THREE),
+        "plasticity": continual.plasticity(THREE),
     }
 
 
 def test_what_was_learnt_late_and_lost_counts_as_forgotten():
     rising = dice_matrix([0.5, 0.1, 0.1], [0.9, 0.5, 0.1], [0.6, 0.5, 0.5])
-    assert forgetting(rising).worst == pytest.approx(0.3)
-    assert backward_transfer(rising) == pytest.approx(0.05)
+    assert continual.forgetting(rising).worst == pytest.approx(0.3)
+    assert continual.backward_transfer(rising) == pytest.approx(0.05)
 
 
 def test_a_domain_without_labels_is_left_out():
     found = dice_matrix([0.9, NAN, 0.4], [0.8, NAN, 0.5], [0.6, NAN, 0.8])
-    assert average_over_seen(found) == pytest.approx(0.7)
-    assert forgetting(found) == (pytest.approx(0.3), pytest.approx(0.3), "a")
-    assert backward_transfer(found) == pytest.approx(-0.3)
-    assert plasticity(found) == pytest.approx(0.3)
+    assert continual.average_over_seen(found) == pytest.approx(0.7)
+    assert continual.forgetting(found) == (pytest.approx(0.3), pytest.approx(0.3), "a")
+    assert continual.backward_transfer(found) == pytest.approx(-0.3)
+    assert continual.plasticity(found) == pytest.approx(0.3)
 
 
 def test_only_the_domains_met_so_far_count():
     found = dice_matrix([0.9, 0.5, 0.4], [0.8, 0.7, 0.5])
-    assert average_over_seen(found) == pytest.approx(0.75)
-    assert plasticity(found) == pytest.approx(0.2)
-    assert math.isnan(forward_transfer(found))
-    assert "forward_transfer" not in summary(found)
+    assert continual.average_over_seen(found) == pytest.approx(0.75)
+    assert continual.plasticity(found) == pytest.approx(0.2)
+    assert math.isnan(continual.forward_transfer(found))
+    assert "forward_transfer" not in continual.summary(found)
 
 
 def test_the_source_alone_has_an_average_and_nothing_else():
     found = dice_matrix([0.9, 0.5, 0.4])
-    assert forgetting(found)[2] is None
-    assert summary(found) == {"average_over_seen": pytest.approx(0.9)}
+    assert continual.forgetting(found)[2] is None
+    assert continual.summary(found) == {"average_over_seen": pytest.approx(0.9)}
 
 
 def test_nothing_scored_has_no_summary():
-    assert summary(matrix([], SITES, "dice")) == {}
-    assert isinstance(forgetting(matrix([], SITES, "dice")), Forgetting)
+    assert continual.summary(continual.matrix([], SITES, "dice")) == {}
+    assert isinstance(continual.forgetting(continual.matrix([], SITES, "dice")), Forgetting)
 
 
 @pytest.mark.parametrize(
@@ -159,35 +148,35 @@ def test_nothing_scored_has_no_summary():
     [(0.6, 0.4, 0.8, 0.5), (0.9, 0.4, 0.8, 1.25), (0.3, 0.4, 0.8, -0.25), (0.4, 0.4, 0.8, 0.0)],
 )
 def test_the_gap_closed_is_a_share(adapted: float, source_only: float, supervised: float, expected: float):
-    assert gap_closed(adapted, source_only, supervised) == pytest.approx(expected)
+    assert continual.gap_closed(adapted, source_only, supervised) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("supervised", [0.81, 0.8, 0.5, NAN])
 def test_no_share_of_a_gap_that_is_not_there(supervised: float):
-    assert math.isnan(gap_closed(0.9, 0.8, supervised))
+    assert math.isnan(continual.gap_closed(0.9, 0.8, supervised))
 
 
 def test_a_bootstrap_interval_is_a_function_of_its_seed():
     values = [0.1, 0.5, 0.6, 0.9]
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-    assert bootstrap_interval(values) != bootstrap_interval(values, seed=1)
-    low, high = bootstrap_interval(values, level=0.5)
-    wide = bootstrap_interval(values)
+    assert bootstrap.bootstrap_interval(values) == bootstrap.bootstrap_interval(values)
+    assert bootstrap.bootstrap_interval(values) != bootstrap.bootstrap_interval(values, seed=1)
+    low, high = bootstrap.bootstrap_interval(values, level=0.5)
+    wide = bootstrap.bootstrap_interval(values)
     assert wide.low < low < np.mean(values) < high < wide.high
 
 
 @pytest.mark.parametrize("values", [[], [0.7]])
 def test_no_interval_under_two_patients(values: list[float]):
-    assert bootstrap_interval(values) is None
+    assert bootstrap.bootstrap_interval(values) is None
 
 
 def test_equal_patients_have_an_interval_without_width():
-    assert bootstrap_interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
+    assert bootstrap.bootstrap_interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     samples = np.random.default_rng(0).normal(0.7, 0.1, size=(200, 30))
-    intervals = [bootstrap_interval(list(sample), draws=300) for sample in samples]
+    intervals = [bootstrap.bootstrap_interval(list(sample), draws=300) for sample in samples]
     held = np.mean([low <= 0.7 <= high for low, high in intervals])
     assert 0.88 <= held <= 0.99
 
@@ -197,7 +186,7 @@ def key(patient: str, seed: int = 0) -> PatientKey:
 
 
 def paired(a: dict[PatientKey, float], b: dict[PatientKey, float]) -> Estimate:
-    return estimate(score_arrays(paired_difference(a, b), ["a"]))
+    return bootstrap.estimate(continual.score_arrays(continual.paired_difference(a, b), ["a"]))
 
 
 def test_methods_are_compared_patient_by_patient():
@@ -225,36 +214,38 @@ def test_one_seed_of_one_domain_is_the_plain_bootstrap():
     values = np.random.default_rng(1).uniform(size=7)
     drawn = np.random.default_rng(0).integers(7, size=(1000, 7))
     expected = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
-    assert estimate([values[None]]) == (pytest.approx(values.mean()), pytest.approx(expected), 7)
+    assert bootstrap.estimate([values[None]]) == (pytest.approx(values.mean()), pytest.approx(expected), 7)
 
 
 def test_equal_values_have_an_interval_without_width():
-    found = estimate([np.full((3, 4), 0.5), np.full((3, 2), 0.75), np.full((3, 1), 0.25)])
+    found = bootstrap.estimate([np.full((3, 4), 0.5), np.full((3, 2), 0.75), np.full((3, 1), 0.25)])
     assert found == (0.5, (0.5, 0.5), 7)
 
 
 def test_what_is_added_to_all_is_added_to_the_interval():
     generator = np.random.default_rng(2)
     domains = [generator.uniform(size=(3, patients)) for patients in (5, 1, 9)]
-    before, after = estimate(domains), estimate([values + 0.25 for values in domains])
+    before, after = bootstrap.estimate(domains), bootstrap.estimate([values + 0.25 for values in domains])
     assert after.mean == pytest.approx(before.mean + 0.25)
     assert after.interval == pytest.approx([end + 0.25 for end in before.interval])
 
 
 def test_domains_count_alike_however_many_patients_they_have():
-    assert estimate([np.array([[0.0]]), np.full((1, 99), 1.0)]).mean == 0.5
+    assert bootstrap.estimate([np.array([[0.0]]), np.full((1, 99), 1.0)]).mean == 0.5
 
 
 def test_a_lone_patient_counts_as_it_is():
-    assert estimate([np.array([[0.3], [0.5]]), np.array([[0.8], [0.8]])]) == (pytest.approx(0.6), None, 2)
+    assert bootstrap.estimate([np.array([[0.3], [0.5]]), np.array([[0.8], [0.8]])]) == (pytest.approx(0.6), None, 2)
     several = np.array([[0.1, 0.9]])
-    assert estimate([several, np.array([[0.5]])]).interval == pytest.approx([0.3, 0.7])  # half as wide as alone
+    assert bootstrap.estimate([several, np.array([[0.5]])]).interval == pytest.approx(
+        [0.3, 0.7]
+    )  # half as wide as alone
 
 
 def test_seeds_that_differ_widen_the_interval():
     same = np.tile(np.linspace(0.4, 0.6, 30), (2, 1))
     shifted = same + np.array([[-0.2], [0.2]])
-    narrow, wide = estimate([same]), estimate([shifted])
+    narrow, wide = bootstrap.estimate([same]), bootstrap.estimate([shifted])
     assert wide.mean == pytest.approx(narrow.mean)
     assert wide.interval.low < narrow.interval.low - 0.1 and wide.interval.high > narrow.interval.high + 0.1
 
@@ -262,11 +253,11 @@ def test_seeds_that_differ_widen_the_interval():
 def test_one_draw_of_seeds_counts_for_all_domains():
     """A seed that is better everywhere is not averaged away over the domains."""
     values = np.repeat([[0.2], [0.8]], 2, axis=1)
-    assert estimate([values] * 9).interval == pytest.approx((0.2, 0.8))
+    assert bootstrap.estimate([values] * 9).interval == pytest.approx((0.2, 0.8))
 
 
 def test_a_score_that_a_seed_lacks_is_left_out():
-    found = estimate([np.array([[0.2, math.nan], [0.4, 0.9]])])
+    found = bootstrap.estimate([np.array([[0.2, math.nan], [0.4, 0.9]])])
     assert found.mean == pytest.approx((0.3 + 0.9) / 2)
     assert 0.2 <= found.interval.low <= found.interval.high <= 0.9
 
@@ -274,19 +265,19 @@ def test_a_score_that_a_seed_lacks_is_left_out():
 def test_the_interval_over_domains_holds_the_truth_about_as_often_as_it_says():
     generator = np.random.default_rng(0)
     samples = generator.normal(0.7, 0.1, size=(100, 2, 1, 25))
-    intervals = [estimate(list(sample), draws=200).interval for sample in samples]
+    intervals = [bootstrap.estimate(list(sample), draws=200).interval for sample in samples]
     assert 0.88 <= np.mean([low <= 0.7 <= high for low, high in intervals]) <= 0.99
 
 
 def test_scores_become_an_array_a_domain_with_the_same_seeds_as_rows():
     values = {key("q", 5): 0.1, key("p", 2): 0.2, key("q", 2): 0.3, PatientKey(2, "b", "p", 5): 0.4}
-    a, b = score_arrays(values, ["a", "nothing", "b"])
+    a, b = continual.score_arrays(values, ["a", "nothing", "b"])
     np.testing.assert_array_equal(a, [[0.3, 0.2], [0.1, NAN]])
     np.testing.assert_array_equal(b, [[NAN], [0.4]])
-    assert score_arrays({}, ["a"]) == []
+    assert continual.score_arrays({}, ["a"]) == []
 
 
 def test_the_written_matrix_has_stages_as_rows(tmp_path: Path):
     path = tmp_path / "matrix.csv"
-    write_matrix(path, dice_matrix([0.1 + 0.2, NAN, 0.4], [0.8, NAN, 0.5]))
+    continual.write_matrix(path, dice_matrix([0.1 + 0.2, NAN, 0.4], [0.8, NAN, 0.5]))
     assert path.read_text() == "stage,a,b,c\n0,0.30000000000000004,,0.4\n1,0.8,,0.5\n"

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from garda.augment import RandomisationSettings, randomise_appearance
-from garda.contrast import bearable_strength, contrast, weaken
-from garda.slices import Batch
+from garda.data import augment, calibrate
+from garda.data.augment import RandomisationSettings
+from garda.data.dataset import Batch
 
 SETTINGS = RandomisationSettings()
 
@@ -24,41 +24,43 @@ def slices(difference: float, spread: float, count: int = 16) -> Batch:
 
 def left(settings: RandomisationSettings, batch: Batch, strength: float) -> Tensor:
     torch.manual_seed(3)
-    changed = randomise_appearance(batch.image, weaken(settings.model_copy(update={"probability": 1.0}), strength))
+    changed = augment.randomise_appearance(
+        batch.image, calibrate.weaken(settings.model_copy(update={"probability": 1.0}), strength)
+    )
     assert batch.label is not None
-    return (contrast(changed, batch.label, 3) / contrast(batch.image, batch.label, 3)).mean()
+    return (calibrate.contrast(changed, batch.label, 3) / calibrate.contrast(batch.image, batch.label, 3)).mean()
 
 
 def test_contrast_is_distance_over_spread():
     batch = slices(0.2, 0.05)
     assert batch.label is not None
-    found = contrast(batch.image, batch.label, 3)
+    found = calibrate.contrast(batch.image, batch.label, 3)
     assert found.shape == (16,)
     assert torch.allclose(found, torch.tensor(0.2 / 0.05), rtol=0.2)
-    assert torch.allclose(contrast(batch.image * 0.5, batch.label, 3), found, rtol=1e-3)
+    assert torch.allclose(calibrate.contrast(batch.image * 0.5, batch.label, 3), found, rtol=1e-3)
 
 
 def test_one_foreground_class_is_compared_with_the_background():
     batch = slices(0.2, 0.05)
     assert batch.label is not None
-    assert (contrast(batch.image, batch.label.clamp_max(1), 2) > 5).all()
-    assert (contrast(batch.image, torch.zeros_like(batch.label), 2) == 0).all()
+    assert (calibrate.contrast(batch.image, batch.label.clamp_max(1), 2) > 5).all()
+    assert (calibrate.contrast(batch.image, torch.zeros_like(batch.label), 2) == 0).all()
 
 
 def test_a_strong_contrast_bears_all_and_a_faint_one_less():
-    assert bearable_strength(SETTINGS, [slices(0.3, 0.1)], 3, 3) == 1.0
+    assert calibrate.bearable_strength(SETTINGS, [slices(0.3, 0.1)], 3, 3) == 1.0
     faint = slices(0.05, 0.03)
-    strength = bearable_strength(SETTINGS, [faint], 3, 3)
+    strength = calibrate.bearable_strength(SETTINGS, [faint], 3, 3)
     assert 0 < strength < 1
     assert left(SETTINGS, faint, strength) >= SETTINGS.contrast > left(SETTINGS, faint, strength + 1 / 32)
 
 
 def test_nothing_is_weakened_where_nothing_is_to_be_kept_or_seen():
     faint = slices(0.05, 0.03)
-    assert bearable_strength(SETTINGS.model_copy(update={"contrast": 0.0}), [faint], 3, 3) == 1.0
+    assert calibrate.bearable_strength(SETTINGS.model_copy(update={"contrast": 0.0}), [faint], 3, 3) == 1.0
     assert faint.label is not None
-    assert bearable_strength(SETTINGS, [Batch(faint.image, torch.zeros_like(faint.label))], 3, 3) == 1.0
-    assert weaken(SETTINGS, 1.0) == SETTINGS
+    assert calibrate.bearable_strength(SETTINGS, [Batch(faint.image, torch.zeros_like(faint.label))], 3, 3) == 1.0
+    assert calibrate.weaken(SETTINGS, 1.0) == SETTINGS
 
 
 def test_measuring_leaves_the_random_numbers_alone():
@@ -66,19 +68,19 @@ def test_measuring_leaves_the_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    bearable_strength(SETTINGS, [batch], 3, 3)
+    calibrate.bearable_strength(SETTINGS, [batch], 3, 3)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_no_strength_leaves_the_curve():
     torch.manual_seed(0)
     image = torch.rand(4, 1, 16, 16)
-    weak = weaken(SETTINGS.model_copy(update={"probability": 1.0, "inversion": 0.0}), 0.0)
-    changed = randomise_appearance(image, weak)
+    weak = calibrate.weaken(SETTINGS.model_copy(update={"probability": 1.0, "inversion": 0.0}), 0.0)
+    changed = augment.randomise_appearance(image, weak)
     for before, after in zip(image.flatten(1), changed.flatten(1), strict=True):
         assert (after[before.argsort()].diff() >= -1e-5).all()
 
 
 def test_contrast_needs_labels():
     with pytest.raises(ValueError, match="needs labels"):
-        bearable_strength(SETTINGS, [Batch(torch.rand(2, 1, 16, 16), None)], 2, 0)
+        calibrate.bearable_strength(SETTINGS, [Batch(torch.rand(2, 1, 16, 16), None)], 2, 0)

@@ -22,23 +22,18 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, MRImageStorage
 from rich.console import Console
 
-from garda import dicom_seg, dicom_zip
-from garda.cases import Case
-from garda.dicom import read_series
-from garda.dicom_seg import Origin, dicom_seg_name, write_dicom_seg
-from garda.errors import DataError, Problems
-from garda.formats import digest
-from garda.handover.package import find_stage
-from garda.manifest import build_manifest
-from garda.predict import predict
-from garda.private import private_folder, remove_leftovers
-from garda.report import Reporter
-from garda.scan_files import ScanFile
-from garda.task import Code, Task
-from garda.volumes import prediction_name, read_volume
-
-from .phantoms import run_tiny, write_tiny
-from .test_cli import garda
+from garda.core.console import Reporter
+from garda.core.errors import DataError, Problems
+from garda.core.files import private_folder, remove_leftovers
+from garda.data import build_manifest, dicom, dicom_seg, readers
+from garda.data.dicom_seg import Origin
+from garda.data.manifest import Case
+from garda.data.scan import ScanFile
+from garda.data.task import Code, Task
+from garda.data.volume import prediction_name, read_volume
+from garda.handover import format
+from garda.runs import predict
+from tests import phantoms, test_cli
 
 HEADERS = {
     "PatientName": "Mustermann^Erika",
@@ -123,7 +118,7 @@ def quiet() -> Reporter:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +129,8 @@ def nifti(pipeline: Path) -> Path:
 @pytest.fixture(scope="module")
 def package(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
-    run_tiny(pipeline, out, method="source_only")
-    return find_stage(out)
+    phantoms.run_tiny(pipeline, out, method="source_only")
+    return format.find_stage(out)
 
 
 def test_a_zipped_study_is_its_series(nifti: Path, tmp_path: Path):
@@ -146,7 +141,7 @@ def test_a_zipped_study_is_its_series(nifti: Path, tmp_path: Path):
     original = read_volume(case(str(nifti)), TASK, Path(), with_label=False)
     np.testing.assert_allclose(packed.image, original.image, atol=0.005)
     np.testing.assert_allclose(packed.affine, original.affine, atol=1e-3)
-    assert digest(tmp_path / "study.zip") == digest(tmp_path / "study.zip" / "DICOM")
+    assert readers.digest(tmp_path / "study.zip") == readers.digest(tmp_path / "study.zip" / "DICOM")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["series", "study.zip"]
     assert not (tmp_path.parent / "DICOM").exists()  # a member's name becomes no path
 
@@ -194,7 +189,7 @@ def test_zip_files_that_cannot_be_read_are_one_line(nifti: Path, tmp_path: Path,
         with pytest.raises(DataError, match=f"m.csv:2: image {name} {what}"):
             read_volume(case(name), TASK, tmp_path, with_label=False)
     Usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(dicom_zip.shutil, "disk_usage", lambda path: Usage(10, 10, 10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, 10))
     with pytest.raises(DataError, match=r"whole.zip takes 0.0 GB unpacked, .* has 0.0; set TMPDIR to a folder with"):
         read_volume(case("whole.zip"), TASK, tmp_path, with_label=False)
 
@@ -207,13 +202,15 @@ def test_a_manifest_lists_every_series_of_a_zipped_study(nifti: Path, tmp_path: 
     zip_study(images / "p2.zip", {"T1": one, "T2": other})
     with zipfile.ZipFile(images / "notes.zip", "w") as archive:
         archive.writestr("notes.txt", "no scan")
-    cases = build_manifest(tmp_path / "data", tmp_path / "data")
+    cases = build_manifest.build_manifest(tmp_path / "data", tmp_path / "data")
     assert [(found.case, found.image) for found in cases] == [
         ("p1", "images/p1.zip"),
         ("p2_T1", "images/p2.zip/T1"),
         ("p2_T2", "images/p2.zip/T2"),
     ]
-    only = build_manifest(tmp_path / "data", tmp_path / "data", image_suffix="T2", patient_pattern=r"/(p\d)")
+    only = build_manifest.build_manifest(
+        tmp_path / "data", tmp_path / "data", image_suffix="T2", patient_pattern=r"/(p\d)"
+    )
     assert [(found.patient, found.image) for found in only] == [("p2", "images/p2.zip/T2")]
 
 
@@ -221,7 +218,7 @@ def test_series_below_one_folder_are_one_patient_s(nifti: Path, tmp_path: Path):
     for patient in ("pat1", "pat2"):
         for name in ("ser1", "ser2"):
             write_series(nifti, tmp_path / "images" / patient / name)
-    cases = build_manifest(tmp_path, tmp_path)
+    cases = build_manifest.build_manifest(tmp_path, tmp_path)
     assert [(found.case, found.patient) for found in cases] == [
         ("pat1_ser1", "pat1"),
         ("pat1_ser2", "pat1"),
@@ -237,7 +234,7 @@ def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: P
     (tmp_path / "empty").mkdir()
     said = io.StringIO()
     with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        written = predict(package, [tmp_path / "export"], tmp_path / "maps", reporter)
+        written = predict.predict(package, [tmp_path / "export"], tmp_path / "maps", reporter)
         names = [path.name for path in written]
         assert names == [
             "pat1_ser1.nii.gz",
@@ -247,7 +244,7 @@ def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: P
             "scan.nii.gz",
         ]
         with pytest.raises(DataError, match="is a folder without an image or a DICOM series; check the path"):
-            predict(package, [tmp_path / "empty"], tmp_path / "none", reporter)
+            predict.predict(package, [tmp_path / "empty"], tmp_path / "none", reporter)
     assert "read as scans of lge_3t, the last site met; --domain for others': " in said.getvalue()
 
 
@@ -259,7 +256,7 @@ def test_private_folders_go_with_their_command_or_with_the_next(tmp_path: Path, 
     theirs = sorted(tmp_path.iterdir())
     with private_folder() as mine:
         assert mine.stat().st_mode & 0o777 == mine.parent.stat().st_mode & 0o777 == 0o700
-        code = "import os, garda.private as p\nwith p.private_folder() as f: (f / 'a').write_bytes(b'1'); os._exit(9)"
+        code = "from garda.core import files as f\nwith f.private_folder() as p: (p / 'a').touch(); f.os._exit(9)"
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
         (killed,) = set(mine.parent.iterdir()) - {mine}
         remove_leftovers()
@@ -369,7 +366,7 @@ def test_a_tilted_gantry_shears_the_geometry(deep: Path, tmp_path: Path):
 def test_slices_with_scales_of_their_own_keep_their_fractions(deep: Path, tmp_path: Path):
     for index in range(6):
         change(deep, index, RescaleSlope=1 if index == 0 else 0.013, RescaleIntercept=0)
-    stored = read_series(scan_file(deep))
+    stored = dicom.read_series(scan_file(deep))
     assert stored.pixels.dtype == np.float32
     for index, file in enumerate(reversed(by_number(deep))):  # the normal points down
         raw = pydicom.dcmread(file).pixel_array * (1 if index == 5 else 0.013)
@@ -407,7 +404,7 @@ def test_every_row_of_a_zipped_study_can_be_read(nifti: Path, tmp_path: Path, na
         for name, folder in zip(names, (one, other), strict=True):
             for file in folder.iterdir():
                 archive.write(file, f"{name}/{file.name}" if "\\" not in name else f"{name}\\{file.name}")
-    cases = build_manifest(data, data)
+    cases = build_manifest.build_manifest(data, data)
     assert len(cases) == 2 and {found.patient for found in cases} <= {"study"}
     assert {found.split for found in cases} != {"train", "test"}
     for found in cases:
@@ -422,7 +419,7 @@ def test_a_damaged_zip_file_is_no_missing_patient(nifti: Path, tmp_path: Path):
     content[place : place + 40] = b"\xff" * 40
     study.write_bytes(bytes(content))
     with pytest.raises(DataError, match="is no zip file, or damaged; copy it again, it may be truncated"):
-        build_manifest(tmp_path, tmp_path)
+        build_manifest.build_manifest(tmp_path, tmp_path)
 
 
 def test_a_name_that_pydicom_finds_odd_is_not_printed(package: Path, nifti: Path, tmp_path: Path, capfd):
@@ -432,7 +429,7 @@ def test_a_name_that_pydicom_finds_odd_is_not_printed(package: Path, nifti: Path
         series = write_series(nifti, tmp_path / "series", **odd)
     with warnings.catch_warnings(), Reporter() as reporter:
         warnings.simplefilter("default")
-        written = predict(package, [series], tmp_path / "maps", reporter)
+        written = predict.predict(package, [series], tmp_path / "maps", reporter)
     assert [path.suffix for path in written] == [".gz", ".dcm"]
     said = "".join(capfd.readouterr())
     assert "Mustermann" not in said and "77771" not in said
@@ -446,7 +443,7 @@ def test_headers_without_what_may_be_empty_become_a_dicom_seg(nifti: Path, tmp_p
         update={"classes": ("background", "zone_of_transition_left", "zone_of_transition_right", "沢")}
     )
     out = tmp_path / "out.seg.dcm"
-    write_dicom_seg(np.ones(shape, int), scan_file(series), names, out, Origin("s", "m", "f" * 64, "d"))
+    dicom_seg.write_dicom_seg(np.ones(shape, int), scan_file(series), names, out, Origin("s", "m", "f" * 64, "d"))
     made = pydicom.dcmread(out)
     assert made.PatientID == "" and made.PatientName == HEADERS["PatientName"]
     coded = [segment.SegmentedPropertyTypeCodeSequence[0].CodeValue for segment in made.SegmentSequence]
@@ -470,7 +467,7 @@ def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path,
     array = np.random.default_rng(0).integers(0, 4, shape)
     array[:, :, 1][array[:, :, 1] == 2] = 0  # one class is in one slice alone
     out = tmp_path / "out.seg.dcm"
-    write_dicom_seg(array, scan_file(study), TASK, out, Origin("sequence", "garda", "f" * 64, "site"))
+    dicom_seg.write_dicom_seg(array, scan_file(study), TASK, out, Origin("sequence", "garda", "f" * 64, "site"))
 
     made = pydicom.dcmread(out)
     sources = {file.SOPInstanceUID: file for file in map(pydicom.dcmread, sorted(series.iterdir()))}
@@ -506,7 +503,7 @@ def test_an_empty_answer_is_a_dicom_seg_too(nifti: Path, tmp_path: Path):
     series = write_series(nifti, tmp_path / "series")
     shape = read_volume(case("series"), TASK, tmp_path, with_label=False).stored.header.get_data_shape()
     out = tmp_path / "out.seg.dcm"
-    write_dicom_seg(np.zeros(shape, int), scan_file(series), TASK, out, Origin("s", "m", "f" * 64, "d"))
+    dicom_seg.write_dicom_seg(np.zeros(shape, int), scan_file(series), TASK, out, Origin("s", "m", "f" * 64, "d"))
     assert not pydicom.dcmread(out).pixel_array.any()
 
 
@@ -515,7 +512,7 @@ def test_predict_writes_dicom_seg_beside_nifti(package: Path, pipeline: Path, ni
     study = zip_study(tmp_path / "study.zip", {"DICOM": write_series(nifti, tmp_path / "other")})
     out = tmp_path / "maps"
     with quiet() as reporter:
-        written = predict(package, [series, nifti, study], out, reporter)
+        written = predict.predict(package, [series, nifti, study], out, reporter)
     names = ["series.nii.gz", "series.seg.dcm", nifti.name, "study.nii.gz", "study.seg.dcm"]
     assert written == [out / name for name in names] and all(path.stat().st_size for path in written)
     marks = np.asarray(nib.load(out / "series.nii.gz").dataobj)
@@ -525,19 +522,19 @@ def test_predict_writes_dicom_seg_beside_nifti(package: Path, pipeline: Path, ni
         counted[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(pixels.sum())
     assert counted[1:].tolist() == np.bincount(marks.ravel(), minlength=4)[1:].tolist()
     with quiet() as reporter, pytest.raises(DataError, match=r"series.nii.gz: exists already; give another --out"):
-        predict(package, [series], out, reporter)
+        predict.predict(package, [series], out, reporter)
     (out / "series.nii.gz").unlink()
     with quiet() as reporter, pytest.raises(DataError, match=r"series.seg.dcm: exists already; give another --out"):
-        predict(package, [series], out, reporter)
-    assert dicom_seg_name(Path("a/b.nii.gz")) == Path("a/b.seg.dcm")
+        predict.predict(package, [series], out, reporter)
+    assert dicom_seg.dicom_seg_name(Path("a/b.nii.gz")) == Path("a/b.seg.dcm")
 
 
 def test_without_highdicom_predict_says_so(package: Path, nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dicom_seg, "find_spec", lambda name: None)
     said = io.StringIO()
     with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        written = predict(package, [write_series(nifti, tmp_path / "series")], tmp_path / "maps", reporter)
-        predict(package, [nifti], tmp_path / "other", reporter)
+        written = predict.predict(package, [write_series(nifti, tmp_path / "series")], tmp_path / "maps", reporter)
+        predict.predict(package, [nifti], tmp_path / "other", reporter)
     assert [path.name for path in written] == ["series.nii.gz"]
     assert said.getvalue().count('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"') == 1
 
@@ -546,7 +543,7 @@ def test_headers_that_fit_no_dicom_seg_cost_no_label_map(package: Path, nifti: P
     bad = write_series(nifti, tmp_path / "bad", leave_out="FrameOfReferenceUID")
     good = write_series(nifti, tmp_path / "good")
     with quiet() as reporter, pytest.raises(DataError) as error:
-        predict(package, [bad, good], tmp_path / "maps", reporter)
+        predict.predict(package, [bad, good], tmp_path / "maps", reporter)
     assert str(error.value) == (
         f"{bad}: image cannot become a DICOM-SEG, its headers lack FrameOfReferenceUID; "
         "send the series as the scanner wrote it; its label map has been written"
@@ -555,7 +552,7 @@ def test_headers_that_fit_no_dicom_seg_cost_no_label_map(package: Path, nifti: P
     assert written == ["bad.nii.gz", "good.nii.gz", "good.seg.dcm"]
     worse = write_series(nifti, tmp_path / "worse", leave_out="StudyInstanceUID")
     with quiet() as reporter, pytest.raises(Problems, match="lack StudyInstanceUID"):
-        predict(package, [bad, worse], tmp_path / "again", reporter)
+        predict.predict(package, [bad, worse], tmp_path / "again", reporter)
 
 
 def test_a_header_that_names_a_patient_is_warned_of_once(package: Path, nifti: Path, tmp_path: Path):
@@ -564,11 +561,11 @@ def test_a_header_that_names_a_patient_is_warned_of_once(package: Path, nifti: P
     kept = write_series(nifti, tmp_path / "kept", PatientIdentityRemoved="NO")
     said = io.StringIO()
     with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        predict(package, [named, removed, kept, nifti], tmp_path / "maps", reporter)
+        predict.predict(package, [named, removed, kept, nifti], tmp_path / "maps", reporter)
     assert said.getvalue().count("warning: ") == 1
     assert "warning: 2 of 4 scans are DICOM without PatientIdentityRemoved=YES: look whether" in said.getvalue()
     with Reporter(Console(file=(said := io.StringIO()), soft_wrap=True)) as reporter:
-        predict(package, [removed, nifti], tmp_path / "more", reporter)
+        predict.predict(package, [removed, nifti], tmp_path / "more", reporter)
     assert "warning" not in said.getvalue()
 
 
@@ -592,12 +589,12 @@ def test_no_header_reaches_run_package_or_store(pipeline: Path, tmp_path: Path, 
         manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
     out = tmp_path / "run"
     store = tmp_path / "store"
-    assert garda("run", folder / "pipeline.yaml", "--data", data, "--out", out, "--method", "garda") == 0
+    assert test_cli.garda("run", folder / "pipeline.yaml", "--data", data, "--out", out, "--method", "garda") == 0
     said = capsys.readouterr()
     assert "are DICOM without PatientIdentityRemoved=YES" in said.out
     target, adapted = data / "manifests" / "tse_1p5t.csv", tmp_path / "next.zip"
     first = out / "stages" / "0-bssfp_1p5t" / "package"
-    assert garda("adapt", first, target, "--data", data, "--out", adapted, "--track", store) == 0
+    assert test_cli.garda("adapt", first, target, "--data", data, "--out", adapted, "--track", store) == 0
     said = said.out + said.err + "".join(capsys.readouterr())
     files = [path for root in (out, store) for path in root.rglob("*") if path.is_file()] + [adapted]
     assert len(files) > 20

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from garda.cases import Case
-from garda.errors import RunFolderError
-from garda.evaluate import Score, evaluate, read_scores, score_volume, write_scores
-from garda.pseudonyms import Pseudonyms
-from garda.sequence import Domain
+from garda.core.errors import RunFolderError
+from garda.core.pseudonyms import Pseudonyms
+from garda.data.manifest import Case
+from garda.data.sequence import Domain
+from garda.evaluation import metrics
+from garda.evaluation.metrics import Score
 
 CLASSES = ("background", "cord")
 SPACING = (5.0, 0.5, 0.25)
@@ -25,7 +26,7 @@ def box(shape: tuple[int, int, int], *spans: tuple[int, int], value: int = 1) ->
 
 
 def only(predicted: Tensor, label: Tensor, labelled: Tensor | None = None, spacing=SPACING) -> tuple[float, float]:
-    ((name, dice, hd95, unit),) = score_volume(predicted, label, labelled, spacing, CLASSES)
+    ((name, dice, hd95, unit),) = metrics.score_volume(predicted, label, labelled, spacing, CLASSES)
     assert name == "cord"
     assert unit == ("mm" if spacing else "px")
     return dice, hd95
@@ -97,7 +98,9 @@ def test_slices_without_a_label_are_left_out_on_both_sides():
 
 def test_every_foreground_class_is_scored_and_maps_may_differ_in_type():
     label = box((2, 8, 8), (0, 2), (0, 4), (0, 4)) + box((2, 8, 8), (0, 2), (4, 8), (4, 8), value=2)
-    rows = score_volume(label.to(torch.uint8), label, None, None, ("background", "white matter", "grey matter", "cyst"))
+    rows = metrics.score_volume(
+        label.to(torch.uint8), label, None, None, ("background", "white matter", "grey matter", "cyst")
+    )
     assert rows[:2] == [("white matter", 1.0, 0.0, "px"), ("grey matter", 1.0, 0.0, "px")]
     assert rows[2][0] == "cyst"
     assert math.isnan(rows[2][1])
@@ -105,7 +108,7 @@ def test_every_foreground_class_is_scored_and_maps_may_differ_in_type():
 
 def test_maps_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match=r"one shape \(D, H, W\), got \(1, 4, 4\) and \(1, 4, 5\)"):
-        score_volume(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5), None, None, CLASSES)
+        metrics.score_volume(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5), None, None, CLASSES)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ def test_labelled_test_scans_alone_are_read_and_named_by_pseudonym():
         opened.append(case.case)
         return SCANS[case.case]
 
-    rows = evaluate(
+    rows = metrics.evaluate(
         DOMAINS,
         lambda scan, domain: torch.zeros_like(scan.label),
         read,
@@ -155,7 +158,7 @@ def test_labelled_test_scans_alone_are_read_and_named_by_pseudonym():
 def test_one_name_at_two_hospitals_is_two_persons():
     domains = [Domain(name, index, (case("a", "test"),)) for index, name in enumerate(("first", "second"))]
     pseudonym = Pseudonyms(b"k" * 32).pseudonym
-    rows = evaluate(
+    rows = metrics.evaluate(
         domains,
         lambda scan, domain: scan.label,
         lambda case: SCANS["a"],
@@ -173,8 +176,8 @@ SCORE = Score(0, "first, site", 'p"1', "c1", 3, "grey matter", 0.1 + 0.2, 1e-17,
 
 def test_scores_come_back_bit_by_bit(tmp_path: Path):
     path = tmp_path / "new folder" / "scores.csv"
-    write_scores(path, [SCORE, replace(SCORE, stage=1, dice=math.nan, hd95=math.nan, unit="px")])
-    first, second = read_scores(path)
+    metrics.write_scores(path, [SCORE, replace(SCORE, stage=1, dice=math.nan, hd95=math.nan, unit="px")])
+    first, second = metrics.read_scores(path)
     assert first == SCORE
     assert math.isnan(second.dice)
     assert math.isnan(second.hd95)
@@ -188,16 +191,16 @@ def test_a_failed_write_leaves_the_scores_before_it(tmp_path: Path):
         yield SCORE
         raise RuntimeError("the segmenter fails")
 
-    write_scores(tmp_path / "scores.csv", [SCORE])
+    metrics.write_scores(tmp_path / "scores.csv", [SCORE])
     with pytest.raises(RuntimeError):
-        write_scores(tmp_path / "scores.csv", broken())
-    assert read_scores(tmp_path / "scores.csv") == [SCORE]
+        metrics.write_scores(tmp_path / "scores.csv", broken())
+    assert metrics.read_scores(tmp_path / "scores.csv") == [SCORE]
 
 
 def test_missing_scores_are_told(tmp_path: Path):
     path = tmp_path / "scores.csv"
     with pytest.raises(RunFolderError) as told:
-        read_scores(path)
+        metrics.read_scores(path)
     assert str(told.value) == f"{path}: no such file; give the folder of a run that has scored a stage"
 
 
@@ -214,9 +217,9 @@ def test_missing_scores_are_told(tmp_path: Path):
 )
 def test_damaged_scores_are_told(tmp_path: Path, damage, where: str, what: str):
     path = tmp_path / "scores.csv"
-    write_scores(path, [SCORE, SCORE])
+    metrics.write_scores(path, [SCORE, SCORE])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunFolderError) as told:
-        read_scores(path)
+        metrics.read_scores(path)
     remedy = "delete the file, it is computed again by the same command"
     assert str(told.value) == f"{path}{where}: {what}; {remedy}"

@@ -18,21 +18,19 @@ import torch
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 from PIL import Image
 
-from garda.cases import Case
-from garda.compute import Compute, ComputeSettings
-from garda.errors import ConfigError, GardaError, PackageError
+from garda.core.errors import ConfigError, GardaError, PackageError
+from garda.data.manifest import Case
+from garda.data.task import Intensity, Task
+from garda.data.volume import Volume, grid_for, prediction_name, read_volume, write_label_map
+from garda.handover import export, format, verify
 from garda.handover.bundle import write_bundle
-from garda.handover.export import WRITERS, export_network, read_exported
-from garda.handover.exported import Exported
-from garda.handover.package import find_stage, pack
-from garda.handover.verify import verify
-from garda.predict import OTHER
-from garda.segmenter import SegmenterSettings, build_segmenter, segment
-from garda.task import Intensity, Task
-from garda.volumes import Volume, grid_for, prediction_name, read_volume, write_label_map
-
-from .phantoms import SITES, run_tiny, write_tiny
-from .test_cli import garda
+from garda.handover.export import WRITERS
+from garda.handover.load import OTHER, Exported
+from garda.models import inference, unet
+from garda.models.unet import SegmenterSettings
+from garda.training.device import Compute, ComputeSettings
+from tests import phantoms, test_cli
+from tests.phantoms import SITES
 
 REQUIRED = {
     "schema",
@@ -65,32 +63,32 @@ TASK = Task(name="blobs", classes=("background", "a", "b"), size=(48, 32), spaci
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    run_tiny(pipeline, out, method="batchnorm")  # keeps something for every target, and is quick
+    phantoms.run_tiny(pipeline, out, method="batchnorm")  # keeps something for every target, and is quick
     return out
 
 
 @pytest.fixture(scope="module")
 def exported(run: Path) -> Exported:
-    return read_exported(run)
+    return export.read_exported(run)
 
 
 @pytest.fixture(scope="module")
 def onnx_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "network.onnx"
-    export_network(run, path, "onnx", SITES[1])
+    export.export_network(run, path, "onnx", SITES[1])
     return path
 
 
 def untrained(exported: Exported, task: Task) -> Exported:
     """The same for another task, with a network that finds all classes everywhere, and so forgives nothing."""
     torch.manual_seed(3)
-    network = build_segmenter(task, SegmenterSettings(widths=WIDTHS)).eval()
+    network = unet.build_segmenter(task, SegmenterSettings(widths=WIDTHS)).eval()
     for weight in (parameter for parameter in network.parameters() if parameter.ndim == 4):
         torch.nn.init.normal_(weight, std=1.2 / weight[0].numel() ** 0.5)
     return replace(exported, task=task, network=network, widths=WIDTHS)
@@ -134,7 +132,7 @@ def assert_same_labels(exported: Exported, images: Path, folder: Path, suffix: s
     for file in files:
         volume = read(file, exported.task)
         own = folder / prediction_name(file)
-        write_label_map(segment(exported.network, volume, exported.task, compute), volume, own)
+        write_label_map(inference.segment(exported.network, volume, exported.task, compute), volume, own)
         other = folder / "labels" / file.name.replace(suffix, f"_seg{suffix}")
         ours, theirs = load(own), load(other)
         assert (ours != theirs).sum() <= 1e-3 * np.logical_or(ours, theirs).sum(), file.name
@@ -200,7 +198,7 @@ def test_a_bundle_reads_pictures(channels, exported, tmp_path):
 
 
 def test_a_bundle_is_what_the_specification_asks_for(run, exported, tmp_path):
-    export_network(run, tmp_path / "bundle", "bundle")
+    export.export_network(run, tmp_path / "bundle", "bundle")
     files = {str(path.relative_to(tmp_path / "bundle")) for path in (tmp_path / "bundle").rglob("*") if path.is_file()}
     configs = {"configs/metadata.json", "configs/inference.json"}
     assert files == {*configs, "models/model.pt", "docs/README.md", "docs/license.txt", "LICENSE"}
@@ -210,12 +208,12 @@ def test_a_bundle_is_what_the_specification_asks_for(run, exported, tmp_path):
     inputs, outputs = (metadata["network_data_format"][part] for part in ("inputs", "outputs"))
     assert set(inputs["image"]) == set(outputs["pred"]) == TENSOR
     assert outputs["pred"]["channel_def"] == {str(i): name for i, name in enumerate(exported.task.classes)}
-    card = (find_stage(run) / "card.md").read_text()
+    card = (format.find_stage(run) / "card.md").read_text()
     assert (tmp_path / "bundle" / "docs" / "README.md").read_text().startswith(card)
 
 
 def test_monai_finds_the_network_of_the_metadata_in_the_bundle(run, tmp_path):
-    export_network(run, tmp_path / "bundle", "bundle")
+    export.export_network(run, tmp_path / "bundle", "bundle")
     configs = tmp_path / "bundle" / "configs"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -238,7 +236,7 @@ def test_onnx_runtime_gives_the_network_s_logits(shape, run, onnx_file):
     image = torch.rand(count, 1, height, width)
     (logits,) = session.run(["logits"], {"image": image.numpy()})
     with torch.no_grad():
-        wanted = read_exported(run, SITES[1]).network(image)
+        wanted = export.read_exported(run, SITES[1]).network(image)
     assert np.abs(logits - wanted.numpy()).max() < 1e-4
     best, second = wanted.topk(2, dim=1).values.unbind(dim=1)
     sure = (best - second).numpy() > 2e-4  # of pixels where two classes are level, rounding decides
@@ -249,7 +247,7 @@ def test_onnx_runtime_gives_the_network_s_logits(shape, run, onnx_file):
 def test_an_onnx_file_says_how_it_is_used(run, exported, onnx_file):
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     properties = session.get_modelmeta().custom_metadata_map
-    assert properties.pop("package") == verify(find_stage(run)).digest
+    assert properties.pop("package") == verify.verify(format.find_stage(run)).digest
     assert properties.pop("garda")
     assert properties == {
         "task": "heart_phantom",
@@ -267,16 +265,16 @@ def test_an_onnx_file_says_how_it_is_used(run, exported, onnx_file):
 
 
 def test_every_domain_has_its_own_network(run, tmp_path):
-    pack(find_stage(run), tmp_path / "package.zip")
-    source, *targets, other = (read_exported(tmp_path / "package.zip", name).network for name in (*SITES, OTHER))
+    format.pack(format.find_stage(run), tmp_path / "package.zip")
+    source, *targets, other = (export.read_exported(tmp_path / "package.zip", name).network for name in (*SITES, OTHER))
     means = [network.get_buffer("conv_0.conv_0.adn.N.running_mean") for network in (source, *targets)]
     assert not any(torch.equal(one, two) for one, two in combinations(means, 2))
     assert torch.equal(other.get_buffer("conv_0.conv_0.adn.N.running_mean"), means[0])
-    assert torch.equal(read_exported(run).network.get_buffer("conv_0.conv_0.adn.N.running_mean"), means[-1])
+    assert torch.equal(export.read_exported(run).network.get_buffer("conv_0.conv_0.adn.N.running_mean"), means[-1])
 
 
 def test_no_patient_no_path_and_no_day_is_exported(run, pipeline, onnx_file, tmp_path):
-    export_network(run, tmp_path / "bundle", "bundle")
+    export.export_network(run, tmp_path / "bundle", "bundle")
     private = [b"/tmp", b"/home", b"/work", b".py", b".nii\0", str(pipeline.parent).encode(), str(Path.cwd()).encode()]
     private += [f"{site}_0".encode() for site in SITES]
     for file in [onnx_file, *(path for path in (tmp_path / "bundle").rglob("*") if path.is_file())]:
@@ -286,29 +284,29 @@ def test_no_patient_no_path_and_no_day_is_exported(run, pipeline, onnx_file, tmp
 
 
 def test_a_generator_goes_with_a_bundle_that_is_asked_to_hold_it(run, pipeline, tmp_path, capsys):
-    run_tiny(pipeline, tmp_path / "run", method="garda")
-    package = find_stage(tmp_path / "run")
-    export_network(package, tmp_path / "plain", "bundle")
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda")
+    package = format.find_stage(tmp_path / "run")
+    export.export_network(package, tmp_path / "plain", "bundle")
     assert not list((tmp_path / "plain").rglob("generator*"))
-    assert garda("export", package, "--to", "bundle", "--with-generator", "--out", tmp_path / "both") == 0
+    assert test_cli.garda("export", package, "--to", "bundle", "--with-generator", "--out", tmp_path / "both") == 0
     held = tmp_path / "both" / "models" / "generator.safetensors"
     assert held.read_bytes() == (package / "generator.safetensors").read_bytes()
     for words, what in (
         (("--to", "zip"), "--with-generator: a zip file holds the whole package; leave it out"),
         (("--to", "onnx"), "--with-generator: onnx holds one network; leave it out, or use --to bundle"),
     ):
-        assert garda("export", package, *words, "--with-generator", "--out", tmp_path / "no") == 2
+        assert test_cli.garda("export", package, *words, "--with-generator", "--out", tmp_path / "no") == 2
         assert what in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--with-generator: 'batchnorm' has no generator; leave it out"):
-        export_network(run, tmp_path / "none", "bundle", with_generator=True)
+        export.export_network(run, tmp_path / "none", "bundle", with_generator=True)
     assert not (tmp_path / "none").exists() and not (tmp_path / "no").exists()
 
 
 def test_a_method_that_prepares_its_images_is_refused(pipeline, tmp_path):
-    run_tiny(pipeline, tmp_path / "run", method="histogram")
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="histogram")
     for form in WRITERS:
         with pytest.raises(ConfigError) as caught:
-            export_network(tmp_path / "run", tmp_path / "out", form)
+            export.export_network(tmp_path / "run", tmp_path / "out", form)
         assert str(caught.value) == (
             "--to: 'histogram' maps a scan's intensities before its network reads them, which neither a bundle nor "
             "ONNX holds; use garda predict"
@@ -342,32 +340,32 @@ def test_a_failed_write_leaves_nothing(exported, tmp_path, monkeypatch):
 
 
 def test_a_missing_library_is_one_line(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("garda.handover.onnx_file.find_spec", lambda name: None)
+    monkeypatch.setattr("garda.handover.onnx.find_spec", lambda name: None)
     with pytest.raises(ConfigError) as caught:
-        export_network(run, tmp_path / "a.onnx", "onnx")
+        export.export_network(run, tmp_path / "a.onnx", "onnx")
     assert str(caught.value) == '--to onnx: needs onnx and onnxscript; run: pip install "garda[onnx]"'
 
 
 def test_a_changed_package_is_not_exported(run, tmp_path):
-    package = Path(shutil.copytree(find_stage(run), tmp_path / "package"))
+    package = Path(shutil.copytree(format.find_stage(run), tmp_path / "package"))
     (package / "card.md").write_text("Another")
     with pytest.raises(PackageError, match=r"card\.md: has been changed"):
-        export_network(package, tmp_path / "bundle", "bundle")
+        export.export_network(package, tmp_path / "bundle", "bundle")
 
 
 def test_the_command_line(run, tmp_path, capsys):
     words = ("export", run, "--out", tmp_path / "bundle")
-    assert garda(*words, "--to", "bundle", "--domain", "nowhere") == 2
+    assert test_cli.garda(*words, "--to", "bundle", "--domain", "nowhere") == 2
     met = ", ".join([*SITES, OTHER])
     assert capsys.readouterr().err == f"--domain: 'nowhere' has not been met; use one of {met}\n"
-    assert garda(*words, "--domain", SITES[0]) == 2
+    assert test_cli.garda(*words, "--domain", SITES[0]) == 2
     assert capsys.readouterr().err == "--domain: a zip file holds the networks of all domains; leave it out\n"
-    assert garda(*words) == 2
+    assert test_cli.garda(*words) == 2
     named = f"{tmp_path}/bundle"
     assert capsys.readouterr().err == (
         f"--out: {named} is no name of a zip file; give {named}.zip, or another form with --to\n"
     )
-    assert garda(*words, "--to", "bundle", "--domain", SITES[0]) == 0
+    assert test_cli.garda(*words, "--to", "bundle", "--domain", SITES[0]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/bundle\n"
-    assert garda(*words, "--to", "onnx") == 2
+    assert test_cli.garda(*words, "--to", "onnx") == 2
     assert capsys.readouterr().err == f"{tmp_path}/bundle: exists already; give another name, or remove it\n"

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from garda.compute import Compute, ComputeSettings
-from garda.errors import ConfigError
-from garda.generators.base import Anatomy
-from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
-from garda.generators.families import FactorisedRecipe, GeneratorSettings
-from garda.generators.prior import FlowPrior
-from garda.generators.reconstruction import Comparison, ReconstructionSettings, noise_level
-from garda.segmenter import SegmenterSettings, build_segmenter
-from garda.shelf import Shelf, Stages
-from garda.slices import Batch, Slices
-from garda.task import Task
-from garda.training import Stage
+from garda.core.errors import ConfigError
+from garda.data.dataset import Batch, Slices
+from garda.data.task import Task
+from garda.models import factorised_training, unet
+from garda.models.factorised import FactorisedGenerator, FactorisedSettings
+from garda.models.factorised_training import Comparison, FactorisedRecipe, GeneratorSettings, ReconstructionSettings
+from garda.models.flow_prior import FlowPrior
+from garda.models.generator import Anatomy
+from garda.models.unet import SegmenterSettings
+from garda.training.cache import Shelf, Stages
+from garda.training.device import Compute, ComputeSettings
+from garda.training.loop import Stage
 
 TASK = Task(name="t", classes=("background", "disc"), size=(16, 16))
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
@@ -54,7 +54,7 @@ def stages(folder: Path, shelf: Shelf | None = None) -> Stages:
 
 def teacher():
     torch.manual_seed(3)
-    return build_segmenter(TASK, SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))).eval().requires_grad_(False)
+    return unet.build_segmenter(TASK, SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))).eval().requires_grad_(False)
 
 
 def recipe(**changes) -> FactorisedRecipe:
@@ -145,4 +145,4 @@ def test_noise_is_measured_past_edges():
     noise = torch.randn(4, 1, 64, 64) * 0.05
     step = torch.zeros(4, 1, 64, 64)
     step[..., 32:] = 1.0
-    assert torch.allclose(noise_level(noise + step), torch.full((4,), 0.05), rtol=0.1)
+    assert torch.allclose(factorised_training.noise_level(noise + step), torch.full((4,), 0.05), rtol=0.1)

@@ -8,10 +8,10 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from garda.continual import Matrix, matrix
-from garda.evaluate import Score
-from garda.figures import draw_matrix, matrix_table
-from garda.report import Reporter
+from garda.core.console import Reporter
+from garda.evaluation import continual, figures, tables
+from garda.evaluation.continual import Matrix
+from garda.evaluation.metrics import Score
 
 SITES = ("first", "second", "third")
 
@@ -23,7 +23,7 @@ def make(patients: dict[str, list[tuple[float, float]]], metric="dice", stages: 
         for domain, values in patients.items()
         for number, (dice, hd95) in enumerate(values)
     ]
-    return matrix(scores, SITES, metric)
+    return continual.matrix(scores, SITES, metric)
 
 
 TWO_AND_ONE = {"first": [(0.8, 2.0), (0.9, 4.0)], "second": [(0.5, 11.0)]}
@@ -41,7 +41,7 @@ def words(table, width: int = 100) -> list[list[str]]:
 
 
 def test_the_table_shows_means_and_intervals():
-    assert words(matrix_table(make(TWO_AND_ONE))) == [
+    assert words(tables.matrix_table(make(TWO_AND_ONE))) == [
         ["0 first", "0.850", "0.500", "–"],
         ["", "0.800–0.900", "", ""],
         ["1 second", "0.850", "0.500", "–"],
@@ -50,14 +50,14 @@ def test_the_table_shows_means_and_intervals():
 
 
 def test_the_heading_says_how_many_patients_there_are():
-    table = matrix_table(make(TWO_AND_ONE))
+    table = tables.matrix_table(make(TWO_AND_ONE))
     assert str(table.title) == "Dice, mean over classes, mean over patients and its 95 % interval"
     heading = "\n".join(lines(table)).split("0 first")[0]
     assert [heading.count(count) for count in ("n=2", "n=1, no interval", "not scored")] == [1, 1, 1]
 
 
 def test_lone_patients_take_one_line_each():
-    table = matrix_table(make({"first": [(0.8, 2.0)], "third": [(0.7, 3.0)]}))
+    table = tables.matrix_table(make({"first": [(0.8, 2.0)], "third": [(0.7, 3.0)]}))
     assert words(table) == [["0 first", "0.800", "–", "0.700"], ["1 second", "0.800", "–", "0.700"]]
     assert "interval" not in str(table.title)
 
@@ -67,25 +67,25 @@ def test_a_stage_with_one_of_two_patients_says_so():
         Score(stage, "first", patient, "c", 0, "x", dice, 1.0, "mm")
         for stage, patient, dice in [(0, "p", 0.8), (0, "q", math.nan), (1, "p", 0.8), (1, "q", 0.0)]
     ]
-    assert words(matrix_table(matrix(scores, SITES, "dice")))[:2] == [
+    assert words(tables.matrix_table(continual.matrix(scores, SITES, "dice")))[:2] == [
         ["0 first", "0.800", "–", "–"],
         ["", "n=1, no interval", "", ""],
     ]
 
 
 def test_distances_have_their_unit_and_one_decimal():
-    table = matrix_table(make(TWO_AND_ONE, "hd95"))
+    table = tables.matrix_table(make(TWO_AND_ONE, "hd95"))
     assert str(table.title).startswith("HD95 (mm), mean over classes")
     assert words(table)[0] == ["0 first", "3.0", "11.0", "–"]
 
 
 def test_notes_stand_below_and_are_not_read_as_markup():
-    table = matrix_table(make(TWO_AND_ONE), "one volunteer a site [bold]as published[/bold]")
+    table = tables.matrix_table(make(TWO_AND_ONE), "one volunteer a site [bold]as published[/bold]")
     assert lines(table)[-1].strip() == "one volunteer a site [bold]as published[/bold]"
 
 
 def test_domains_not_met_yet_are_dim():
-    printed = lines(matrix_table(make(TWO_AND_ONE)), color_system="standard", force_terminal=True)
+    printed = lines(tables.matrix_table(make(TWO_AND_ONE)), color_system="standard", force_terminal=True)
     row = next(line for line in printed if "0 first" in line)
     met, rest = row.split("0.850")
     assert "\x1b[2m" not in met
@@ -93,24 +93,24 @@ def test_domains_not_met_yet_are_dim():
 
 
 def test_a_table_in_a_file_is_as_wide_as_it_must_be():
-    printed, wide = StringIO(), matrix_table(make(TWO_AND_ONE))
+    printed, wide = StringIO(), tables.matrix_table(make(TWO_AND_ONE))
     Reporter(Console(file=printed, width=20)).show(wide)
     assert "0.800–0.900" in printed.getvalue()
 
 
 def test_nothing_scored_is_a_table_without_rows():
-    assert matrix_table(matrix([], SITES, "dice")).row_count == 0
+    assert tables.matrix_table(continual.matrix([], SITES, "dice")).row_count == 0
 
 
 @pytest.mark.parametrize("metric", ["dice", "hd95"])
 def test_the_picture_is_a_png(tmp_path: Path, metric: str):
     path = tmp_path / "new folder" / "matrix.png"
-    draw_matrix(path, make(TWO_AND_ONE, metric))
+    figures.draw_matrix(path, make(TWO_AND_ONE, metric))
     height, width, _ = imread(path).shape
     assert width > height > 300
     assert [file.name for file in path.parent.iterdir()] == ["matrix.png"]
 
 
 def test_one_stage_and_perfect_distances_can_be_drawn(tmp_path: Path):
-    draw_matrix(tmp_path / "matrix.png", make({"first": [(1.0, 0.0)]}, "hd95", stages=1))
+    figures.draw_matrix(tmp_path / "matrix.png", make({"first": [(1.0, 0.0)]}, "hd95", stages=1))
     assert (tmp_path / "matrix.png").stat().st_size > 1000

@@ -9,23 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import gate as benchmark
-from garda.compute import Compute, ComputeSettings
-from garda.generators.base import Anatomy, Generator
-from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
-from garda.handover import gate
-from garda.handover.gate import inspect_incoming, inspect_learnt, reference
-from garda.handover.observe import agreement, diversity, few_greys, grey_distance, read_anatomy
-from garda.handover.reference import Reference, Views
-from garda.handover.verdict import Check, GateSettings, Verdict, at_least, at_most, decide
-from garda.knowledge import Knowledge
-from garda.methods import METHODS
+from benchmarks.gate import hasten, main
+from garda.data.dataset import Batch, Slices
+from garda.data.task import Task
 from garda.methods.base import Bound, Method, SharedSettings
-from garda.slices import Batch, Slices
-from garda.task import Task
-
-from . import test_methods
-from .phantoms import SITES, run_tiny, write_tiny
+from garda.methods.knowledge import Knowledge
+from garda.methods.registry import METHODS
+from garda.models.factorised import FactorisedGenerator, FactorisedSettings
+from garda.models.generator import Anatomy, Generator
+from garda.safety import quality
+from garda.safety.gate import inspect_incoming, inspect_learnt, reference
+from garda.safety.limits import Check, GateSettings, Reference, Verdict, Views, at_least, at_most, decide
+from garda.training.device import Compute, ComputeSettings
+from tests import phantoms, test_methods
+from tests.phantoms import SITES
+from tests.test_methods import FakeSlices
 
 SIDE = 32
 TASK = Task(name="t", classes=("background", "square"), size=(SIDE, SIDE), any_orientation=True)
@@ -118,7 +116,7 @@ class Site(Slices):
         return Batch(LOOKS[self._look](squares(corner), noise).clamp(0, 1), None)
 
 
-class Counted(test_methods.FakeSlices):
+class Counted(FakeSlices):
     """Slices that know their number."""
 
     def __len__(self) -> int:
@@ -230,8 +228,8 @@ def test_every_domain_met_before_is_asked_for():
 
 def test_networks_that_are_equal_are_not_asked_and_others_are(monkeypatch):
     """What is not computed is what would have come out."""
-    asked = []
-    monkeypatch.setattr(gate, "agreement", lambda new, old: asked.append(1) or agreement(new, old))
+    asked, own = [], quality.agreement
+    monkeypatch.setattr(quality, "agreement", lambda new, old: asked.append(1) or own(new, old))
     (equal,) = [check for check in learnt(known("dim")) if check.name == "agreement"]
     assert len(asked) == 1  # of the new look, on labelled replay
     (nearly,) = [check for check in learnt(known("dim", Threshold(slope=41.0))) if check.name == "agreement"]
@@ -291,29 +289,29 @@ def test_recognition_is_the_geometric_mean_of_the_ratios_of_the_views_that_both_
 def test_a_factorised_generator_reads_anatomy_and_others_do_not():
     image = Site("plain").batch(0, 3, 0).image
     settings = FactorisedSettings(code=2, appearance=3, widths=(4, 8), prior_width=8)
-    read = read_anatomy(FactorisedGenerator(1, 2, (SIDE, SIDE), settings).eval(), image, COMPUTE)
+    read = quality.read_anatomy(FactorisedGenerator(1, 2, (SIDE, SIDE), settings).eval(), image, COMPUTE)
     assert read is not None and read.shape == (3, 2, SIDE, SIDE)
     assert torch.allclose(read.sum(dim=1), torch.ones(3, SIDE, SIDE))
-    assert read_anatomy(Squares(("a", "plain")), image, COMPUTE) is None
-    assert read_anatomy(None, image, COMPUTE) is None
+    assert quality.read_anatomy(Squares(("a", "plain")), image, COMPUTE) is None
+    assert quality.read_anatomy(None, image, COMPUTE) is None
 
 
 def test_an_empty_margin_makes_no_label_map_and_interpolated_edges_save_none():
     image = Site("plain").batch(0, 4, 0).image
     framed = nn.functional.pad(image, (20, 20, 20, 20))
-    assert few_greys(framed, 2) < 0.2
+    assert quality.few_greys(framed, 2) < 0.2
     maps = nn.functional.interpolate(Site("map").batch(0, 4, 0).image, scale_factor=1.7, mode="bilinear")
-    assert few_greys(maps, 2) > 0.6
+    assert quality.few_greys(maps, 2) > 0.6
 
 
 def test_what_observations_of_pairs_are_at_their_ends():
     inside = squares(torch.tensor([[2, 2], [15, 15]]))
     one, other = (torch.cat([1 - part, part], dim=1) for part in (inside, inside.flip(0)))
-    assert agreement(one, one) == 1 and agreement(one, other) < 0.01
-    assert diversity(inside[:1].repeat(3, 1, 1, 1)) == pytest.approx(0, abs=1e-4)
-    assert diversity(inside) > 1
-    assert grey_distance(inside, inside.flip(0)) == 0
-    assert grey_distance(torch.zeros_like(inside), torch.full_like(inside, 0.25)) == pytest.approx(0.25)
+    assert quality.agreement(one, one) == 1 and quality.agreement(one, other) < 0.01
+    assert quality.diversity(inside[:1].repeat(3, 1, 1, 1)) == pytest.approx(0, abs=1e-4)
+    assert quality.diversity(inside) > 1
+    assert quality.grey_distance(inside, inside.flip(0)) == 0
+    assert quality.grey_distance(torch.zeros_like(inside), torch.full_like(inside, 0.25)) == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not issubclass(method, Bound)])
@@ -321,7 +319,7 @@ def test_every_method_goes_through_the_gate(name, tmp_path):
     method = test_methods.method(name)
     source, first, second = test_methods.follow(name, tmp_path)
     limits = GateSettings(sample=4)
-    labelled, target = test_methods.FakeSlices(0, with_labels=True), Counted(2, with_labels=False)
+    labelled, target = FakeSlices(0, with_labels=True), Counted(2, with_labels=False)
     found = reference(method, source, labelled, limits, 0)
     checks = inspect_incoming(method, first, "c", target, found, limits, 0)
     checks += inspect_learnt(method, first, second, target, found, limits, 0)
@@ -332,12 +330,12 @@ def test_every_method_goes_through_the_gate(name, tmp_path):
 
 
 def test_the_benchmark_prints_both_error_rates(tmp_path: Path, monkeypatch, capsys):
-    pipeline = write_tiny(tmp_path)
-    run_tiny(pipeline, tmp_path / "run", method="garda")
+    pipeline = phantoms.write_tiny(tmp_path)
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda")
     data = str(tmp_path / "data")
     given = [str(pipeline), "--method", "garda", "--data", data, "--run", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["gate", *given, "--other", str(pipeline), data])
-    benchmark.main()
+    main()
     *lines, own, wrong = capsys.readouterr().out.splitlines()
     kinds = [line[:18].strip() for line in lines[1:]]
     assert kinds.count("own site") == 2 and kinds.count("another organ") == kinds.count("labels as images") == len(
@@ -350,7 +348,7 @@ def test_the_benchmark_prints_both_error_rates(tmp_path: Path, monkeypatch, caps
 
 def test_settings_are_hastened_at_every_depth():
     settings = {"learning_rate": 0.5, "steps": 3, "target": {"learning_rate": 0.001, "batch": 2}}
-    assert benchmark.hasten(settings) == {
+    assert hasten(settings) == {
         "learning_rate": 50.0,
         "steps": 3,
         "target": {"learning_rate": pytest.approx(0.1), "batch": 2},

@@ -8,25 +8,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from garda.augment import ImitatedGeometrySettings
-from garda.compute import Compute, ComputeSettings
-from garda.errors import CheckpointError, ConfigError
-from garda.generators import GeneratorSettings, Recipe, adversarial
-from garda.generators.adversarial import (
+from garda.core.errors import CheckpointError, ConfigError
+from garda.data.augment import ImitatedGeometrySettings
+from garda.data.dataset import Batch
+from garda.data.task import Task
+from garda.models import stylegan, stylegan_training, unet
+from garda.models.factorised_training import FactorisedRecipe, GeneratorSettings
+from garda.models.features import FeatureSettings, VGG19Encoder, adain, build_encoder
+from garda.models.generator import Recipe
+from garda.models.stylegan import Discriminator, StyleGenerator, StyleSettings
+from garda.models.stylegan_training import (
     AdversarialSettings,
     Duel,
     FromImages,
     FromStyle,
     ImageLessonSettings,
     StyleLessonSettings,
-    r1_penalty,
+    StyleRecipe,
+    StyleRecipeSettings,
 )
-from garda.generators.families import FactorisedRecipe, StyleRecipe, StyleRecipeSettings
-from garda.generators.features import FeatureSettings, VGG19Encoder, adain, build_encoder
-from garda.generators.style import Discriminator, StyleGenerator, StyleSettings, minibatch_deviation
-from garda.segmenter import SegmenterSettings, build_segmenter
-from garda.slices import Batch
-from garda.task import Task
+from garda.models.unet import SegmenterSettings
+from garda.training import loop
+from garda.training.device import Compute, ComputeSettings
 
 TINY = StyleSettings(latent=8, widths=((8, 8), (8,), (4,)))
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
@@ -112,14 +115,16 @@ def test_adain_gives_the_styles_mean_and_deviation():
 
 def test_r1_of_a_linear_discriminator_is_its_squared_norm():
     weight = torch.randn(1, 2, 3, 3)
-    penalty = r1_penalty(lambda x, domains: (x * weight).sum((1, 2, 3)), torch.randn(4, 2, 3, 3), torch.zeros(4))
+    penalty = stylegan_training.r1_penalty(
+        lambda x, domains: (x * weight).sum((1, 2, 3)), torch.randn(4, 2, 3, 3), torch.zeros(4)
+    )
     assert penalty == pytest.approx(weight.square().sum().item())
 
 
 def test_minibatch_deviation():
-    assert minibatch_deviation(torch.ones(4, 2, 3, 3)).max() < 1e-3
+    assert stylegan.minibatch_deviation(torch.ones(4, 2, 3, 3)).max() < 1e-3
     pair = torch.stack([torch.zeros(2, 3, 3), torch.full((2, 3, 3), 2.0)])
-    assert torch.allclose(minibatch_deviation(pair), torch.ones(2, 1, 3, 3), atol=1e-4)
+    assert torch.allclose(stylegan.minibatch_deviation(pair), torch.ones(2, 1, 3, 3), atol=1e-4)
 
 
 def test_the_average_of_constant_weights_is_that_constant():
@@ -213,11 +218,11 @@ class StyleStep:
         self.descended: dict[str, Tensor] = {}
         self.target = torch.rand(self.COUNT - self.OLD, 1, 16, 16)
         patch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
-        patch.setattr(adversarial, "Discriminator", Judge)
+        patch.setattr(stylegan_training, "Discriminator", Judge)
         objective = FromStyle(TASK, "c", previous, Mean(), StyleLessonSettings(steps=2, batch=self.COUNT), COMPUTE)
         names = {id(optimizer): name for name, optimizer in objective._duel._optimizers.items()}
         note = self.descended.__setitem__
-        patch.setattr(adversarial, "descend", lambda optimizer, loss: note(names[id(optimizer)], loss.detach()))
+        patch.setattr(loop, "descend", lambda optimizer, loss: note(names[id(optimizer)], loss.detach()))
         generator, judge = objective._duel.generator, objective._duel._discriminator
         with torch.no_grad():
             for parameter in generator.parameters():
@@ -287,7 +292,7 @@ def test_what_a_look_costs_the_discriminator(monkeypatch, step):
 
 @pytest.mark.parametrize("geometry", [ImitatedGeometrySettings(probability=1.0), None])
 def test_motion_augments_what_the_discriminator_sees(monkeypatch, geometry):
-    monkeypatch.setattr(adversarial, "Discriminator", Judge)
+    monkeypatch.setattr(stylegan_training, "Discriminator", Judge)
     anatomy, real = style_generator("a").draw(4), torch.rand(4, 1, 16, 16)
     monkeypatch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
     objective = FromImages(TASK, "a", TINY, ImageLessonSettings(steps=2, batch=4, geometry=geometry), COMPUTE)
@@ -301,14 +306,14 @@ def test_motion_augments_what_the_discriminator_sees(monkeypatch, geometry):
 
 
 def test_the_segmenters_own_encoder():
-    segmenter = build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
+    segmenter = unet.build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
     encoder = build_encoder(FeatureSettings(depth=2), segmenter)
     assert encoder(torch.rand(2, 1, 16, 16)).shape == (2, 8, 4, 4)
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
 def test_vgg19_comes_from_a_local_file_that_is_checked(tmp_path: Path):
-    segmenter = build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
+    segmenter = unet.build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
     with pytest.raises(CheckpointError, match="vgg19 needs a weights file and its SHA-256"):
         build_encoder(FeatureSettings(encoder="vgg19"), segmenter)
     file = tmp_path / "vgg19.pth"

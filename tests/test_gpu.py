@@ -10,67 +10,62 @@ import numpy as np
 import pytest
 import torch
 
-from garda.cases import read_manifest
-from garda.compute import Compute, ComputeSettings
-from garda.errors import Interrupted
-from garda.handover.learnt import load_package
-from garda.handover.package import find_stage
-from garda.handover.verify import verify
-from garda.methods import METHODS
-from garda.predict import predict
-from garda.report import Reporter
-from garda.segmenter import segment
-from garda.stopping import Stopping
-from garda.tracking import InMemory
-from garda.volumes import read_volume
+from garda.core.console import Reporter
+from garda.core.errors import Interrupted
+from garda.core.signals import Stopping
+from garda.data import manifest
+from garda.data.volume import read_volume
+from garda.handover import format, load, verify
+from garda.methods.registry import METHODS
+from garda.models import inference
+from garda.runs import predict
+from garda.runs.tracking import InMemory
+from garda.training.device import Compute, ComputeSettings
+from tests import phantoms
+from tests.phantoms import SITES
 
-from .phantoms import SITES, run_tiny, write_tiny
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = {"compute": {"accelerator": "cuda"}}
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def weights(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in find_stage(run).glob("*.safetensors")}
+    return {path.name: path.read_bytes() for path in format.find_stage(run).glob("*.safetensors")}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_on_the_device(name: str, pipeline: Path, tmp_path: Path):
     for precision in ("bf16", "32"):
         changes = {"compute": {"accelerator": "cuda", "precision": precision}}
-        scores = run_tiny(pipeline, tmp_path / precision, method=name, changes=changes)
+        scores = phantoms.run_tiny(pipeline, tmp_path / precision, method=name, changes=changes)
         assert {score.stage for score in scores} == {0, 1, 2}
-        verify(find_stage(tmp_path / precision))
+        verify.verify(format.find_stage(tmp_path / precision))
 
 
 def test_a_package_of_a_gpu_answers_alike_on_a_cpu(pipeline: Path, tmp_path: Path):
-    run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
-    package = find_stage(tmp_path / "run")
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
+    package = format.find_stage(tmp_path / "run")
     data = pipeline.parent / "data"
     answers = []
     for accelerator in ("cuda", "cpu"):
-        learnt = load_package(package, {"compute": {"accelerator": accelerator}})
-        case = read_manifest(data / "manifests" / f"{SITES[1]}.csv", learnt.method.task)[0]
+        learnt = load.load_package(package, {"compute": {"accelerator": accelerator}})
+        case = manifest.read_manifest(data / "manifests" / f"{SITES[1]}.csv", learnt.method.task)[0]
         compute = Compute(ComputeSettings(accelerator=accelerator, precision="32"))
         network = compute.prepare(learnt.method.network(learnt.knowledge, SITES[1])).eval()
         volume = read_volume(case, learnt.method.task, data, with_label=False)
-        answers.append(segment(network, volume, learnt.method.task, compute))
+        answers.append(inference.segment(network, volume, learnt.method.task, compute))
     assert (answers[0] == answers[1]).float().mean() > 0.999
 
 
 def test_a_label_map_is_written_from_the_device(pipeline: Path, tmp_path: Path):
-    run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
     image = next((pipeline.parent / "data" / SITES[1] / "images").glob("*.nii.gz"))
     with Reporter() as reporter:
-        (written,) = predict(tmp_path / "run", [image], tmp_path / "maps", reporter)
+        (written,) = predict.predict(tmp_path / "run", [image], tmp_path / "maps", reporter)
     assert np.asarray(nib.load(written).dataobj).max() < 4
 
 
@@ -95,11 +90,13 @@ def test_deterministic_runs_of_garda_repeat_and_resume_to_the_bit(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     changes = {"compute": {"accelerator": "cuda", "deterministic": True}}
     for name in ("one", "two"):
-        run_tiny(pipeline, tmp_path / name, method="garda", changes=changes)
+        phantoms.run_tiny(pipeline, tmp_path / name, method="garda", changes=changes)
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     stopping = Stopping()
     with pytest.raises(Interrupted):
-        run_tiny(pipeline, tmp_path / "cut", StopAfter(stopping, 12), stopping, method="garda", changes=changes)
-    run_tiny(pipeline, tmp_path / "cut", method="garda", changes=changes)
+        phantoms.run_tiny(
+            pipeline, tmp_path / "cut", StopAfter(stopping, 12), stopping, method="garda", changes=changes
+        )
+    phantoms.run_tiny(pipeline, tmp_path / "cut", method="garda", changes=changes)
     assert weights(tmp_path / "cut") == weights(tmp_path / "one")
     torch.use_deterministic_algorithms(False)

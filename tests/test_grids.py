@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from garda.grids import Grid
-from garda.task import Task
+from garda.data.preprocess import Grid
+from garda.data.task import Task
 
 TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 32))
 COARSE = TASK.model_copy(update={"spacing_mm": (1.0, 1.0)})

@@ -11,39 +11,43 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from garda import adapt as adapting
-from garda.adapt import Hop, adapt
-from garda.errors import CheckpointError, ConfigError, DataError, GardaError, Interrupted, PackageError, RunFolderError
-from garda.evaluate import read_scores
-from garda.handover.learnt import load_package
-from garda.handover.ledger import line_digest, parse_lines, read_lines
-from garda.handover.package import CARD, KNOWLEDGE, OPEN, contents, find_stage, opened, pack, package_digest
-from garda.handover.signing import Trusted, make_keys, read_private, read_public, sign_line, write_signatures
-from garda.handover.verify import verify
-from garda.methods import METHODS, Bound
-from garda.predict import predict
-from garda.pseudonyms import Pseudonyms
-from garda.report import Reporter
-from garda.run import run_sequence
-from garda.scoring import evaluate_package
-from garda.sequence import read_sequence
-from garda.stopping import Stopping
-from garda.tracking import InMemory
-
-from .phantoms import SITES, run_tiny, tiny_run, write_tiny
-from .test_cli import garda
-from .test_run import StopAt
+from garda.core.console import Reporter
+from garda.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    GardaError,
+    Interrupted,
+    PackageError,
+    RunFolderError,
+)
+from garda.core.pseudonyms import Pseudonyms
+from garda.core.signals import Stopping
+from garda.data import sequence
+from garda.evaluation import metrics
+from garda.handover import format, ledger, load, signing, verify
+from garda.handover.format import CARD, KNOWLEDGE, OPEN
+from garda.handover.signing import Trusted
+from garda.methods.base import Bound
+from garda.methods.registry import METHODS
+from garda.runs import hop, predict, stage
+from garda.runs.hop import Hop, adapt, evaluate_package
+from garda.runs.run import run_sequence
+from garda.runs.tracking import InMemory
+from tests import phantoms, test_cli
+from tests.phantoms import SITES
+from tests.test_run import StopAt
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    run_tiny(pipeline, out, method="garda")
+    phantoms.run_tiny(pipeline, out, method="garda")
     return out
 
 
@@ -51,11 +55,11 @@ def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def source(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What leaves the first hospital."""
     path = tmp_path_factory.mktemp("source") / "source.zip"
-    pack(find_stage(finished, 0), path)
+    format.pack(format.find_stage(finished, 0), path)
     return path
 
 
-def hop(pipeline: Path, package: Path, site: int, out: Path, **changes) -> Hop:
+def hop_to(pipeline: Path, package: Path, site: int, out: Path, **changes) -> Hop:
     manifest = pipeline.parent / "data" / "manifests" / f"{SITES[site]}.csv"
     reporter, pseudonyms = Reporter(Console(quiet=True)), Pseudonyms(f"key of site {site}".encode())
     made = Hop(package, manifest, pipeline.parent / "data", out, InMemory(), reporter, Stopping(), pseudonyms)
@@ -73,23 +77,23 @@ def copy(package: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Bound)])
 def test_hop_by_hop_is_the_sequence_to_the_bit(method, pipeline, tmp_path):
     whole = tmp_path / "run"
-    run_tiny(pipeline, whole, method=method)
-    first = adapt(hop(pipeline, find_stage(whole, 0), 1, tmp_path / "1"))
+    phantoms.run_tiny(pipeline, whole, method=method)
+    first = adapt(hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
     shutil.move(tmp_path / "1", tmp_path / "elsewhere")
-    second = adapt(hop(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
+    second = adapt(hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
     assert not first.exists()
-    assert knowledge(tmp_path / "elsewhere") == knowledge(find_stage(whole, 1))
-    with opened(second) as folder:
-        assert knowledge(folder) == knowledge(find_stage(whole, 2))
-        hops = verify(folder).entries
-    stages = verify(find_stage(whole, 2)).entries
+    assert knowledge(tmp_path / "elsewhere") == knowledge(format.find_stage(whole, 1))
+    with format.opened(second) as folder:
+        assert knowledge(folder) == knowledge(format.find_stage(whole, 2))
+        hops = verify.verify(folder).entries
+    stages = verify.verify(format.find_stage(whole, 2)).entries
     assert [entry.decision for entry in hops] == [entry.decision for entry in stages]
     assert [entry.checks for entry in hops] == [entry.checks for entry in stages]
     assert not list(tmp_path.glob(".*"))
 
 
 def test_a_ledger_says_what_was_learnt_kept_and_deleted(finished):
-    entries = verify(find_stage(finished)).entries
+    entries = verify.verify(format.find_stage(finished)).entries
     assert [(entry.stage, entry.domain) for entry in entries] == [*enumerate(SITES)]
     assert [(entry.patients, entry.scans, entry.slices) for entry in entries] == [(2, 2, 4)] * 3
     assert [{file.name for file in entry.deleted} for entry in entries] == [
@@ -104,88 +108,88 @@ def test_a_ledger_says_what_was_learnt_kept_and_deleted(finished):
 
 
 def test_a_package_holds_the_scores_that_the_run_has(finished):
-    entries = verify(find_stage(finished)).entries
+    entries = verify.verify(format.find_stage(finished)).entries
     rows = {(r.stage, r.domain, r.name): r.dice for entry in entries for r in entry.scores}
-    scores = {(row.stage, row.domain, row.name): row.dice for row in read_scores(finished / "scores.csv")}
+    scores = {(row.stage, row.domain, row.name): row.dice for row in metrics.read_scores(finished / "scores.csv")}
     assert rows == pytest.approx(scores)  # one test patient a site
-    assert (find_stage(finished) / "scores.csv").read_text().count("\n") == 1 + len(rows)
+    assert (format.find_stage(finished) / "scores.csv").read_text().count("\n") == 1 + len(rows)
 
 
 def test_a_hospital_scores_what_it_has_labels_for_before_and_after(pipeline, source, finished, tmp_path):
-    adapt(hop(pipeline, source, 1, tmp_path / "1"))
-    entry = verify(tmp_path / "1").entries[-1]
+    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    entry = verify.verify(tmp_path / "1").entries[-1]
     assert {(result.stage, result.domain) for result in entry.scores} == {(0, SITES[1]), (1, SITES[1])}
-    rows = [row for row in read_scores(finished / "scores.csv") if row.domain == SITES[1] and row.stage < 2]
+    rows = [row for row in metrics.read_scores(finished / "scores.csv") if row.domain == SITES[1] and row.stage < 2]
     assert [result.dice for result in entry.scores] == pytest.approx([row.dice for row in rows])
 
 
 def test_the_same_hop_again_changes_nothing(pipeline, source, tmp_path):
-    made = hop(pipeline, source, 1, tmp_path / "1")
+    made = hop_to(pipeline, source, 1, tmp_path / "1")
     adapt(made)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()}
     adapt(made)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()} == before
     with pytest.raises(RunFolderError, match="exists already, and is not what this hop gives; give another --out"):
-        adapt(hop(pipeline, source, 2, tmp_path / "1"))
+        adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
 
 
 def test_a_stopped_hop_goes_on(pipeline, source, finished, tmp_path):
     stop = StopAt(f"1-{SITES[1]}-adapter", 1)
     with pytest.raises(Interrupted):
-        adapt(hop(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
+        adapt(hop_to(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
     work = tmp_path / ".1.work"
     assert (work / "stages" / f"1-{SITES[1]}" / "training" / "adapter" / "checkpoint.pt").exists()
     assert not (tmp_path / "1").exists()
     with pytest.raises(RunFolderError, match=r"another plan, domains\.1\.manifest differs"):
-        adapt(hop(pipeline, source, 2, tmp_path / "1"))
-    adapt(hop(pipeline, source, 1, tmp_path / "1"))
-    assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 1))
+        adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
+    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
     assert not work.exists()
 
 
-@pytest.mark.parametrize("function", ["seal_stage", "_deliver", "_score"])
+@pytest.mark.parametrize("function", ["hop.seal_stage", "hop._deliver", "hop._score"])
 def test_a_hop_killed_after_learning_goes_on(function, pipeline, source, finished, tmp_path, monkeypatch):
     def die(*args, **others):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"garda.adapt.{function}", die)
+        patch.setattr(f"garda.runs.{function}", die)
         with pytest.raises(KeyboardInterrupt):
-            adapt(hop(pipeline, source, 1, tmp_path / "1"))
-    adapt(hop(pipeline, source, 1, tmp_path / "1"))
-    assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 1))
-    verify(tmp_path / "1")
+            adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
+    verify.verify(tmp_path / "1")
 
 
-@pytest.mark.parametrize("name", ["write_card", "write_lines", "format_results"])
+@pytest.mark.parametrize("name", ["write_card", "ledger.write_lines", "results.format_results"])
 def test_a_run_killed_while_sealing_seals_again(name, pipeline, tmp_path, monkeypatch):
     def die(*args, **others):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"garda.handover.seal.{name}", die)
+        patch.setattr(f"garda.handover.write.{name}", die)
         with pytest.raises(KeyboardInterrupt):
-            run_tiny(pipeline, tmp_path / "run", method="source_only")
-    assert (find_stage(tmp_path / "run") / OPEN).exists()
+            phantoms.run_tiny(pipeline, tmp_path / "run", method="source_only")
+    assert (format.find_stage(tmp_path / "run") / OPEN).exists()
     with pytest.raises(PackageError, match="its stage has not been finished; run the same command again first"):
-        adapt(hop(pipeline, tmp_path / "run", 1, tmp_path / "1"))
-    run_tiny(pipeline, tmp_path / "run", method="source_only")
-    assert len(verify(find_stage(tmp_path / "run")).entries) == 3
+        adapt(hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1"))
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="source_only")
+    assert len(verify.verify(format.find_stage(tmp_path / "run")).entries) == 3
 
 
 def test_every_change_is_found_and_named(finished, tmp_path):
-    for name in sorted(path.name for path in find_stage(finished).iterdir()):
-        package = copy(find_stage(finished), tmp_path / name)
+    for name in sorted(path.name for path in format.find_stage(finished).iterdir()):
+        package = copy(format.find_stage(finished), tmp_path / name)
         contents = bytearray((package / name).read_bytes())
         contents[len(contents) // 2] ^= 1
         (package / name).write_bytes(bytes(contents))
         with pytest.raises(GardaError) as caught:
-            verify(package)
+            verify.verify(package)
         assert name in str(caught.value)
 
 
 def test_every_byte_of_a_ledger_counts(finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     whole = (package / "ledger.jsonl").read_bytes()
     for place in range(0, len(whole), 97):
         for bit in (0, 5):
@@ -193,24 +197,24 @@ def test_every_byte_of_a_ledger_counts(finished, tmp_path):
             changed[place] ^= 1 << bit
             (package / "ledger.jsonl").write_bytes(bytes(changed))
             with pytest.raises(GardaError):
-                verify(package)
+                verify.verify(package)
     (package / "ledger.jsonl").write_bytes(whole.replace(b"\n", b"\r"))
     with pytest.raises(PackageError):
-        verify(package)
+        verify.verify(package)
 
 
 def reseal(package: Path, number: int, **changes) -> None:
     """What someone does who may write every file: change a line and all digests after it."""
-    lines = read_lines(package)
+    lines = ledger.read_lines(package)
     for place in range(number - 1, len(lines)):
         entry = json.loads(lines[place]) | (changes if place == number - 1 else {})
         if place > 0:
-            entry["previous"] = line_digest(lines[place - 1])
+            entry["previous"] = ledger.line_digest(lines[place - 1])
         if place == len(lines) - 1:
-            entry["kept"] = [record.model_dump() for record in contents(package)]
+            entry["kept"] = [record.model_dump() for record in format.contents(package)]
         lines[place] = json.dumps(entry, sort_keys=True).encode()
     (package / "ledger.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
-    (package / "digest.txt").write_text(f"{package_digest(package)}\n")
+    (package / "digest.txt").write_text(f"{format.package_digest(package)}\n")
 
 
 @pytest.mark.parametrize(
@@ -227,19 +231,19 @@ def reseal(package: Path, number: int, **changes) -> None:
     ],
 )
 def test_a_ledger_that_contradicts_itself_is_found(number, changes, what, finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     reseal(package, number, **changes)
     with pytest.raises(PackageError, match=what):
-        verify(package)
+        verify.verify(package)
 
 
 def test_a_refused_stage_cannot_have_changed_anything(finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     facts = json.loads((package / "knowledge.json").read_text())
     (package / "knowledge.json").write_text(json.dumps(facts | {"domains": facts["domains"][:2]}))
     reseal(package, 3, decision="refuse", reasons=["no"])
     with pytest.raises(PackageError, match="line 3: was refused, and yet its knowledge is not that of the line before"):
-        verify(package)
+        verify.verify(package)
 
 
 @pytest.mark.parametrize(
@@ -252,40 +256,40 @@ def test_a_refused_stage_cannot_have_changed_anything(finished, tmp_path):
     ],
 )
 def test_a_file_that_fits_its_digest_alone_is_found(name, what, finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     text = (package / name).read_bytes()
     (package / name).write_bytes(text.replace(b"myocardium", b"ventricle0") if name == "setup.json" else text + b" ")
     reseal(package, 3)
     with pytest.raises(PackageError, match=what):
-        verify(package)
+        verify.verify(package)
 
 
 def test_a_package_of_a_newer_format_says_so(finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     setup = json.loads((package / "setup.json").read_text()) | {"format": 2, "new": 1}
     (package / "setup.json").write_text(json.dumps(setup))
     with pytest.raises(PackageError, match="is of format 2, this version of garda knows 1; use the version"):
-        load_package(package)
+        load.load_package(package)
 
 
 def test_the_digest_told_by_another_channel(finished):
-    package = find_stage(finished)
-    assert (package / "digest.txt").read_text() == f"{package_digest(package)}\n"
-    verify(package, expected=package_digest(package).upper())
+    package = format.find_stage(finished)
+    assert (package / "digest.txt").read_text() == f"{format.package_digest(package)}\n"
+    verify.verify(package, expected=format.package_digest(package).upper())
     with pytest.raises(PackageError, match="not the expected one; ask which package it is"):
-        verify(package, expected=package_digest(find_stage(finished, 1)))
+        verify.verify(package, expected=format.package_digest(format.find_stage(finished, 1)))
     with pytest.raises(ConfigError, match="'28e2c9' is no whole digest; give all 64 digits"):
-        verify(package, expected="28e2c9")
+        verify.verify(package, expected="28e2c9")
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_first_line_that_does_not_fit_is_named(number, finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     lines = (package / "ledger.jsonl").read_text().splitlines()
     lines[number] = lines[number].replace('"patients": 2', '"patients": 9')
     (package / "ledger.jsonl").write_text("\n".join(lines) + "\n")
     with pytest.raises(PackageError) as caught:
-        verify(package)
+        verify.verify(package)
     assert str(caught.value) == (
         f"{package}/ledger.jsonl, line {number + 2}: does not follow: line {number + 1} has been changed; "
         "ask for the package again"
@@ -294,55 +298,55 @@ def test_the_first_line_that_does_not_fit_is_named(number, finished, tmp_path):
 
 def test_a_line_that_was_cut_off_or_put_in_is_found(finished, tmp_path):
     for name, change in (("cut", lambda lines: lines[:-1]), ("first", lambda lines: lines[1:])):
-        package = copy(find_stage(finished), tmp_path / name)
+        package = copy(format.find_stage(finished), tmp_path / name)
         lines = (package / "ledger.jsonl").read_text().splitlines()
         (package / "ledger.jsonl").write_text("\n".join(change(lines)) + "\n")
         with pytest.raises(PackageError):
-            verify(package)
+            verify.verify(package)
 
 
 def test_other_settings_than_those_of_the_ledger_are_found(finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     setup = json.loads((package / "setup.json").read_text())
     setup["settings"]["garda"]["target"]["learning_rate"] = 1.0
     (package / "setup.json").write_text(json.dumps(setup))
-    lines = read_lines(package)
+    lines = ledger.read_lines(package)
     last = json.loads(lines[-1])
-    last["kept"] = [record.model_dump() for record in contents(package)]
+    last["kept"] = [record.model_dump() for record in format.contents(package)]
     (package / "ledger.jsonl").write_bytes(b"\n".join([*lines[:-1], json.dumps(last, sort_keys=True).encode()]) + b"\n")
     with pytest.raises(PackageError, match=r"line 1: was learnt with other settings than those of setup\.json"):
-        verify(package)
+        verify.verify(package)
 
 
 @pytest.mark.parametrize(("name", "what"), [("extra.pt", "is no part of a package"), (CARD, "is missing")])
 def test_a_file_too_many_or_too_few(name, what, finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     if (package / name).exists():
         (package / name).unlink()
     else:
         (package / name).touch()
     with pytest.raises(PackageError, match=what):
-        verify(package)
+        verify.verify(package)
 
 
 def test_a_zipped_package_is_the_same_package_and_the_same_bytes(finished, tmp_path):
-    package = find_stage(finished)
+    package = format.find_stage(finished)
     for name in ("a.zip", "b.zip"):
-        pack(package, tmp_path / name)
+        format.pack(package, tmp_path / name)
         shutil.copytree(package, tmp_path / f"{name}-copy")  # other file times
         package = tmp_path / f"{name}-copy"
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
-    with opened(tmp_path / "a.zip") as folder:
-        assert verify(folder).digest == package_digest(find_stage(finished))
+    with format.opened(tmp_path / "a.zip") as folder:
+        assert verify.verify(folder).digest == format.package_digest(format.find_stage(finished))
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     with pytest.raises(RunFolderError, match="exists already"):
-        pack(package, tmp_path / "a.zip")
+        format.pack(package, tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("way", ["before", "after", "comment", "twice", "deflated", "dated"])
 def test_nothing_hides_in_a_zip_file(way, finished, tmp_path):
-    pack(find_stage(finished), tmp_path / "p.zip")
+    format.pack(format.find_stage(finished), tmp_path / "p.zip")
     path = tmp_path / "p.zip"
     if way in ("before", "after"):
         whole = path.read_bytes()
@@ -357,27 +361,30 @@ def test_nothing_hides_in_a_zip_file(way, finished, tmp_path):
                 member.date_time = (2026, 11, 24, 0, 0, 0) if way == "dated" else (1980, 1, 1, 0, 0, 0)
                 with warnings.catch_warnings(action="ignore"):  # a name that stands twice
                     archive.writestr(member, b"secret" * 100)
-    with pytest.raises(PackageError, match=r"is not zipped as garda zips a package|is no zipped package"), opened(path):
+    with (
+        pytest.raises(PackageError, match=r"is not zipped as garda zips a package|is no zipped package"),
+        format.opened(path),
+    ):
         pass
 
 
 def test_a_package_holds_files_and_nothing_else(finished, tmp_path):
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     (package / "signatures.jsonl").symlink_to("nowhere")
     with pytest.raises(PackageError, match=r"signatures\.jsonl: is no file of its own"):
-        verify(package)
+        verify.verify(package)
     (package / "signatures.jsonl").unlink()
     (package / "signatures.jsonl").mkdir()
     with pytest.raises(PackageError, match=r"signatures\.jsonl: is no file of its own"):
-        verify(package)
+        verify.verify(package)
 
 
 def test_the_same_hop_with_other_options_is_not_called_done(pipeline, source, tmp_path):
-    adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     key, _ = sign(tmp_path, "a.key")
     for options in ({"key": key}, {"audited": True}, {"pseudonyms": Pseudonyms(b"another key")}):
         with pytest.raises(RunFolderError, match="is not what this hop gives"):
-            adapt(hop(pipeline, source, 1, tmp_path / "1", **options))
+            adapt(hop_to(pipeline, source, 1, tmp_path / "1", **options))
 
 
 def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_path, monkeypatch):
@@ -385,24 +392,24 @@ def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("garda.adapt._remove", die)
+        patch.setattr("garda.runs.hop._remove", die)
         with pytest.raises(KeyboardInterrupt):
-            adapt(hop(pipeline, source, 1, tmp_path / "1"))
+            adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     assert (tmp_path / ".1.work").stat().st_mode & 0o777 == 0o700
-    adapt(hop(pipeline, source, 1, tmp_path / "1"))
+    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     assert not (tmp_path / ".1.work").exists()
 
 
 def test_the_accelerator_is_this_machines(pipeline, source, finished, tmp_path):
-    adapt(hop(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "cpu"}}))
-    assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 1))
+    adapt(hop_to(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "cpu"}}))
+    assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
 
 
 @pytest.mark.parametrize("name", ["../evil.sh", "evil.sh", "/tmp/evil", "sub/card.md"])
 def test_a_zip_file_with_anything_else_is_refused_unread(name, tmp_path):
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         archive.writestr(name, "x")
-    with pytest.raises(PackageError, match="which is no part of a package"), opened(tmp_path / "p.zip"):
+    with pytest.raises(PackageError, match="which is no part of a package"), format.opened(tmp_path / "p.zip"):
         pass
 
 
@@ -411,19 +418,19 @@ def test_what_is_no_package_is_one_line(tmp_path):
     (tmp_path / "folder").mkdir()
     cases = {"p.zip": "is no zipped package, or damaged", "folder": "is no package, ledger.jsonl is missing"}
     for name, what in {**cases, "nothing": "does not exist"}.items():
-        with pytest.raises(PackageError, match=what), opened(tmp_path / name):
+        with pytest.raises(PackageError, match=what), format.opened(tmp_path / name):
             pass
 
 
 def test_weights_are_read_without_executing_code(finished, tmp_path):
     import torch
 
-    package = copy(find_stage(finished), tmp_path)
+    package = copy(format.find_stage(finished), tmp_path)
     torch.save({"w": torch.ones(1)}, package / "segmenter.safetensors")
     with pytest.raises(CheckpointError, match="is truncated or damaged"):
-        load_package(package)
+        load.load_package(package)
     with Reporter() as reporter, pytest.raises(PackageError, match=r"segmenter\.safetensors: has been changed"):
-        predict(package, [], tmp_path / "out", reporter)
+        predict.predict(package, [], tmp_path / "out", reporter)
 
 
 def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
@@ -435,10 +442,10 @@ def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
             name = f"{manifest.stem}_{number:03d}"
             text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
         manifest.write_text(text)
-    run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
-    adapt(hop(folder / "pipeline.yaml", find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
+    phantoms.run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
+    adapt(hop_to(folder / "pipeline.yaml", format.find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii", b"/tmp", b"P-", b"C-"]
-    for file in [*find_stage(tmp_path / "run").iterdir(), *(tmp_path / "1").iterdir()]:
+    for file in [*format.find_stage(tmp_path / "run").iterdir(), *(tmp_path / "1").iterdir()]:
         contents = file.read_bytes()
         if file.suffix != ".safetensors":
             assert [word for word in private if word in contents] == [], file
@@ -448,38 +455,40 @@ def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
 
 
 def sign(folder: Path, name: str):
-    public, digits = make_keys(folder / name)
-    assert read_public(public) == digits
+    public, digits = signing.make_keys(folder / name)
+    assert signing.read_public(public) == digits
     assert (folder / name).stat().st_mode & 0o777 == 0o600
-    return read_private(folder / name), digits
+    return signing.read_private(folder / name), digits
 
 
 def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
     (first, a), (second, b), (_, stranger) = (sign(tmp_path, name) for name in ("a.key", "b.key", "c.key"))
-    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=first))
-    package = find_stage(tmp_path / "run", 0)
+    package = format.find_stage(tmp_path / "run", 0)
     with pytest.raises(PackageError, match=f"ledger line 1: signed by a stranger, {a}"):
-        adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
-    adapt(hop(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
-    found = verify(tmp_path / "1", [Trusted(a), Trusted(b, SITES[1])])
+        adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
+    adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
+    found = verify.verify(tmp_path / "1", [Trusted(a), Trusted(b, SITES[1])])
     assert [(signature.line, signature.key) for signature in found.signatures] == [(1, a), (2, b)]
     with pytest.raises(PackageError, match="ledger line 2: signed by a stranger"):
-        verify(tmp_path / "1", [Trusted(a)])
+        verify.verify(tmp_path / "1", [Trusted(a)])
     what = f"ledger line 1: is a line of {SITES[0]}, and its key is trusted for {SITES[1]} alone"
     with pytest.raises(PackageError, match=what):  # b may sign for its own site alone
-        lines = read_lines(tmp_path / "1")
-        write_signatures(tmp_path / "1", [sign_line(line, number, second) for number, line in enumerate(lines, 1)])
-        verify(tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])
-    adapt(hop(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
+        lines = ledger.read_lines(tmp_path / "1")
+        signing.write_signatures(
+            tmp_path / "1", [signing.sign_line(line, number, second) for number, line in enumerate(lines, 1)]
+        )
+        verify.verify(tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])
+    adapt(hop_to(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
     with pytest.raises(PackageError, match="ledger line 2: nobody has signed it; ask its site to sign"):
-        verify(tmp_path / "unsigned", [Trusted(a), Trusted(b)])
-    assert len(verify(tmp_path / "unsigned").signatures) == 1
+        verify.verify(tmp_path / "unsigned", [Trusted(a), Trusted(b)])
+    assert len(verify.verify(tmp_path / "unsigned").signatures) == 1
 
 
 def test_a_key_that_comes_after_the_sealing_is_refused(pipeline, tmp_path):
     (first, _), (second, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
-    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=first))
     run_sequence(replace(run, key=first))
     run_sequence(run)
@@ -489,9 +498,9 @@ def test_a_key_that_comes_after_the_sealing_is_refused(pipeline, tmp_path):
 
 def test_every_command_that_reads_a_package_asks_for_trusted_signatures(pipeline, tmp_path, capsys):
     (key, _), (_, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
-    run = tiny_run(read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
+    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=key))
-    package, data = find_stage(tmp_path / "run"), pipeline.parent / "data"
+    package, data = format.find_stage(tmp_path / "run"), pipeline.parent / "data"
     manifest = data / "manifests" / f"{SITES[2]}.csv"
     image = next((data / SITES[2] / "images").glob("*.nii.gz"))
     for number, words in enumerate(
@@ -503,80 +512,77 @@ def test_every_command_that_reads_a_package_asks_for_trusted_signatures(pipeline
             ("predict", package, image, "--out", tmp_path / "maps"),
         ]
     ):
-        assert garda(*words, "--trust", tmp_path / "b.key.pub") == 2, number
+        assert test_cli.garda(*words, "--trust", tmp_path / "b.key.pub") == 2, number
         assert "signed by a stranger" in capsys.readouterr().err
-        assert garda(*words, "--trust", tmp_path / "a.key.pub") == 0, number
+        assert test_cli.garda(*words, "--trust", tmp_path / "a.key.pub") == 0, number
 
 
 def test_messages_name_the_zip_file_and_not_where_it_was_unpacked(finished, tmp_path):
-    pack(find_stage(finished), tmp_path / "a.zip")
-    with pytest.raises(PackageError) as error, opened(tmp_path / "a.zip") as folder:
-        verify(folder, expected="0" * 64)
+    format.pack(format.find_stage(finished), tmp_path / "a.zip")
+    with pytest.raises(PackageError) as error, format.opened(tmp_path / "a.zip") as folder:
+        verify.verify(folder, expected="0" * 64)
     assert str(error.value).startswith(f"{tmp_path / 'a.zip'}: has the digest ")
 
 
 def test_a_package_that_vanishes_while_it_is_learnt_from_gives_no_package(pipeline, finished, tmp_path, monkeypatch):
-    own = adapting.learn
+    own = stage.learn
 
     def learn(*given):
         learnt = own(*given)
         shutil.rmtree(tmp_path / "source")
         return learnt
 
-    shutil.copytree(find_stage(finished, 0), tmp_path / "source")
-    monkeypatch.setattr(adapting, "learn", learn)
+    shutil.copytree(format.find_stage(finished, 0), tmp_path / "source")
+    monkeypatch.setattr(hop, "learn", learn)
     with pytest.raises(PackageError, match="has lost its ledger since it was opened; run the same command again"):
-        adapt(hop(pipeline, tmp_path / "source", 1, tmp_path / "1"))
+        adapt(hop_to(pipeline, tmp_path / "source", 1, tmp_path / "1"))
     assert not (tmp_path / "1").exists()
 
 
 def test_widths_that_fit_no_machine_are_one_line(finished, tmp_path):
-    shutil.copytree(find_stage(finished), tmp_path / "package")
+    shutil.copytree(format.find_stage(finished), tmp_path / "package")
     setup = json.loads((tmp_path / "package" / "setup.json").read_text())
     setup["settings"]["segmenter"] = {"widths": [10**9] * 6}
     (tmp_path / "package" / "setup.json").write_text(json.dumps(setup))
     with pytest.raises(
         ConfigError, match=r"setup.json: segmenter.widths.0: input should be less than or equal to 2048, got 1000000000"
     ):
-        load_package(tmp_path / "package")
+        load.load_package(tmp_path / "package")
 
 
 def test_a_signature_of_another_line_does_not_fit(pipeline, tmp_path):
     key, digits = sign(tmp_path, "a.key")
-    run = tiny_run(read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=key))
-    package = find_stage(tmp_path / "run")
+    package = format.find_stage(tmp_path / "run")
     lines = (package / "signatures.jsonl").read_text().splitlines()
     (package / "signatures.jsonl").write_text(lines[0].replace('"line": 1', '"line": 2') + "\n")
     for trusted in ([], [Trusted(digits)]):
         with pytest.raises(PackageError, match="ledger line 2: the signature does not fit the line"):
-            verify(package, trusted)
+            verify.verify(package, trusted)
 
 
 def test_keys_that_cannot_be_used(tmp_path):
-    make_keys(tmp_path / "a.key")
+    signing.make_keys(tmp_path / "a.key")
     with pytest.raises(GardaError, match="exists already; give another name"):
-        make_keys(tmp_path / "a.key")
+        signing.make_keys(tmp_path / "a.key")
     (tmp_path / "a.key").chmod(0o644)
     with pytest.raises(ConfigError, match="other users have access to the key; run: chmod 600"):
-        read_private(tmp_path / "a.key")
+        signing.read_private(tmp_path / "a.key")
     with pytest.raises(ConfigError, match=r"is no public key; give a \.pub file"):
-        read_public(tmp_path / "a.key")
+        signing.read_public(tmp_path / "a.key")
     with pytest.raises(ConfigError, match="the key cannot be read"):
-        read_public(tmp_path / "none.pub")
+        signing.read_public(tmp_path / "none.pub")
 
 
 def test_what_cannot_be_adapted_is_told_and_nothing_is_written(pipeline, source, tmp_path):
-    run_tiny(pipeline, tmp_path / "run", method="joint")
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="joint")
     cases = [
-        (hop(pipeline, tmp_path / "run", 1, tmp_path / "1", name="new"), "needs the images of earlier sites"),
-        (hop(pipeline, source, 0, tmp_path / "1"), "has been met already; give the site another --name"),
-        (hop(pipeline, source, 1, tmp_path / "1", name="a/b"), "'a/b' is no domain's name"),
-        (hop(pipeline, source, 1, tmp_path / "1", changes={"seed": 1}), "unknown key 'seed'"),
-        (
-            hop(pipeline, source, 1, tmp_path / "1", changes={"source": {"steps": 9}}),
-            "is what the package decides",
-        ),
+        (hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1", name="new"), "needs the images of earlier sites"),
+        (hop_to(pipeline, source, 0, tmp_path / "1"), "has been met already; give the site another --name"),
+        (hop_to(pipeline, source, 1, tmp_path / "1", name="a/b"), "'a/b' is no domain's name"),
+        (hop_to(pipeline, source, 1, tmp_path / "1", changes={"seed": 1}), "unknown key 'seed'"),
+        (hop_to(pipeline, source, 1, tmp_path / "1", changes={"source": {"steps": 9}}), "is what the package decides"),
     ]
     for made, what in cases:
         with pytest.raises((PackageError, DataError, ConfigError), match=what):
@@ -588,21 +594,21 @@ def test_a_package_is_scored_wherever_there_are_labels(pipeline, source, finishe
     manifests = [pipeline.parent / "data" / "manifests" / f"{site}.csv" for site in SITES]
     quiet = Reporter(Console(quiet=True))
     scores = evaluate_package(source, manifests, pipeline.parent / "data", quiet, Pseudonyms(b"a key for tests"))
-    assert scores == [row for row in read_scores(finished / "scores.csv") if row.stage == 0]
+    assert scores == [row for row in metrics.read_scores(finished / "scores.csv") if row.stage == 0]
 
 
 def test_a_package_predicts_as_its_run(pipeline, source, finished, tmp_path):
     image = next((pipeline.parent / "data" / SITES[1] / "images").glob("*_003.nii.gz"))
     with Reporter(Console(quiet=True)) as reporter:
-        (one,) = predict(source, [image], tmp_path / "package", reporter)
-        (other,) = predict(finished, [image], tmp_path / "run", reporter, stage=0)
+        (one,) = predict.predict(source, [image], tmp_path / "package", reporter)
+        (other,) = predict.predict(finished, [image], tmp_path / "run", reporter, stage=0)
     assert one.read_bytes() == other.read_bytes()
 
 
 def test_the_card_tells_what_the_package_is(finished):
-    card = (find_stage(finished) / CARD).read_text()
+    card = (format.find_stage(finished) / CARD).read_text()
     for words in ("heart", "myocardium", *SITES, "description of modifications", "modification protocol", "impact"):
         assert words in card
-    entry = parse_lines(find_stage(finished), read_lines(find_stage(finished)))[-1]
+    entry = ledger.parse_lines(format.find_stage(finished), ledger.read_lines(format.find_stage(finished)))[-1]
     assert f"| 2 | {SITES[2]} | {entry.month} | 2 | 2 | 4 | never read | {entry.decision} |" in card
     assert all(line == line.rstrip() and len(line) <= 160 for line in card.splitlines())

@@ -3,24 +3,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from garda.errors import DataError
-from garda.intensity import scale_intensity
-from garda.task import Intensity
+from garda.core.errors import DataError
+from garda.data import preprocess
+from garda.data.task import Intensity
 
 
 def test_percentiles_of_all_channels_become_0_and_1():
     image = np.random.default_rng(0).normal(size=(3, 2, 20, 20)).astype(np.float32)
-    scaled = scale_intensity(image, None, Intensity(percentiles=(10, 90)))
+    scaled = preprocess.scale_intensity(image, None, Intensity(percentiles=(10, 90)))
     assert scaled.dtype == np.float32 and scaled.min() == 0 and scaled.max() == 1
     assert np.mean(scaled == 0) == pytest.approx(0.1, abs=0.01) and np.mean(scaled == 1) == pytest.approx(0.1, abs=0.01)
-    moved = scale_intensity(image * 7 + 100, None, Intensity(percentiles=(10, 90)))
+    moved = preprocess.scale_intensity(image * 7 + 100, None, Intensity(percentiles=(10, 90)))
     np.testing.assert_allclose(moved, scaled, atol=1e-5)
 
 
 def test_a_black_image_with_a_few_bright_pixels_keeps_them():
     image = np.zeros((1, 1, 40, 40), np.float32)
     image[..., 3, 3], image[..., 4, 4] = 50, 100
-    scaled = scale_intensity(image, None, Intensity())
+    scaled = preprocess.scale_intensity(image, None, Intensity())
     assert scaled[..., 3, 3] == 0.5 and scaled[..., 4, 4] == 1 and scaled.sum() == 1.5
 
 
@@ -28,7 +28,7 @@ def test_a_black_image_with_a_few_bright_pixels_keeps_them():
 def test_an_image_too_small_for_bias_field_correction_is_one_line(shape: tuple[int, ...]):
     image = np.random.default_rng(0).random(shape).astype(np.float32)
     with pytest.raises(DataError) as caught:
-        scale_intensity(image, None, Intensity(bias_field_correction=True))
+        preprocess.scale_intensity(image, None, Intensity(bias_field_correction=True))
     assert str(caught.value) == (
         f"bias field correction: has {' x '.join(map(str, shape[1:]))} voxels, in which N4 finds no bias field; "
         "switch intensity.bias_field_correction off, or leave the case out"
@@ -46,6 +46,6 @@ def test_bias_field_correction_evens_a_shaded_image_out(depth: int):
     def correlation(image: np.ndarray) -> float:
         return float(np.corrcoef(image.reshape(-1), np.broadcast_to(tissue, shaded.shape).reshape(-1))[0, 1])
 
-    corrected = scale_intensity(shaded, (3.0, 1.0, 1.0), settings)
-    assert correlation(corrected) > correlation(scale_intensity(shaded, None, Intensity())) + 0.1
-    assert np.array_equal(corrected, scale_intensity(shaded, (3.0, 1.0, 1.0), settings))
+    corrected = preprocess.scale_intensity(shaded, (3.0, 1.0, 1.0), settings)
+    assert correlation(corrected) > correlation(preprocess.scale_intensity(shaded, None, Intensity())) + 0.1
+    assert np.array_equal(corrected, preprocess.scale_intensity(shaded, (3.0, 1.0, 1.0), settings))

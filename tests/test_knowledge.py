@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from garda.errors import CheckpointError
-from garda.generators.factorised import FactorisedGenerator
-from garda.knowledge import Knowledge
-from garda.methods import Method, build_method
-from garda.segmenter import build_segmenter
-from garda.sequence import read_sequence
-from garda.settings import parse_settings
-from garda.specialisation import read_own
-from garda.weights import halve, load_weights, read_weights, round_weights, save_weights
-
-from .test_methods import assert_equal, follow, known_by, weights
-from .test_methods import method as tiny
+from garda.core.errors import CheckpointError
+from garda.data.sequence import read_sequence
+from garda.handover import settings
+from garda.methods import registry
+from garda.methods.base import Method
+from garda.methods.knowledge import Knowledge
+from garda.models import adapter, unet
+from garda.models.factorised import FactorisedGenerator
+from garda.training import weights
+from tests import test_methods
 
 PIPELINES = sorted((Path(__file__).parent.parent / "pipelines").glob("*.yaml"))
 MOST = 0.02  # of what the source has left, for each domain
@@ -34,8 +32,10 @@ def untrained(learner: Method, domains: tuple[str, ...]) -> Knowledge:
         for weight in generator.branches[-1].parameters():
             weight.data += 0.01 * torch.randn_like(weight)
         generator.round_look()
-    segmenter, teacher = (build_segmenter(learner.task, learner.shared.segmenter) for _ in range(2))
-    return Knowledge(segmenter, teacher, generator, domains, {domain: read_own(segmenter) for domain in domains})
+    segmenter, teacher = (unet.build_segmenter(learner.task, learner.shared.segmenter) for _ in range(2))
+    return Knowledge(
+        segmenter, teacher, generator, domains, {domain: adapter.read_own(segmenter) for domain in domains}
+    )
 
 
 def size(folder: Path) -> int:
@@ -45,7 +45,9 @@ def size(folder: Path) -> int:
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
 def test_a_domain_adds_at_most_two_percent(file, tmp_path):
     sequence = read_sequence(file, method="garda")
-    learner = build_method("garda", parse_settings("garda", sequence.settings, sequence.origin), sequence.task)
+    learner = registry.build_method(
+        "garda", settings.parse_settings("garda", sequence.settings, sequence.origin), sequence.task
+    )
     sizes = []
     for count in (1, 2, 3):
         untrained(learner, ("a", "b", "c")[:count]).save(tmp_path / str(count))
@@ -55,10 +57,10 @@ def test_a_domain_adds_at_most_two_percent(file, tmp_path):
 
 
 def test_what_is_kept_comes_back_to_the_bit_and_is_kept_alike_again(tmp_path):
-    known = known_by("garda")[-1]
+    known = test_methods.known_by("garda")[-1]
     known.save(tmp_path / "kept")
-    loaded = tiny("garda").load(tmp_path / "kept")
-    assert_equal(weights(known), weights(loaded))
+    loaded = test_methods.method("garda").load(tmp_path / "kept")
+    test_methods.assert_equal(test_methods.weights(known), test_methods.weights(loaded))
     assert all(
         tensor.dtype == torch.float32 for tensor in loaded.generator.state_dict().values() if tensor.is_floating_point()
     )
@@ -68,13 +70,13 @@ def test_what_is_kept_comes_back_to_the_bit_and_is_kept_alike_again(tmp_path):
 
 
 def test_a_target_branch_holds_what_float16_holds_and_the_source_one_more(tmp_path):
-    known = known_by("garda")[-1]
+    known = test_methods.known_by("garda")[-1]
     first, *others = (branch.state_dict().values() for branch in known.generator.branches)
     assert len(others) == 2
     assert all(torch.equal(tensor, tensor.half().float()) for branch in others for tensor in branch)
     assert not all(torch.equal(tensor, tensor.half().float()) for tensor in first)
     known.save(tmp_path / "kept")
-    for name, tensor in read_weights(tmp_path / "kept" / "generator.safetensors").items():
+    for name, tensor in weights.read_weights(tmp_path / "kept" / "generator.safetensors").items():
         if tensor.is_floating_point():
             target = name.startswith(("branches.1.", "branches.2."))
             assert tensor.dtype == (torch.float16 if target else torch.float32), name
@@ -82,10 +84,12 @@ def test_a_target_branch_holds_what_float16_holds_and_the_source_one_more(tmp_pa
 
 def test_rounding_changes_nothing_but_the_branch(tmp_path, monkeypatch):
     monkeypatch.setattr(FactorisedGenerator, "round_look", lambda generator: None)
-    for rounded, plain in zip(known_by("garda"), follow("garda", tmp_path), strict=True):
-        ours, theirs = weights(rounded), weights(plain)
+    for rounded, plain in zip(test_methods.known_by("garda"), test_methods.follow("garda", tmp_path), strict=True):
+        ours, theirs = test_methods.weights(rounded), test_methods.weights(plain)
         targets = [name for name in ours if name.startswith("generator.branches.") and ".branches.0." not in name]
-        assert_equal(*({name: kept[name] for name in kept if name not in targets} for kept in (ours, theirs)))
+        test_methods.assert_equal(
+            *({name: kept[name] for name in kept if name not in targets} for kept in (ours, theirs))
+        )
         assert [name for name in targets if not torch.equal(ours[name], theirs[name])] == targets
         assert all(torch.equal(ours[name], theirs[name].half().float()) for name in targets)
 
@@ -94,10 +98,10 @@ def test_knowledge_that_was_written_in_float32_is_read_and_stays_so(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(FactorisedGenerator, "round_look", lambda generator: None)
         patch.setattr(FactorisedGenerator, "kept_state", lambda generator: generator.state_dict())
-        known = follow("garda", tmp_path)[1]
+        known = test_methods.follow("garda", tmp_path)[1]
         known.save(tmp_path / "old")
-    loaded = tiny("garda").load(tmp_path / "old")
-    assert_equal(weights(known), weights(loaded))
+    loaded = test_methods.method("garda").load(tmp_path / "old")
+    test_methods.assert_equal(test_methods.weights(known), test_methods.weights(loaded))
     loaded.save(tmp_path / "again")
     old, again = (tmp_path / name / "generator.safetensors" for name in ("old", "again"))
     assert old.read_bytes() == again.read_bytes()
@@ -105,22 +109,24 @@ def test_knowledge_that_was_written_in_float32_is_read_and_stays_so(tmp_path, mo
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.int32, torch.bool])
 def test_a_tensor_of_another_kind_is_refused_in_one_line(kind, tmp_path):
-    known_by("garda")[1].save(tmp_path / "kept")
+    test_methods.known_by("garda")[1].save(tmp_path / "kept")
     file = tmp_path / "kept" / "generator.safetensors"
-    tensors = read_weights(file)
+    tensors = weights.read_weights(file)
     name = "branches.1.last.weight"
-    save_weights(file, tensors | {name: tensors[name].to(kind)})
+    weights.save_weights(file, tensors | {name: tensors[name].to(kind)})
     with pytest.raises(CheckpointError) as caught:
-        tiny("garda").load(tmp_path / "kept")
+        test_methods.method("garda").load(tmp_path / "kept")
     assert str(caught.value) == f"{file}: holds weights of another network; use the settings it was trained with"
 
 
 def test_float16_does_not_serve_as_whole_numbers(tmp_path):
     network = torch.nn.BatchNorm2d(3)
     state = network.state_dict()
-    save_weights(tmp_path / "w.safetensors", state | {"num_batches_tracked": state["num_batches_tracked"].half()})
+    weights.save_weights(
+        tmp_path / "w.safetensors", state | {"num_batches_tracked": state["num_batches_tracked"].half()}
+    )
     with pytest.raises(CheckpointError, match="holds weights of another network"):
-        load_weights(tmp_path / "w.safetensors", network)
+        weights.load_weights(tmp_path / "w.safetensors", network)
 
 
 @pytest.mark.parametrize("value", [7e4, -65505.0, 1e-6, -1e-41, float("inf"), float("nan")])
@@ -129,9 +135,9 @@ def test_a_tensor_that_float16_cannot_hold_stays_as_it_is(value):
     layer.weight.data = torch.full((3, 2), 1e-7 if abs(value) < 1e-5 else 0.1)
     layer.weight.data[1, 1] = value
     before = layer.weight.data.clone()
-    round_weights(layer)
+    weights.round_weights(layer)
     assert torch.equal(layer.weight.data.nan_to_num(nan=5.0), before.nan_to_num(nan=5.0))
-    assert halve(layer.weight.data).dtype == torch.float32
+    assert weights.halve(layer.weight.data).dtype == torch.float32
 
 
 @pytest.mark.parametrize("value", [65504.0, 1e-7, 0.0, -0.0])
@@ -139,8 +145,8 @@ def test_a_rounded_tensor_takes_half_the_room_and_comes_back_to_the_bit(value):
     layer = torch.nn.Linear(2, 3, bias=False)
     layer.weight.data[1, 1] = value
     before = layer.weight.data.clone()
-    round_weights(layer)
-    after, short = layer.weight.data, halve(layer.weight.data)
+    weights.round_weights(layer)
+    after, short = layer.weight.data, weights.halve(layer.weight.data)
     assert short.dtype == torch.float16 and after.isfinite().all()
     assert torch.equal(short.float().view(torch.int32), after.view(torch.int32))
     assert torch.allclose(after, before, rtol=2**-11, atol=2**-25)

@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from garda.cases import read_manifest, write_manifest
-from garda.errors import DataError
-from garda.formats import digest
-from garda.manifest import build_manifest, split_patients
-from garda.task import LabelFormat, Task
+from garda.core.errors import DataError
+from garda.data import build_manifest, manifest, readers
+from garda.data.task import LabelFormat, Task
 
 MANIFESTS = Path(__file__).parent.parent / "data_manifests"
 NUCLEI = [path.stem for path in sorted((MANIFESTS / "nuclei").glob("*.csv"))]
@@ -27,7 +25,10 @@ def fill(folder: Path, *names: str) -> Path:
 
 
 def rows(folder: Path, data: Path, **options) -> list[tuple[str, str, str, tuple[str, ...]]]:
-    return [(case.case, case.patient, case.image, case.labels) for case in build_manifest(folder, data, **options)]
+    return [
+        (case.case, case.patient, case.image, case.labels)
+        for case in build_manifest.build_manifest(folder, data, **options)
+    ]
 
 
 @pytest.mark.parametrize("labels", ["labels", "masks", "annotations"])
@@ -42,14 +43,14 @@ def test_pairs_have_one_name(tmp_path: Path, labels: str):
 
 def test_a_manifest_is_written_and_read_with_the_digest_of_every_file(tmp_path: Path):
     fill(tmp_path, "images/a.nii", "images/b.nii", "masks/a_seg.nii", "masks/a_gmseg.nii")
-    cases = build_manifest(tmp_path, tmp_path, label_suffixes=("_seg", "_gmseg"))
+    cases = build_manifest.build_manifest(tmp_path, tmp_path, label_suffixes=("_seg", "_gmseg"))
     files = ("images/a.nii", "masks/a_seg.nii", "masks/a_gmseg.nii")
-    assert cases[0].digests == tuple((name, *digest(tmp_path / name)) for name in files)
+    assert cases[0].digests == tuple((name, *readers.digest(tmp_path / name)) for name in files)
     assert cases[0].digests[0][2] == len("images/a.nii")
     assert cases[0].labels == files[1:] and cases[1].labels == ()
-    write_manifest(tmp_path / "m.csv", cases)
+    manifest.write_manifest(tmp_path / "m.csv", cases)
     task = TASK.model_copy(update={"label": LabelFormat(masks=("x", "y"))})
-    read = read_manifest(tmp_path / "m.csv", task)
+    read = manifest.read_manifest(tmp_path / "m.csv", task)
     assert [(case.image, case.labels, case.digests, case.split) for case in read] == [
         (case.image, case.labels, case.digests, case.split) for case in cases
     ]
@@ -68,7 +69,7 @@ def test_without_suffixes_a_label_goes_on_after_the_longest_name_that_fits(tmp_p
 def test_nnunet_keeps_its_test_images_apart(tmp_path: Path):
     fill(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr/b.nii.gz")
     fill(tmp_path, "imagesTs/c_0000.nii.gz", "imagesTs/d.nii.gz", "dataset.json")
-    cases = build_manifest(tmp_path, tmp_path, fractions=(1, 0, 0))
+    cases = build_manifest.build_manifest(tmp_path, tmp_path, fractions=(1, 0, 0))
     assert [(case.case, case.split, case.labels) for case in cases] == [
         ("a", "train", ("labelsTr/a.nii.gz",)),
         ("b", "train", ("labelsTr/b.nii.gz",)),
@@ -77,7 +78,7 @@ def test_nnunet_keeps_its_test_images_apart(tmp_path: Path):
     ]
     fill(tmp_path, "imagesTr/b_0001.nii.gz")
     with pytest.raises(DataError) as error:
-        build_manifest(tmp_path, tmp_path)
+        build_manifest.build_manifest(tmp_path, tmp_path)
     assert str(error.value) == (
         f"{tmp_path}/imagesTr/b_0001.nii.gz: is a further channel, garda reads one file per case; "
         "merge channels along a 4th axis"
@@ -108,29 +109,29 @@ def test_a_dicom_folder_is_one_image(tmp_path: Path):
     data = fill(tmp_path, "images/p1/001", "images/p1/002", "labels/p1.nii.gz", "images/empty/readme.txt")
     for name in ("001", "002"):
         (data / "images/p1" / name).write_bytes(bytes(128) + b"DICM" + name.encode())
-    (case,) = build_manifest(data, data)
+    (case,) = build_manifest.build_manifest(data, data)
     assert (case.case, case.image, case.labels) == ("p1", "images/p1", ("labels/p1.nii.gz",))
-    assert case.digests[0] == ("images/p1", digest(data / "images/p1")[0], 2 * 135)
+    assert case.digests[0] == ("images/p1", readers.digest(data / "images/p1")[0], 2 * 135)
     (data / "images/p1/001").rename(data / "images/p1/renamed")
-    assert build_manifest(data, data) == (case,)
+    assert build_manifest.build_manifest(data, data) == (case,)
     (data / "images/p1/002").write_bytes(bytes(128) + b"DICM" + b"00X")
-    assert build_manifest(data, data)[0].digests[0][1] != case.digests[0][1]
+    assert build_manifest.build_manifest(data, data)[0].digests[0][1] != case.digests[0][1]
 
 
 def test_splits_are_by_patient_and_do_not_depend_on_order():
     patients = [f"p{index}" for index in range(40)]
-    splits = split_patients(patients, (0.6, 0.1, 0.3), seed=0)
+    splits = build_manifest.split_patients(patients, (0.6, 0.1, 0.3), seed=0)
     assert Counter(splits.values()) == {"train": 24, "val": 4, "test": 12}
-    assert split_patients(reversed(patients), (0.6, 0.1, 0.3), seed=0) == splits
-    assert split_patients(patients, (0.6, 0.1, 0.3), seed=1) != splits
-    joined = split_patients([*patients, "new"], (0.6, 0.1, 0.3), seed=0)
+    assert build_manifest.split_patients(reversed(patients), (0.6, 0.1, 0.3), seed=0) == splits
+    assert build_manifest.split_patients(patients, (0.6, 0.1, 0.3), seed=1) != splits
+    joined = build_manifest.split_patients([*patients, "new"], (0.6, 0.1, 0.3), seed=0)
     assert sum(joined[patient] != splits[patient] for patient in patients) <= 2
-    assert split_patients(["only"], (0.6, 0.1, 0.3), seed=0) == {"only": "train"}
+    assert build_manifest.split_patients(["only"], (0.6, 0.1, 0.3), seed=0) == {"only": "train"}
 
 
 def test_a_pattern_names_the_patient(tmp_path: Path):
     fill(tmp_path, "images/sub-7Ses1.nii", "images/sub-7Ses2.nii", "images/sub-8Ses1.nii")
-    cases = build_manifest(tmp_path, tmp_path, patient_pattern=r"(sub-\d+)Ses")
+    cases = build_manifest.build_manifest(tmp_path, tmp_path, patient_pattern=r"(sub-\d+)Ses")
     assert [case.patient for case in cases] == ["sub-7", "sub-7", "sub-8"]
     assert cases[0].split == cases[1].split
 
@@ -145,11 +146,7 @@ def test_a_pattern_names_the_patient(tmp_path: Path):
             "{}: holds no image in layout 'pairs'; "
             "put images where the layout has them, every DICOM series in a folder of its own",
         ),
-        (
-            ["images/a.png", "images/a.tif"],
-            {},
-            "{}: holds 2 images named 'a'; give every image a name of its own",
-        ),
+        (["images/a.png", "images/a.tif"], {}, "{}: holds 2 images named 'a'; give every image a name of its own"),
         (
             ["images/a.png", "labels/a.png", "masks/a.png"],
             {},
@@ -212,16 +209,16 @@ def test_a_folder_that_does_not_fit_is_one_line(tmp_path: Path, files: list[str]
     fill(tmp_path, *files)
     arguments = {"folder": "."} | options
     with pytest.raises(DataError) as error:
-        build_manifest(tmp_path / arguments.pop("folder"), tmp_path, **arguments)
+        build_manifest.build_manifest(tmp_path / arguments.pop("folder"), tmp_path, **arguments)
     assert str(error.value) == message.replace("{}", str(tmp_path))
 
 
 def test_the_folder_lies_below_the_data_folder(tmp_path: Path):
     fill(tmp_path, "site/images/a.png", "data/b.png")
     with pytest.raises(DataError, match=r"is not below the data folder .*/data; give a --data folder that holds it$"):
-        build_manifest(tmp_path / "site", tmp_path / "data")
+        build_manifest.build_manifest(tmp_path / "site", tmp_path / "data")
     with pytest.raises(DataError, match=r"/none: no such folder; check the path$"):
-        build_manifest(tmp_path / "none", tmp_path)
+        build_manifest.build_manifest(tmp_path / "none", tmp_path)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, wanted: Path) -> None:
@@ -250,7 +247,7 @@ def test_what_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, owner: ob
     fill(tmp_path, "images/a.png", "images/p/b.png", "labels/a.png")
     refuse(monkeypatch, owner, name, tmp_path / where)
     with pytest.raises(DataError) as error:
-        build_manifest(tmp_path, tmp_path)
+        build_manifest.build_manifest(tmp_path, tmp_path)
     assert str(error.value) == (
         f"{tmp_path / where}: cannot be read (permission denied); check the path and its permissions"
     )
@@ -258,5 +255,5 @@ def test_what_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch, owner: ob
 
 @pytest.mark.parametrize("domain", NUCLEI)
 def test_the_manifests_of_nuclei_are_what_the_builder_makes(real_data: Path, tmp_path: Path, domain: str):
-    write_manifest(tmp_path / "m.csv", build_manifest(real_data / "nuclei" / domain, real_data))
+    manifest.write_manifest(tmp_path / "m.csv", build_manifest.build_manifest(real_data / "nuclei" / domain, real_data))
     assert (tmp_path / "m.csv").read_text() == (MANIFESTS / "nuclei" / f"{domain}.csv").read_text()

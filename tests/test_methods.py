@@ -11,22 +11,22 @@ import pytest
 import torch
 import yaml
 
-from garda.contrast import weaken
-from garda.errors import CheckpointError, ConfigError, Interrupted
-from garda.generators.features import FeatureSettings
-from garda.knowledge import STATISTICS_LIMIT, Knowledge
-from garda.methods import METHODS, build_method
-from garda.methods.base import Bound, Method, Stages
+from garda.core.errors import CheckpointError, ConfigError, Interrupted
+from garda.core.signals import Stopping
+from garda.data import calibrate
+from garda.data.dataset import Batch, Slices
+from garda.data.task import Task
+from garda.handover.settings import deciding_settings, parse_settings
+from garda.methods import registry
+from garda.methods.base import Bound, Method
 from garda.methods.garda_paper import GardaPaper
-from garda.segmenter import FromLabels
-from garda.settings import deciding_settings, parse_settings
-from garda.shelf import Shelf
-from garda.slices import Batch, Slices
-from garda.stopping import Stopping
-from garda.task import Task
-from garda.training import Stage
-
-from . import phantoms
+from garda.methods.knowledge import STATISTICS_LIMIT, Knowledge
+from garda.methods.registry import METHODS
+from garda.models.features import FeatureSettings
+from garda.models.objectives import FromLabels
+from garda.training.cache import Shelf, Stages
+from garda.training.loop import Stage
+from tests.phantoms import CONFIG
 
 NOTHING_LEARNT = ("histogram", "randomised", "source_only")  # at a target
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
@@ -49,7 +49,7 @@ class FakeSlices(Slices):
 
 
 def method(name: str) -> Method:
-    return build_method(name, parse_settings(name, yaml.safe_load(phantoms.CONFIG), "tiny.yaml"), TASK)
+    return registry.build_method(name, parse_settings(name, yaml.safe_load(CONFIG), "tiny.yaml"), TASK)
 
 
 def stages(folder: Path, index: int):
@@ -247,7 +247,7 @@ def test_damaged_knowledge_is_told_in_one_line(tmp_path):
         learner.load(tmp_path / "kept")
     known.save(tmp_path / "kept")
     wide = TASK.model_copy(update={"classes": ("background", "organ", "lesion")})
-    other = build_method("source_only", learner.shared, wide)
+    other = registry.build_method("source_only", learner.shared, wide)
     with pytest.raises(CheckpointError, match="holds weights of another network"):
         other.load(tmp_path / "kept")
 
@@ -289,7 +289,7 @@ def test_randomised_starts_randomised_and_source_only_plain_whatever_the_others_
     assert method("randomised").source_lesson.randomisation is not None
     for name, randomised in (("source_only", False), ("garda_paper", True)):
         settings = parse_settings(name, {"source": {"randomisation": {}}}, "x")
-        assert (build_method(name, settings, TASK).source_lesson.randomisation is not None) == randomised
+        assert (registry.build_method(name, settings, TASK).source_lesson.randomisation is not None) == randomised
 
 
 class FaintSlices(FakeSlices):
@@ -316,7 +316,7 @@ def test_a_source_with_faint_classes_is_randomised_less(tmp_path, monkeypatch):
         learner.learn_source("a", slices, opened)
     strengths = [found["randomisation_strength"] for found in noted if "randomisation_strength" in found]
     assert len(strengths) == 2 and strengths[1] < strengths[0] <= 1
-    assert [lesson.randomisation for lesson in used] == [weaken(whole, strength) for strength in strengths]
+    assert [lesson.randomisation for lesson in used] == [calibrate.weaken(whole, strength) for strength in strengths]
 
 
 def test_runs_share_what_they_learn_from_the_source(tmp_path):

@@ -14,16 +14,18 @@ import pytest
 import torch
 from torch import nn
 
-from garda import cli, parallel, whole_batch
-from garda.errors import ConfigError, Interrupted, Problems
-from garda.settings import parse_settings
-from garda.stopping import Stopping
-from garda.tracking import InMemory
-from garda.training import Stage, fit
-from garda.weights import read_weights
-
-from .pair import CHANGES, METHODS, losses
-from .phantoms import SITES, run_tiny, write_tiny
+from garda import cli
+from garda.core.errors import ConfigError, Interrupted, Problems
+from garda.core.signals import Stopping
+from garda.handover.settings import parse_settings
+from garda.runs.tracking import InMemory
+from garda.training import distributed, loop, sharding, weights
+from garda.training.distributed import _Crew
+from garda.training.loop import Stage
+from garda.training.sharding import BatchNorm2d
+from tests import phantoms
+from tests.pair import CHANGES, METHODS, losses
+from tests.phantoms import SITES
 
 ROOT = Path(__file__).parents[1]
 SLURM = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "a", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -32,7 +34,7 @@ MEETING = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE"
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def free_port() -> int:
@@ -57,7 +59,9 @@ def pair(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     for method in METHODS:
         for which in ("source", "target"):
             tracker = InMemory()
-            run_tiny(folder / f"{which}.yaml", folder / "alone" / method, tracker, method=method, changes=CHANGES)
+            phantoms.run_tiny(
+                folder / f"{which}.yaml", folder / "alone" / method, tracker, method=method, changes=CHANGES
+            )
             alone[f"{which}/{method}"] = losses(tracker)
             if which == "source":
                 shutil.copytree(folder / "alone" / method, folder / "target" / method)
@@ -88,7 +92,7 @@ def test_no_lesson_is_left_out(pair):
 def test_running_statistics_are_those_of_the_whole_batch(pair):
     """Of the first layer; in later ones biases that decide nothing, before a normalisation, follow rounding."""
     alone, two = (
-        read_weights(pair[0] / run / "stages" / f"0-{SITES[0]}" / "package" / "segmenter.safetensors")
+        weights.read_weights(pair[0] / run / "stages" / f"0-{SITES[0]}" / "package" / "segmenter.safetensors")
         for run in ("alone/self_training", "source/self_training")
     )
     (name,) = [name for name in alone if name.startswith("conv_0.conv_0.") and name.endswith("running_var")]
@@ -145,7 +149,7 @@ def test_a_hop_is_learnt_by_two_processes_as_by_one(pipeline, pair, tmp_path):
         done = subprocess.run([*words, *more], env=without_meeting(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert not done.stderr
-    one, two = (read_weights(tmp_path / devices / "statistics.safetensors") for devices in ("1", "2"))
+    one, two = (weights.read_weights(tmp_path / devices / "statistics.safetensors") for devices in ("1", "2"))
     learnt = [name for name in one if name.startswith(f"{SITES[2]}/")]
     assert one.keys() == two.keys() and learnt
     for name in learnt:
@@ -155,7 +159,7 @@ def test_a_hop_is_learnt_by_two_processes_as_by_one(pipeline, pair, tmp_path):
 def test_a_signal_to_all_processes_while_the_leader_scores_is_heard_by_the_leader(pipeline, tmp_path):
     """A terminal's Ctrl-C and a cluster's SIGTERM reach the followers too, which wait meanwhile."""
     words = garda(pipeline, tmp_path / "out")
-    slow = "import garda.run, time; garda.run.score = lambda *given: time.sleep(60)"
+    slow = "import garda.runs.stage, time; garda.runs.stage.score = lambda *given: time.sleep(60)"
     words = [sys.executable, str(tmp_path / "garda"), *words[1:]]
     (tmp_path / "garda").write_text(f"{slow}\nfrom garda.cli import main\nmain()\n")
     process = subprocess.Popen(
@@ -189,7 +193,7 @@ def test_a_stop_while_a_checkpoint_is_written_waits_for_the_next_step(tmp_path):
 
     stage = Stage("s", tmp_path / "s", seed=0, stopping=stopping, checkpoint_seconds=1e-9)
     with stopping.listening(), pytest.raises(Interrupted) as caught:
-        fit(Objective, lambda step: None, 5, stage)
+        loop.fit(Objective, lambda step: None, 5, stage)
     assert caught.value.exit_code == 75
     assert torch.load(stage.checkpoint, weights_only=True)["step"] == 2
 
@@ -199,18 +203,14 @@ def test_a_stop_while_a_checkpoint_is_written_waits_for_the_next_step(tmp_path):
     [
         (["--devices", "1000"], {}, "--devices: 1000 are asked for; a process needs a core of its own: "),
         (["--set", "source.batch=5"], {}, "source.batch: 5 slices cannot be shared equally by 2 devices; change"),
-        (
-            [],
-            {"MASTER_PORT": "a"},
-            "MASTER_PORT: expected a port's number, got 'a'; set it to a free port",
-        ),
+        ([], {"MASTER_PORT": "a"}, "MASTER_PORT: expected a port's number, got 'a'; set it to a free port"),
         (["--nodes", "2"], {}, "MASTER_ADDR: is not set, and tells several machines where they meet; "),
         ([], SLURM, "--devices: processes that are there: 1, wanted: 2 devices"),
         (["--set", "compute.accelerator=cuda"], {}, "--devices: 2 are asked for; CUDA devices: 0 found; use at most 0"),
     ],
 )
 def test_what_cannot_be_started_is_one_line(pipeline, tmp_path, monkeypatch, capsys, more, environment, message):
-    monkeypatch.setattr(parallel, "_crew", parallel._Crew())
+    monkeypatch.setattr(distributed, "_crew", _Crew())
     for name in MEETING:
         monkeypatch.delenv(name, raising=False)
     with socket.socket() as taken:
@@ -230,30 +230,30 @@ def test_what_cannot_be_started_is_one_line(pipeline, tmp_path, monkeypatch, cap
 
 def test_halves_of_a_batch_are_shared_equally_too():
     settings = parse_settings("garda_paper", {"garda_paper": {"style": {"batch": 6}}}, "x")
-    whole_batch.check_batches(settings, ["garda_paper", "source"], 1)
+    sharding.check_batches(settings, ["garda_paper", "source"], 1)
     with pytest.raises(ConfigError, match=r"garda_paper\.style\.batch: 3 slices cannot be shared equally by 2 devices"):
-        whole_batch.check_batches(settings, ["garda_paper", "source"], 2)
+        sharding.check_batches(settings, ["garda_paper", "source"], 2)
     with pytest.raises(Problems):
-        whole_batch.check_batches(settings, ["garda_paper", "source"], 5)
+        sharding.check_batches(settings, ["garda_paper", "source"], 5)
 
 
 def test_one_process_keeps_what_it_is_given():
     x = torch.randn(4, 3, 2, 2)
-    assert x[whole_batch.part(4)].data_ptr() == x.data_ptr() and x[whole_batch.part(1, 3)].data_ptr() == x.data_ptr()
-    assert whole_batch.mean(x) is x and parallel.largest(3) == 3 and parallel.share("a") == "a"
-    with parallel.together():
-        assert parallel.size() == 1
-    ours, theirs = whole_batch.BatchNorm2d(3), nn.BatchNorm2d(3)
+    assert x[sharding.part(4)].data_ptr() == x.data_ptr() and x[sharding.part(1, 3)].data_ptr() == x.data_ptr()
+    assert sharding.mean(x) is x and distributed.largest(3) == 3 and distributed.share("a") == "a"
+    with distributed.together():
+        assert distributed.size() == 1
+    ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
     assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)
 
 
 def test_normalisation_by_the_whole_batch_is_torchs(monkeypatch):
     """With one process's own sums in place of the others', the formula alone is compared."""
-    monkeypatch.setattr(whole_batch, "size", lambda: 2)
-    monkeypatch.setattr(whole_batch, "mean", lambda tensor: tensor)
+    monkeypatch.setattr(sharding, "size", lambda: 2)
+    monkeypatch.setattr(sharding, "mean", lambda tensor: tensor)
     half = torch.randn(4, 3, 5, 5, dtype=torch.float64).float()
     whole = torch.cat([half, half])
-    ours, theirs = whole_batch.BatchNorm2d(3), nn.BatchNorm2d(3)
+    ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
     assert torch.allclose(ours(half), theirs(whole)[:4], atol=1e-6)
     assert torch.allclose(ours.running_mean, theirs.running_mean) and torch.allclose(
         ours.running_var, theirs.running_var
@@ -262,9 +262,9 @@ def test_normalisation_by_the_whole_batch_is_torchs(monkeypatch):
 
 
 def test_several_kinds_of_rows_are_shared_each_for_itself(monkeypatch):
-    monkeypatch.setattr(whole_batch, "size", lambda: 2)
-    monkeypatch.setattr(whole_batch.distributed, "get_rank", lambda: 1)
-    assert whole_batch.part(4) == slice(2, 4)
-    assert whole_batch.part(4, 2).tolist() == [2, 3, 5]
+    monkeypatch.setattr(sharding, "size", lambda: 2)
+    monkeypatch.setattr(sharding.distributed, "get_rank", lambda: 1)
+    assert sharding.part(4) == slice(2, 4)
+    assert sharding.part(4, 2).tolist() == [2, 3, 5]
     with pytest.raises(ValueError, match="cannot be shared"):
-        whole_batch.part(3)
+        sharding.part(3)

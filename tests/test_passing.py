@@ -7,20 +7,19 @@ import nibabel
 import numpy as np
 import pytest
 
-from garda.adapt import adapt
-from garda.errors import Refused, TrainingError
-from garda.evaluate import read_scores
-from garda.handover.package import CARD, find_stage
-from garda.handover.verify import verify
-
-from .phantoms import SITES, run_tiny, write_tiny
-from .test_handover import hop, knowledge
+from garda.core.errors import Refused, TrainingError
+from garda.evaluation import metrics
+from garda.handover import format, verify
+from garda.handover.format import CARD
+from garda.runs import hop
+from tests import phantoms, test_handover
+from tests.phantoms import SITES
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The second of three sites has sent scans that show nothing."""
-    pipeline = write_tiny(tmp_path_factory.mktemp("tiny"))
+    pipeline = phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
     for file in (pipeline.parent / "data" / SITES[1] / "images").glob("*.nii.gz"):
         image = nibabel.load(file)
         black = np.zeros(image.shape, np.float32)
@@ -32,53 +31,55 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    run_tiny(pipeline, out, method="garda")
+    phantoms.run_tiny(pipeline, out, method="garda")
     return out
 
 
 def test_a_run_leaves_a_refused_site_out_and_goes_on(finished):
-    entries = verify(find_stage(finished)).entries
+    entries = verify.verify(format.find_stage(finished)).entries
     assert [entry.decision for entry in entries] == ["source", "refuse", "promote"]
     assert entries[1].reasons[0].startswith(f"{SITES[1]}: share of blank slices is 1, must be at most ")
-    assert knowledge(find_stage(finished, 1)) == knowledge(find_stage(finished, 0))
+    assert test_handover.knowledge(format.find_stage(finished, 1)) == test_handover.knowledge(
+        format.find_stage(finished, 0)
+    )
     assert entries[1].seconds == {} and entries[1].deleted == ()
-    scores = read_scores(finished / "scores.csv")
+    scores = metrics.read_scores(finished / "scores.csv")
     rows = [[(row.domain, row.name, row.dice) for row in scores if row.stage == stage] for stage in range(2)]
     assert rows[0] == rows[1] and len(rows[0]) == 9
     assert len(scores) == 27
-    card = (find_stage(finished) / CARD).read_text()
+    card = (format.find_stage(finished) / CARD).read_text()
     assert f"knows: `{SITES[0]}`, `{SITES[2]}`\n" in card
     assert f"- stage 1, `{SITES[1]}`: {entries[1].reasons[0]}" in card
 
 
 def test_the_same_run_again_changes_nothing(finished, pipeline):
     before = {path: path.read_bytes() for path in finished.rglob("package/*")}
-    run_tiny(pipeline, finished, method="garda")
+    phantoms.run_tiny(pipeline, finished, method="garda")
     assert {path: path.read_bytes() for path in finished.rglob("package/*")} == before
 
 
 def test_a_hop_that_is_refused_passes_on_what_came(finished, pipeline, tmp_path):
-    first = hop(pipeline, find_stage(finished, 0), 1, tmp_path / "1")
+    first = test_handover.hop_to(pipeline, format.find_stage(finished, 0), 1, tmp_path / "1")
     for _ in range(2):  # the same command again says the same
         with pytest.raises(Refused) as caught:
-            adapt(first)
+            hop.adapt(first)
         assert caught.value.exit_code == 3
         assert str(caught.value).startswith(
             f"{tmp_path}/1: {SITES[1]} was refused and the package stays what it was, with a line that says so: "
             f"{SITES[1]}: share of blank slices is 1, must be at most "
         )
-    assert knowledge(tmp_path / "1") == knowledge(find_stage(finished, 0))
-    adapt(hop(pipeline, tmp_path / "1", 2, tmp_path / "2"))
-    assert knowledge(tmp_path / "2") == knowledge(find_stage(finished, 2))
-    hops, stages = verify(tmp_path / "2").entries, verify(find_stage(finished, 2)).entries
+    assert test_handover.knowledge(tmp_path / "1") == test_handover.knowledge(format.find_stage(finished, 0))
+    hop.adapt(test_handover.hop_to(pipeline, tmp_path / "1", 2, tmp_path / "2"))
+    assert test_handover.knowledge(tmp_path / "2") == test_handover.knowledge(format.find_stage(finished, 2))
+    hops, stages = verify.verify(tmp_path / "2").entries, verify.verify(format.find_stage(finished, 2)).entries
     assert [(entry.decision, entry.checks) for entry in hops] == [(entry.decision, entry.checks) for entry in stages]
 
 
 def test_who_overrules_the_gate_stands_in_the_ledger(finished, pipeline, tmp_path):
-    adapt(hop(pipeline, find_stage(finished, 0), 1, tmp_path / "1", forced=True))
-    last = verify(tmp_path / "1").entries[-1]
+    hop.adapt(test_handover.hop_to(pipeline, format.find_stage(finished, 0), 1, tmp_path / "1", forced=True))
+    last = verify.verify(tmp_path / "1").entries[-1]
     assert (last.decision, last.forced, last.learnt) == ("refuse", True, True)
-    assert knowledge(tmp_path / "1") != knowledge(find_stage(finished, 0))
+    assert test_handover.knowledge(tmp_path / "1") != test_handover.knowledge(format.find_stage(finished, 0))
     assert "**refuse**, overruled by a person" in (tmp_path / "1" / CARD).read_text()
 
 
@@ -88,13 +89,13 @@ def test_a_loss_that_is_no_number_is_the_sites_failure(finished, pipeline, tmp_p
 
     monkeypatch.setattr("garda.methods.garda.Garda.adapt", fail)
     with pytest.raises(Refused, match="stage 2-x-adapter, step 3: loss 'real' is nan"):
-        adapt(hop(pipeline, find_stage(finished, 1), 2, tmp_path / "2"))
-    assert knowledge(tmp_path / "2") == knowledge(find_stage(finished, 1))
+        hop.adapt(test_handover.hop_to(pipeline, format.find_stage(finished, 1), 2, tmp_path / "2"))
+    assert test_handover.knowledge(tmp_path / "2") == test_handover.knowledge(format.find_stage(finished, 1))
 
 
 def test_a_site_is_held_within_the_limits_of_refusal(finished, pipeline, tmp_path):
-    run_tiny(pipeline, tmp_path / "run", method="source_only", changes={"gate": {"slices": [5, 4]}})
-    entries = verify(find_stage(tmp_path / "run")).entries
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="source_only", changes={"gate": {"slices": [5, 4]}})
+    entries = verify.verify(format.find_stage(tmp_path / "run")).entries
     assert [entry.decision for entry in entries] == ["source", "refuse", "hold"]
     assert entries[2].reasons == (f"{SITES[2]}: slices is 4, must be at least 5",)
     assert entries[2].learnt

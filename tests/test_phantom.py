@@ -9,18 +9,14 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_dilation
 
-import garda.phantom as phantom
-from garda.cases import read_manifest
-from garda.config import load
-from garda.errors import ConfigError, DataError, RunFolderError
-from garda.phantom import write_phantom
-from garda.phantom.anatomy import Person
-from garda.phantom.heart import CLASSES, LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE
-from garda.phantom.outline import Outline
-from garda.phantom.scanner import SITES, Window, acquire, coil_shading, magnitude, majority
-from garda.phantom.sequences import balanced_ssfp, inversion_recovery, spin_echo, spoiled_gradient_echo
-from garda.phantom.tissue import Tissue, properties
-from garda.task import Task
+from garda.core import config
+from garda.core.errors import ConfigError, DataError, RunFolderError
+from garda.data import manifest, phantom
+from garda.data.phantom import physics
+from garda.data.phantom.anatomy import CLASSES, LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, Outline, Person
+from garda.data.phantom.physics import Tissue
+from garda.data.phantom.scanner import SITES, Window, acquire, coil_shading, magnitude, majority
+from garda.data.task import Task
 
 COMMITTED = Path(__file__).parents[1] / "data_manifests" / "phantom"
 FEW = {"train": 1, "test": 1}
@@ -33,13 +29,13 @@ def random(seed: int = 0) -> np.random.Generator:
 
 def site_signals(site: str) -> dict[Tissue, float]:
     scanner = SITES[site]
-    return dict(zip(Tissue, np.abs(scanner.sequence.signal(properties(scanner.field))), strict=True))
+    return dict(zip(Tissue, np.abs(scanner.sequence.signal(physics.properties(scanner.field))), strict=True))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantom")
-    assert write_phantom(out, patients=FEW, slices=3) == out / "manifests"
+    assert phantom.write_phantom(out, patients=FEW, slices=3) == out / "manifests"
     return out
 
 
@@ -52,19 +48,19 @@ def volumes(out: Path) -> dict[str, np.ndarray]:
 
 def test_balanced_ssfp_of_equal_relaxation_times_has_a_closed_value():
     expected = np.sin(np.pi / 3) / (1 + np.exp(-3 / TIMES))
-    np.testing.assert_allclose(balanced_ssfp(ONE, TIMES, TIMES, tr=3, te=0, flip=60), expected)
+    np.testing.assert_allclose(physics.balanced_ssfp(ONE, TIMES, TIMES, tr=3, te=0, flip=60), expected)
 
 
 def test_gradient_echo_is_largest_at_the_ernst_angle():
     ernst = np.rad2deg(np.arccos(np.exp(-6 / TIMES[0])))
-    at, below, above = (spoiled_gradient_echo(ONE, TIMES, TIMES, 6, 0, ernst + step)[0] for step in (0, -1, 1))
+    at, below, above = (physics.spoiled_gradient_echo(ONE, TIMES, TIMES, 6, 0, ernst + step)[0] for step in (0, -1, 1))
     assert at > below
     assert at > above
 
 
 def test_spin_echo_relaxes_to_density_and_decays_with_t2():
-    np.testing.assert_allclose(spin_echo(0.7 * ONE, TIMES, TIMES, tr=1e9, te=0), 0.7 * ONE)
-    ratio = spin_echo(ONE, TIMES, TIMES, 1e9, 80) / spin_echo(ONE, TIMES, TIMES, 1e9, 30)
+    np.testing.assert_allclose(physics.spin_echo(0.7 * ONE, TIMES, TIMES, tr=1e9, te=0), 0.7 * ONE)
+    ratio = physics.spin_echo(ONE, TIMES, TIMES, 1e9, 80) / physics.spin_echo(ONE, TIMES, TIMES, 1e9, 30)
     np.testing.assert_allclose(ratio, np.exp(-50 / TIMES))
 
 
@@ -72,12 +68,12 @@ def test_spin_echo_relaxes_to_density_and_decays_with_t2():
 def test_inversion_recovery_crosses_zero_at_its_null_time(tr: float):
     for t1 in TIMES:
         null = t1 * np.log(2 / (1 + np.exp(-tr / t1)))
-        np.testing.assert_allclose(inversion_recovery(ONE[:1], np.array([t1]), tr, null), 0, atol=1e-12)
-    np.testing.assert_allclose(inversion_recovery(ONE, TIMES, 1e9, 0), -ONE)
+        np.testing.assert_allclose(physics.inversion_recovery(ONE[:1], np.array([t1]), tr, null), 0, atol=1e-12)
+    np.testing.assert_allclose(physics.inversion_recovery(ONE, TIMES, 1e9, 0), -ONE)
 
 
 def test_contrast_agent_speeds_up_blood_by_the_given_rate_and_leaves_air_alone():
-    before, after = properties(3.0), properties(3.0).enhanced(blood_rate=2.0)
+    before, after = physics.properties(3.0), physics.properties(3.0).enhanced(blood_rate=2.0)
     gain = 1e3 / after.t1 - 1e3 / before.t1
     assert gain[Tissue.BLOOD] == pytest.approx(2.0)
     assert gain[Tissue.AIR] == 0
@@ -85,13 +81,13 @@ def test_contrast_agent_speeds_up_blood_by_the_given_rate_and_leaves_air_alone()
 
 
 def test_t1_is_longer_at_the_higher_field():
-    assert (properties(3.0).t1 > properties(1.5).t1)[Tissue.LUNG :].all()
+    assert (physics.properties(3.0).t1 > physics.properties(1.5).t1)[Tissue.LUNG :].all()
 
 
 def test_people_differ_around_the_literature_values():
-    drawn = [properties(1.5).varied(random(seed)) for seed in range(300)]
+    drawn = [physics.properties(1.5).varied(random(seed)) for seed in range(300)]
     for name in ("density", "t1", "t2", "partition"):
-        expected = getattr(properties(1.5), name)
+        expected = getattr(physics.properties(1.5), name)
         found = np.stack([getattr(person, name) for person in drawn])
         np.testing.assert_allclose(found.mean(axis=0), expected, rtol=0.1)
         assert (found.std(axis=0)[expected > 0] > 0).all()
@@ -250,14 +246,14 @@ def test_every_class_is_present_and_nothing_else(written: Path):
 
 def test_equal_seeds_give_equal_volumes_whatever_else_is_written(written: Path, tmp_path: Path):
     fewer = tmp_path / "fewer"
-    write_phantom(fewer, patients={"train": 1}, sites=["lge_3t"], slices=3)
+    phantom.write_phantom(fewer, patients={"train": 1}, sites=["lge_3t"], slices=3)
     assert len(volumes(fewer)) == 2
     for name, volume in volumes(fewer).items():
         np.testing.assert_array_equal(volume, volumes(written)[name])
 
 
 def test_seeds_patients_and_sites_differ(written: Path, tmp_path: Path):
-    write_phantom(tmp_path / "other", seed=1, patients=FEW, sites=["lge_3t"], slices=3)
+    phantom.write_phantom(tmp_path / "other", seed=1, patients=FEW, sites=["lge_3t"], slices=3)
     first, other = volumes(written), volumes(tmp_path / "other")
     for name, volume in other.items():
         assert (volume != first[name]).any()
@@ -266,10 +262,10 @@ def test_seeds_patients_and_sites_differ(written: Path, tmp_path: Path):
 
 
 def test_the_manifests_are_read_back(written: Path):
-    task = load(Task, written / "manifests" / "task.yaml")
+    task = config.load(Task, written / "manifests" / "task.yaml")
     assert task.classes == CLASSES
     for site in SITES:
-        cases = read_manifest(written / "manifests" / f"{site}.csv", task)
+        cases = manifest.read_manifest(written / "manifests" / f"{site}.csv", task)
         assert [(case.case, case.split) for case in cases] == [(f"{site}_000", "train"), (f"{site}_001", "test")]
         assert all((written / file).is_file() for case in cases for file in (case.image, *case.labels))
 
@@ -277,7 +273,7 @@ def test_the_manifests_are_read_back(written: Path):
 def test_the_committed_manifests_are_those_of_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(phantom, "_write_case", lambda *arguments: None)
     steps: list[tuple[int, int]] = []
-    manifests = write_phantom(tmp_path / "default", progress=lambda *step: steps.append(step))
+    manifests = phantom.write_phantom(tmp_path / "default", progress=lambda *step: steps.append(step))
     assert steps == [(done, 104) for done in range(1, 105)]
     committed = {file.name: file.read_text() for file in COMMITTED.iterdir()}
     assert {file.name: file.read_text() for file in manifests.iterdir()} == committed
@@ -286,7 +282,7 @@ def test_the_committed_manifests_are_those_of_the_default(tmp_path: Path, monkey
 def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(DataError) as caught:
-        write_phantom(tmp_path)
+        phantom.write_phantom(tmp_path)
     assert str(caught.value) == f"{tmp_path}: the folder is not empty; give a new folder"
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -296,14 +292,14 @@ def test_an_interrupted_phantom_leaves_nothing(tmp_path: Path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_phantom(tmp_path / "out", patients=FEW, sites=["lge_3t"], slices=1, progress=stop)
+        phantom.write_phantom(tmp_path / "out", patients=FEW, sites=["lge_3t"], slices=1, progress=stop)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError) as caught:
-        write_phantom(tmp_path / "file" / "out", patients=FEW)
+        phantom.write_phantom(tmp_path / "file" / "out", patients=FEW)
     expected = "cannot be written (file exists); give a folder that can be written"
     assert str(caught.value) == f"{tmp_path / 'file' / 'out'}: {expected}"
 
@@ -311,10 +307,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"sites": ["gre"]},
-            "phantom: unknown site 'gre'; known sites are bssfp_1p5t, gre_3t, tse_1p5t, lge_3t",
-        ),
+        ({"sites": ["gre"]}, "phantom: unknown site 'gre'; known sites are bssfp_1p5t, gre_3t, tse_1p5t, lge_3t"),
         ({"slices": 0}, "phantom: slices is 0; give at least 1"),
         ({"seed": -1}, "phantom: seed is -1; give at least 0"),
         ({"patients": {"val": -2}}, "phantom: patients is -2; give at least 0"),
@@ -322,6 +315,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):
 )
 def test_wrong_arguments_are_told(arguments: dict, message: str, tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
-        write_phantom(tmp_path / "out", **arguments)
+        phantom.write_phantom(tmp_path / "out", **arguments)
     assert str(caught.value) == message
     assert not (tmp_path / "out").exists()

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from garda.checks import check
-from garda.errors import ConfigError
-from garda.methods import METHODS, Method, build_method
-from garda.methods.base import build_segmenter
-from garda.sequence import DomainSequence, find_gaps, read_sequence
-from garda.settings import parse_settings
+from garda.core.errors import ConfigError
+from garda.data import checks
+from garda.data.sequence import DomainSequence, find_gaps, read_sequence
+from garda.handover.settings import parse_settings
+from garda.methods import registry
+from garda.methods.base import Method
+from garda.methods.registry import METHODS
+from garda.models import unet
 
 ROOT = Path(__file__).parent.parent
 PIPELINES = sorted((ROOT / "pipelines").glob("*.yaml"))
@@ -24,7 +26,7 @@ FOR_256 = {("paper", "garda_paper")}  # config and method that draw 256 x 256 pi
 
 def build(sequence: DomainSequence) -> Method:
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
-    return build_method(sequence.method, settings, sequence.task)
+    return registry.build_method(sequence.method, settings, sequence.task)
 
 
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
@@ -65,7 +67,7 @@ def test_every_pipeline_opens_with_its_command_and_its_result(file):
 
 def test_the_small_recipes_segmenter_has_fewer_than_one_and_a_half_million_parameters():
     sequence = read_sequence(ROOT / "pipelines" / "nuclei.yaml")
-    segmenter = build_segmenter(sequence.task, parse_settings("garda_paper", sequence.settings, "x").segmenter)
+    segmenter = unet.build_segmenter(sequence.task, parse_settings("garda_paper", sequence.settings, "x").segmenter)
     assert sum(parameter.numel() for parameter in segmenter.parameters()) < 1.5e6
 
 
@@ -74,7 +76,7 @@ def test_the_published_recipe_has_the_published_sizes():
     settings = parse_settings("garda_paper", sequence.settings, sequence.origin)
     paper = settings.garda_paper
     assert paper.replay.temperature == 2.0 and paper.style.content == 10.0 and paper.style.distillation == 1.0
-    segmenter = build_segmenter(sequence.task, settings.segmenter)
+    segmenter = unet.build_segmenter(sequence.task, settings.segmenter)
     assert 31e6 < sum(parameter.numel() for parameter in segmenter.parameters()) < 35e6
 
 
@@ -82,8 +84,8 @@ def test_the_published_recipe_has_the_published_sizes():
 def test_the_real_sequences_have_no_problem(name, real_data):
     from rich.console import Console
 
-    from garda.report import Reporter
+    from garda.core.console import Reporter
 
     sequence = read_sequence(ROOT / "pipelines" / f"{name}.yaml")
     cases = [case for domain in sequence.domains for case in domain.cases]
-    check(sequence, real_data, cases, Reporter(Console(quiet=True)))
+    checks.check(sequence, real_data, cases, Reporter(Console(quiet=True)))

@@ -17,43 +17,41 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from garda import predict as predicting
-from garda.ahead import read_ahead, unheard
-from garda.compute import Compute, ComputeSettings
-from garda.errors import DataError, Interrupted
-from garda.handover.export import read_exported
-from garda.handover.exported import Exported
-from garda.handover.package import find_stage, package_digest
-from garda.onnx_runtime import OnnxNetwork
-from garda.predict import OTHER, predict
-from garda.private import private_folder
-from garda.report import Reporter
-from garda.segmenter import segment
-from garda.stopping import Stopping
-from garda.task import Task
-
-from .phantoms import SITES, run_tiny, write_tiny
-from .test_cli import garda
-from .test_export import TASK, centre, read, untrained, write_scans
+from garda.core import files
+from garda.core.console import Reporter
+from garda.core.errors import DataError, Interrupted
+from garda.core.signals import Stopping
+from garda.data import volume as volumes
+from garda.data.task import Task
+from garda.handover import export, format
+from garda.handover.load import OTHER, Exported
+from garda.handover.onnx import OnnxNetwork
+from garda.models import inference
+from garda.runs import predict
+from garda.training import loop
+from garda.training.device import Compute, ComputeSettings
+from tests import phantoms, test_cli, test_export
+from tests.phantoms import SITES
+from tests.test_export import TASK
 
 WAIT = 20.0  # seconds, for what another thread does at once
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    run_tiny(pipeline, out, method="batchnorm")  # a network for every target
+    phantoms.run_tiny(pipeline, out, method="batchnorm")  # a network for every target
     return out
 
 
 @pytest.fixture(scope="module")
 def exported(run: Path) -> Exported:
-    return read_exported(run)
+    return export.read_exported(run)
 
 
 @pytest.fixture
@@ -74,12 +72,12 @@ def test_results_come_in_order_and_an_error_at_its_turn():
     def divide(number: int) -> float:
         return 1 / number
 
-    with read_ahead([1, 2, 4], divide) as results:
+    with loop.read_ahead([1, 2, 4], divide) as results:
         assert list(results) == [1.0, 0.5, 0.25]
-    with read_ahead([], divide) as results:
+    with loop.read_ahead([], divide) as results:
         assert list(results) == []
     found = []
-    with pytest.raises(ZeroDivisionError), read_ahead([1, 0, 2], divide) as results:
+    with pytest.raises(ZeroDivisionError), loop.read_ahead([1, 0, 2], divide) as results:
         for result in results:
             found.append(result)
     assert found == [1.0]
@@ -92,7 +90,7 @@ def test_one_item_and_no_more_is_read_ahead():
         begun[index].set()
         return index
 
-    with read_ahead(range(4), read_one) as results:
+    with loop.read_ahead(range(4), read_one) as results:
         for index in results:
             following = begun[index + 1 : index + 2]
             assert all(event.wait(WAIT) for event in following)
@@ -109,7 +107,7 @@ def test_a_block_that_is_stopped_leaves_nothing_unpacked():
         yield from (2, 3)
 
     def unpack(index: int) -> int:
-        with private_folder() as folder:
+        with files.private_folder() as folder:
             folders.append(folder)
             if index == 1:
                 assert waiting.wait(WAIT)
@@ -118,7 +116,7 @@ def test_a_block_that_is_stopped_leaves_nothing_unpacked():
                 time.sleep(0.1)
         return index
 
-    with Stopping().listening(), pytest.raises(Interrupted), read_ahead(indices(), unpack) as results:
+    with Stopping().listening(), pytest.raises(Interrupted), loop.read_ahead(indices(), unpack) as results:
         assert list(results) == []
     assert len(folders) == 2 and not any(folder.exists() for folder in folders)
     assert not any(thread.name.startswith("reader") for thread in threading.enumerate())
@@ -138,7 +136,7 @@ def test_two_threads_that_silence_warnings_are_both_silent():
 
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        with unheard(), read_ahead(range(2), read_one) as results:
+        with loop.unheard(), loop.read_ahead(range(2), read_one) as results:
             begun = warnings.catch_warnings()
             begun.__enter__()  # this thread's block begins before the reader's and ends within it
             next(results)
@@ -153,7 +151,7 @@ def test_two_threads_that_silence_warnings_are_both_silent():
 def test_the_next_scan_is_read_while_one_is_segmented(run, images, tmp_path, monkeypatch):
     begun = {image.name: threading.Event() for image in images}
     order = []
-    own_read, own_segment = predicting.read_volume, predicting.segment
+    own_read, own_segment = volumes.read_volume, inference.segment
 
     def read_volume(case, *given, **more):
         begun[case.case].set()
@@ -166,52 +164,52 @@ def test_the_next_scan_is_read_while_one_is_segmented(run, images, tmp_path, mon
         return own_segment(network, volume, *given)
 
     with quiet() as reporter:
-        plain = [predict(run, [image], tmp_path / "plain", reporter)[0] for image in images]
-        monkeypatch.setattr(predicting, "read_volume", read_volume)
-        monkeypatch.setattr(predicting, "segment", segment_volume)
-        written = predict(run, images, tmp_path / "maps", reporter)
+        plain = [predict.predict(run, [image], tmp_path / "plain", reporter)[0] for image in images]
+        monkeypatch.setattr(predict, "read_volume", read_volume)
+        monkeypatch.setattr(inference, "segment", segment_volume)
+        written = predict.predict(run, images, tmp_path / "maps", reporter)
     assert order == [image.name for image in images]
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in plain]
 
 
 def test_a_scan_that_vanishes_costs_no_label_map_before_it(run, images, tmp_path, monkeypatch):
-    own = predicting.read_volume
+    own = volumes.read_volume
 
     def read_volume(case, *given, **more):
         if case.case == images[1].name:
             raise DataError(case.where, "cannot be read", "copy it again")
         return own(case, *given, **more)
 
-    monkeypatch.setattr(predicting, "read_volume", read_volume)
+    monkeypatch.setattr(predict, "read_volume", read_volume)
     with quiet() as reporter, pytest.raises(DataError, match="cannot be read; copy it again"):
-        predict(run, images, tmp_path / "maps", reporter)
+        predict.predict(run, images, tmp_path / "maps", reporter)
     assert [path.name for path in (tmp_path / "maps").iterdir()] == [images[0].name]
 
 
 @pytest.mark.parametrize("changes", [{}, {"fit": "patch", "size": (32, 32), "channels": 3}])
 def test_onnx_runtime_segments_as_torch_does(changes, exported, tmp_path):
     task = Task.model_validate({**TASK.model_dump(), **changes})
-    other = untrained(exported, task)
+    other = test_export.untrained(exported, task)
     compute = Compute(ComputeSettings(accelerator="cpu", precision="32"))
-    volumes = [read(file, task) for file in sorted(write_scans(tmp_path / "images").iterdir())]
-    centre(other, volumes[0])
+    volumes = [test_export.read(file, task) for file in sorted(test_export.write_scans(tmp_path / "images").iterdir())]
+    test_export.centre(other, volumes[0])
     network = OnnxNetwork(other.network, task.channels)
     for volume in volumes:
-        ours = segment(compute.prepare(other.network), volume, task, compute)
-        theirs = segment(network, volume, task, compute)
+        ours = inference.segment(compute.prepare(other.network), volume, task, compute)
+        theirs = inference.segment(network, volume, task, compute)
         assert ours.unique().tolist() == [0, 1, 2]
         assert all(dice(ours, theirs, index) > 0.995 for index in range(3))
 
 
 def test_onnx_runtime_computes_in_float32_whatever_the_package_says(exported, tmp_path):
-    other = untrained(exported, TASK)
-    volume = read(sorted(write_scans(tmp_path / "images").iterdir())[0], TASK)
-    centre(other, volume)
+    other = test_export.untrained(exported, TASK)
+    volume = test_export.read(sorted(test_export.write_scans(tmp_path / "images").iterdir())[0], TASK)
+    test_export.centre(other, volume)
     network = OnnxNetwork(other.network, TASK.channels)
     exact, coarse = (Compute(ComputeSettings(accelerator="cpu", precision=kind)) for kind in ("32", "bf16"))
-    ours = segment(network, volume, TASK, exact)
-    assert torch.equal(segment(network, volume, TASK, coarse), ours)
-    assert not torch.equal(segment(coarse.prepare(other.network), volume, TASK, coarse), ours)
+    ours = inference.segment(network, volume, TASK, exact)
+    assert torch.equal(inference.segment(network, volume, TASK, coarse), ours)
+    assert not torch.equal(inference.segment(coarse.prepare(other.network), volume, TASK, coarse), ours)
 
 
 def segmented(monkeypatch: pytest.MonkeyPatch, run: Path, image: Path, out: Path, **how: Any) -> tuple[Tensor, Tensor]:
@@ -221,11 +219,12 @@ def segmented(monkeypatch: pytest.MonkeyPatch, run: Path, image: Path, out: Path
     def segment_volume(network, volume, *given):
         with torch.inference_mode():
             shown.append((volume.image, network(volume.image[..., :64, :64])))
-        return segment(network, volume, *given)
+        return own(network, volume, *given)
 
+    own = inference.segment
     with monkeypatch.context() as patch, quiet() as reporter:
-        patch.setattr(predicting, "segment", segment_volume)
-        (written,) = predict(run, [image], out, reporter, **how)
+        patch.setattr(inference, "segment", segment_volume)
+        (written,) = predict.predict(run, [image], out, reporter, **how)
     assert nib.load(written).shape == nib.load(image).shape
     return shown[0]
 
@@ -245,7 +244,7 @@ def test_the_network_of_the_chosen_domain_runs_in_onnx_runtime(run, images, tmp_
 
 
 def test_a_method_that_prepares_its_images_predicts_with_onnx_runtime(pipeline, images, tmp_path, monkeypatch):
-    run_tiny(pipeline, tmp_path / "run", method="histogram")
+    phantoms.run_tiny(pipeline, tmp_path / "run", method="histogram")
     (shown, ours), (other, theirs) = (
         segmented(monkeypatch, tmp_path / "run", images[0], tmp_path / str(onnx), onnx=onnx) for onnx in (False, True)
     )
@@ -256,27 +255,27 @@ def test_a_method_that_prepares_its_images_predicts_with_onnx_runtime(pipeline, 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
 def test_without_onnx_runtime_nothing_is_read_or_written(missing, run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("garda.handover.onnx_file.find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr("garda.handover.onnx.find_spec", lambda name: None if name == missing else name)
     (tmp_path / "broken.nii.gz").write_bytes(b"")
     words = ("predict", run, tmp_path / "broken.nii.gz", tmp_path / "none.nii.gz", "--out", tmp_path / "maps")
-    assert garda(*words, "--runtime", "onnx") == 2
+    assert test_cli.garda(*words, "--runtime", "onnx") == 2
     said = capsys.readouterr()
     assert said.err == f'--runtime onnx: needs {missing}; run: pip install "garda[onnx]"\n' and said.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["broken.nii.gz"]
 
 
 def test_the_command_line_takes_a_runtime_and_an_expected_digest(run, images, tmp_path, capsys, monkeypatch):
-    package = find_stage(run)
-    digest = package_digest(package)
+    package = format.find_stage(run)
+    digest = format.package_digest(package)
     words = ("predict", package, images[0], "--runtime", "onnx")
-    assert garda(*words, "--out", tmp_path / "no", "--expect", "0" * 64) == 2
+    assert test_cli.garda(*words, "--out", tmp_path / "no", "--expect", "0" * 64) == 2
     what = f"{package}: has the digest {digest}, not the expected one; ask which package it is\n"
     assert capsys.readouterr().err == what and not list(tmp_path.iterdir())
     made: list[int] = []
-    monkeypatch.setattr(predicting, "OnnxNetwork", lambda *given: made.append(1) or OnnxNetwork(*given))
-    assert garda(*words, "--out", tmp_path / "maps", "--expect", digest.upper()) == 0
+    monkeypatch.setattr(predict, "OnnxNetwork", lambda *given: made.append(1) or OnnxNetwork(*given))
+    assert test_cli.garda(*words, "--out", tmp_path / "maps", "--expect", digest.upper()) == 0
     assert made == [1] and (tmp_path / "maps" / images[0].name).exists()
-    assert garda(*words[:3], "--out", tmp_path / "torch", "--runtime", "torch") == 0
+    assert test_cli.garda(*words[:3], "--out", tmp_path / "torch", "--runtime", "torch") == 0
     assert made == [1]
 
 
@@ -287,7 +286,7 @@ def test_a_folder_that_holds_label_maps_too_is_no_folder_of_images(run, pipeline
         (elsewhere / "one" / name).mkdir(parents=True)
     for folder, where in ((site, site), (elsewhere, elsewhere / "one")):
         with pytest.raises(DataError) as caught:
-            predict(run, [folder], tmp_path / "maps", quiet())
+            predict.predict(run, [folder], tmp_path / "maps", quiet())
         what = f"holds label maps too, in {where / 'labels'}; give {where / 'images'}"
         assert str(caught.value) == f"{folder}: {what}"
     assert not (tmp_path / "maps").exists()

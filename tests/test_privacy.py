@@ -10,22 +10,19 @@ from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda.compute import Compute, ComputeSettings
-from garda.errors import ConfigError, TrainingError
-from garda.generators.base import Anatomy, Generator
-from garda.generators.factorised import FactorisedGenerator, FactorisedSettings
-from garda.generators.features import SegmenterEncoder
-from garda.privacy import AuditSettings, audit
-from garda.privacy.attacks import References
-from garda.privacy.audit import draw_images
-from garda.privacy.copies import share_of_copies
-from garda.privacy.matching import Correlation, turn, windows
-from garda.privacy.membership import area, area_interval, infer_membership
-from garda.privacy.outliers import find_outliers, margins
-from garda.privacy.patients import Patients, in_groups, patient_means
-from garda.privacy.spaces import EmbeddingSpace, PixelSpace
-from garda.segmenter import SegmenterSettings, build_segmenter
-from garda.task import Task
+from garda.core.errors import ConfigError, TrainingError
+from garda.data.task import Task
+from garda.models import unet
+from garda.models.factorised import FactorisedGenerator, FactorisedSettings
+from garda.models.features import SegmenterEncoder
+from garda.models.generator import Anatomy, Generator
+from garda.models.unet import SegmenterSettings
+from garda.safety import attacks, audit, similarity
+from garda.safety.attacks import References
+from garda.safety.audit_report import AuditSettings
+from garda.safety.patients import Patients, in_groups, patient_means
+from garda.safety.similarity import Correlation, EmbeddingSpace, PixelSpace
+from garda.training.device import Compute, ComputeSettings
 
 SIDE = 32
 TASK = Task(name="t", classes=("background", "thing"), size=(SIDE, SIDE))
@@ -45,7 +42,7 @@ def people(count: int, seed: int, slices: int = 1, size: tuple[int, int] = (SIDE
 
 def embedding() -> nn.Module:
     torch.manual_seed(3)
-    segmenter: BasicUNet = build_segmenter(TASK, SegmenterSettings(widths=(8, 8, 8, 8, 8, 8)))
+    segmenter: BasicUNet = unet.build_segmenter(TASK, SegmenterSettings(widths=(8, 8, 8, 8, 8, 8)))
     return SegmenterEncoder(segmenter, 1).eval().requires_grad_(False)
 
 
@@ -88,7 +85,7 @@ def memorised() -> Decoder:
 
 
 def run(generator: Generator, members, outsiders, settings=SETTINGS, seed=0, task=TASK, **more):
-    return audit(generator, 0, members, outsiders, embedding(), settings, COMPUTE, seed=seed, task=task, **more)
+    return audit.audit(generator, 0, members, outsiders, embedding(), settings, COMPUTE, seed=seed, task=task, **more)
 
 
 def by_attack(found) -> dict:
@@ -132,15 +129,15 @@ def test_two_patients_learnt_by_heart_among_twenty_stand_out():
 
 def test_one_outlier_in_a_hundred_audits_where_nothing_is_learnt_by_heart():
     random = np.random.default_rng(0)
-    counts = [find_outliers("pixel", random.normal(size=30), 20).count for _ in range(1000)]
+    counts = [attacks.find_outliers("pixel", random.normal(size=30), 20).count for _ in range(1000)]
     assert 0 < np.mean(np.array(counts) > 0) < 0.025
-    assert find_outliers("pixel", np.array([9.0, 0, 0, 1, -1, 0.5, -0.5, 0.2, 0]), 2).count == 1
+    assert attacks.find_outliers("pixel", np.array([9.0, 0, 0, 1, -1, 0.5, -0.5, 0.2, 0]), 2).count == 1
 
 
 def test_a_margin_is_that_of_the_best_matched_slice():
-    found = margins(torch.tensor([0.9, 0.5, 0.2]), torch.tensor([0.9, 0.0, 0.2]), torch.tensor([0, 0, 1]), 2)
+    found = attacks.margins(torch.tensor([0.9, 0.5, 0.2]), torch.tensor([0.9, 0.0, 0.2]), torch.tensor([0, 0, 1]), 2)
     assert found.tolist() == pytest.approx([np.arctanh(0.5), 0])
-    nearer_still = margins(torch.tensor([0.999]), torch.tensor([0.96]), torch.tensor([0]), 1)
+    nearer_still = attacks.margins(torch.tensor([0.999]), torch.tensor([0.96]), torch.tensor([0]), 1)
     assert nearer_still.tolist() == [0]
 
 
@@ -252,10 +249,10 @@ def test_an_empty_patient_is_a_defect(memorised):
 
 
 def test_drawn_images_depend_on_the_seed_alone(memorised):
-    first = draw_images(memorised, 0, 100, seed=1)
+    first = audit.draw_images(memorised, 0, 100, seed=1)
     assert first.shape == (100, 1, SIDE, SIDE)
-    assert torch.equal(draw_images(memorised, 0, 100, seed=1), first)
-    assert not torch.equal(draw_images(memorised, 0, 100, seed=2), first)
+    assert torch.equal(audit.draw_images(memorised, 0, 100, seed=1), first)
+    assert not torch.equal(audit.draw_images(memorised, 0, 100, seed=2), first)
 
 
 def test_correlation_is_that_of_the_definition():
@@ -312,17 +309,17 @@ def test_flat_images_are_near_nothing():
 
 def test_there_are_eight_orientations():
     image = torch.rand(1, 1, 4, 4)
-    turned = turn(image, True)
+    turned = similarity.turn(image, True)
     assert len({tuple(part.flatten().tolist()) for part in turned}) == 8 and torch.equal(turned[0], image)
-    assert len(turn(image, False)) == 1
+    assert len(similarity.turn(image, False)) == 1
 
 
 def test_windows_cover_a_slice_to_its_end():
     slices = torch.arange(2 * 10 * 7, dtype=torch.float32).view(2, 1, 10, 7)
-    cut = windows(slices, (4, 4))
+    cut = similarity.windows(slices, (4, 4))
     assert cut.shape == (2, 6, 1, 4, 4)
     assert set(cut.flatten().tolist()) == set(slices.flatten().tolist())
-    assert torch.equal(windows(slices, (10, 7))[:, 0], slices)
+    assert torch.equal(similarity.windows(slices, (10, 7))[:, 0], slices)
 
 
 def test_groups_hold_slices_of_one_shape_and_know_their_patients():
@@ -336,31 +333,31 @@ def test_groups_hold_slices_of_one_shape_and_know_their_patients():
 
 def test_a_set_against_itself_holds_one_percent_copies():
     nearness = torch.rand(20, 200)
-    assert share_of_copies(nearness, nearness, np.random.default_rng(0)) == pytest.approx(0.01)
+    assert attacks.share_of_copies(nearness, nearness, np.random.default_rng(0)) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("members, outsiders", [(10, 10), (40, 10), (10, 40)])
 def test_chance_gives_one_percent_copies_whatever_the_numbers(members, outsiders):
     random = np.random.default_rng(0)
-    shares = [share_of_copies(torch.rand(members, 300), torch.rand(outsiders, 300), random) for _ in range(60)]
+    shares = [attacks.share_of_copies(torch.rand(members, 300), torch.rand(outsiders, 300), random) for _ in range(60)]
     assert np.mean(shares) == pytest.approx(0.01, abs=0.004)
 
 
 def test_equal_distributions_have_an_auc_of_one_half_and_the_interval_covers_it():
     random = np.random.default_rng(0)
     pairs = [(random.normal(size=20), random.normal(size=20)) for _ in range(400)]
-    assert np.mean([area(*pair) for pair in pairs]) == pytest.approx(0.5, abs=0.02)
-    covered = [low <= 0.5 <= high for low, high in (area_interval(*pair, seed=0) for pair in pairs[:40])]
+    assert np.mean([attacks.area(*pair) for pair in pairs]) == pytest.approx(0.5, abs=0.02)
+    covered = [low <= 0.5 <= high for low, high in (attacks.area_interval(*pair, seed=0) for pair in pairs[:40])]
     assert 0.8 < np.mean(covered) <= 1
     same = random.normal(size=30)
-    assert area(same, same) == 0.5 and area(same + 100, same) == 1
+    assert attacks.area(same, same) == 0.5 and attacks.area(same + 100, same) == 1
 
 
 def test_the_true_positive_rate_needs_a_hundred_outsiders():
     scores = np.concatenate([np.linspace(0.5, 2.5, 20), np.linspace(0, 1, 100)])
-    enough = infer_membership("nearest_pixel", scores, 20, seed=0)
+    enough = attacks.infer_membership("nearest_pixel", scores, 20, seed=0)
     assert enough.tpr_at_1_percent_fpr == pytest.approx(0.75) and enough.outsiders == 100
-    assert infer_membership("nearest_pixel", scores[:-1], 20, seed=0).tpr_at_1_percent_fpr is None
+    assert attacks.infer_membership("nearest_pixel", scores[:-1], 20, seed=0).tpr_at_1_percent_fpr is None
 
 
 def test_a_slice_is_never_its_own_patients_reference():
@@ -380,5 +377,5 @@ def test_a_reference_does_not_tell_outsiders_who_resemble_each_other_from_member
     patients = Patients([*members[:4], *outsiders[:4]], [*members[4:], *outsiders[4:]])
     references = References(patients, 16, TASK, seed=0)
     found = references.nearness(PixelSpace(TASK, SETTINGS, COMPUTE), patients, torch.device("cpu"))
-    assert area(found[4:8], found[:4]) == 1  # patients differ in how near others lie, ...
-    assert 0.25 < area(found[:8], found[8:]) < 0.75  # ... the sides do not
+    assert attacks.area(found[4:8], found[:4]) == 1  # patients differ in how near others lie, ...
+    assert 0.25 < attacks.area(found[:8], found[8:]) < 0.75  # ... the sides do not

@@ -12,25 +12,26 @@ import pytest
 import torch
 from torch import nn
 
-from garda.compute import Compute, ComputeSettings
-from garda.errors import ConfigError, Interrupted
-from garda.generators import Anatomy, Generator
-from garda.knowledge import Knowledge
-from garda.lessons import FromTeacher, TeacherLessonSettings, entropy, mix
-from garda.methods import build_method
-from garda.methods.base import Method, Stages
-from garda.methods.batchnorm import read_statistics
-from garda.methods.histogram import find_landmarks, map_intensities
-from garda.methods.style_bank import Bank, exchange_amplitude, low_amplitude, mean_amplitude
-from garda.replay_lessons import AdversaryLessonSettings, FromAdversary, build_discriminator, self_information
-from garda.segmenter import SegmenterSettings, build_segmenter
-from garda.settings import parse_settings
-from garda.slices import Batch, Slices
-from garda.specialisation import Replay
-from garda.stopping import Stopping
-from garda.task import Task
-from garda.training import Stage
-from garda.volumes import Frame, Volume
+from garda.core.errors import ConfigError, Interrupted
+from garda.core.signals import Stopping
+from garda.data import dataset
+from garda.data.dataset import Batch, Slices
+from garda.data.task import Task
+from garda.data.volume import Frame, Volume
+from garda.handover.settings import parse_settings
+from garda.methods import adabn, advent, fda_replay, histogram, registry, tent
+from garda.methods.advent import AdversaryLessonSettings, FromAdversary
+from garda.methods.base import Method
+from garda.methods.cotta import FromTeacher, TeacherLessonSettings
+from garda.methods.fda_replay import Bank
+from garda.methods.knowledge import Knowledge
+from garda.models import unet
+from garda.models.generator import Anatomy, Generator
+from garda.models.replay import Replay
+from garda.models.unet import SegmenterSettings
+from garda.training.cache import Stages
+from garda.training.device import Compute, ComputeSettings
+from garda.training.loop import Stage
 
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 TINY = SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))
@@ -64,7 +65,7 @@ def method(name: str, **blocks: dict) -> Method:
         "segmenter": {"widths": [4, 4, 4, 4, 4, 4]},
         "source": {"steps": 40, "batch": 8, "learning_rate": 1e-2, "geometry": None, "appearance": None},
     }
-    return build_method(name, parse_settings(name, values | blocks, "x"), TASK)
+    return registry.build_method(name, parse_settings(name, values | blocks, "x"), TASK)
 
 
 def stages(folder: Path) -> Stages:
@@ -74,7 +75,7 @@ def stages(folder: Path) -> Stages:
 def knowledge(seed: int = 0) -> Knowledge:
     """What a method knows that has drawn a network and learnt nothing."""
     torch.manual_seed(seed)
-    network = build_segmenter(TASK, TINY).eval().requires_grad_(False)
+    network = unet.build_segmenter(TASK, TINY).eval().requires_grad_(False)
     return Knowledge(network, copy.deepcopy(network), None, ("a",))
 
 
@@ -124,20 +125,20 @@ def scan_with_label(scan: Volume) -> Volume:
 def test_landmarks_are_percentiles_of_each_channel():
     image = torch.linspace(0, 1, 101).expand(1, 2, 1, 101) * torch.tensor([1.0, 0.5])[None, :, None, None]
     wanted = np.array([1, *range(10, 100, 10), 99]) / 100
-    assert find_landmarks(image) == pytest.approx(np.stack([wanted, wanted / 2]), abs=1e-6)
+    assert histogram.find_landmarks(image) == pytest.approx(np.stack([wanted, wanted / 2]), abs=1e-6)
 
 
 def test_intensities_between_and_beyond_landmarks_go_straight():
     own, wanted = np.array([0.2, 0.4, 0.5]), np.array([0.1, 0.5, 0.6])
     values = np.array([0.1, 0.2, 0.3, 0.45, 0.5, 0.6, 1.0])
-    assert map_intensities(values, own, wanted) == pytest.approx(np.array([0, 0.1, 0.3, 0.55, 0.6, 0.7, 1.0]))
+    assert histogram.map_intensities(values, own, wanted) == pytest.approx(np.array([0, 0.1, 0.3, 0.55, 0.6, 0.7, 1.0]))
 
 
 def test_equal_landmarks_go_to_the_mean_of_theirs():
     own = np.array([0, 0, 0, 0.5])
-    mapped = map_intensities(np.array([0, 0.25, 0.5]), own, np.array([0, 0.1, 0.2, 0.9]))
+    mapped = histogram.map_intensities(np.array([0, 0.25, 0.5]), own, np.array([0, 0.1, 0.2, 0.9]))
     assert mapped == pytest.approx(np.array([0.1, 0.5, 0.9]))
-    mapped = map_intensities(np.array([0.0, 0.3, 0.9]), np.full(3, 0.3), np.array([0.2, 0.4, 0.6]))
+    mapped = histogram.map_intensities(np.array([0.0, 0.3, 0.9]), np.full(3, 0.3), np.array([0.2, 0.4, 0.6]))
     assert mapped == pytest.approx(np.array([0.1, 0.4, 1.0]))
 
 
@@ -155,7 +156,7 @@ def test_batchnorm_statistics_are_those_of_the_targets_images(tmp_path):
         state = learner.network(after, untouched).state_dict()
         assert all(torch.equal(value, state[key]) for key, value in before.segmenter.state_dict().items())
     own = learner.network(after, "b")
-    assert {k: v.tolist() for k, v in read_statistics(own).items()} == {
+    assert {k: v.tolist() for k, v in adabn.read_statistics(own).items()} == {
         k: v.tolist() for k, v in after.statistics["b"].items()
     }
     assert all(torch.equal(a, b) for a, b in zip(own.parameters(), before.segmenter.parameters(), strict=True))
@@ -185,8 +186,8 @@ def test_statistics_note_their_seconds_and_stop_when_asked(tmp_path):
 
 
 def test_entropy_is_0_where_sure_and_log_k_where_even():
-    assert entropy(torch.zeros(2, 3, 4, 4)).item() == pytest.approx(math.log(3))
-    assert entropy(torch.tensor([100.0, -100.0]).view(1, 2, 1, 1)).item() == pytest.approx(0, abs=1e-6)
+    assert tent.entropy(torch.zeros(2, 3, 4, 4)).item() == pytest.approx(math.log(3))
+    assert tent.entropy(torch.tensor([100.0, -100.0]).view(1, 2, 1, 1)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_entropy_falls_on_the_target_and_only_normalisation_learns(tmp_path):
@@ -195,7 +196,7 @@ def test_entropy_falls_on_the_target_and_only_normalisation_learns(tmp_path):
     plain = copy.deepcopy(before.segmenter).train()
     after = learner.adapt(before, "b", slices(target), stages(tmp_path))
     with torch.no_grad():
-        assert entropy(after.segmenter(target.image)) < entropy(plain(target.image)) - 0.01
+        assert tent.entropy(after.segmenter(target.image)) < tent.entropy(plain(target.image)) - 0.01
     learnt = {n for n, v in before.segmenter.named_parameters() if not torch.equal(v, after.segmenter.get_parameter(n))}
     assert learnt and all(".adn.N." in name for name in learnt)
 
@@ -266,19 +267,19 @@ def test_a_mixed_batch_has_equal_shares_and_the_remainder_goes_round():
     met = {name: slices(volume(torch.full((5, 1, 16, 16), i / 4))) for i, name in enumerate("abc")}
 
     def shares(step: int, size: int) -> list[int]:
-        image = mix(met, step, size, seed=0).image
+        image = dataset.mix(met, step, size, seed=0).image
         assert len(image) == size
         return [int((image[:, 0, 0, 0] == i / 4).sum()) for i in range(3)]
 
     assert [shares(step, 6) for step in range(2)] == [[2, 2, 2]] * 2
     assert [shares(step, 7) for step in range(3)] == [[3, 2, 2], [2, 3, 2], [2, 2, 3]]
     assert [shares(step, 2) for step in range(3)] == [[1, 1, 0], [0, 1, 1], [1, 0, 1]]
-    assert mix(met, 0, 6, seed=0).label is None
+    assert dataset.mix(met, 0, 6, seed=0).label is None
 
 
 def test_mixed_labels_stay_with_their_images():
     met = {name: slices(squares(seed), with_labels=True) for seed, name in enumerate("ab")}
-    batch = mix(met, 3, 5, seed=0)
+    batch = dataset.mix(met, 3, 5, seed=0)
     assert batch.label is not None
     assert torch.equal(batch.image[:, 0] > 0.45, batch.label == 1)
 
@@ -344,15 +345,17 @@ def test_an_images_own_amplitude_changes_nothing():
     for size in ((16, 20), (17, 21)):
         image = torch.rand(3, 2, *size)
         for beta in (0.01, 0.2, 0.49):
-            assert torch.allclose(exchange_amplitude(image, low_amplitude(image, beta)), image, atol=1e-5)
+            assert torch.allclose(
+                fda_replay.exchange_amplitude(image, fda_replay.low_amplitude(image, beta)), image, atol=1e-5
+            )
 
 
 def test_exchange_keeps_phases_and_high_frequencies_and_takes_low_amplitudes():
     image, other = torch.rand(2, 1, 20, 20), torch.rand(2, 1, 20, 20) ** 3
-    wanted = low_amplitude(other, 0.1)
+    wanted = fda_replay.low_amplitude(other, 0.1)
     assert wanted.shape == (2, 1, 5, 3)
-    exchanged = exchange_amplitude(image, wanted)
-    assert torch.allclose(low_amplitude(exchanged, 0.1), wanted, rtol=1e-4, atol=1e-4)
+    exchanged = fda_replay.exchange_amplitude(image, wanted)
+    assert torch.allclose(fda_replay.low_amplitude(exchanged, 0.1), wanted, rtol=1e-4, atol=1e-4)
     before, after = torch.fft.fft2(image), torch.fft.fft2(exchanged)
     assert torch.allclose(before / before.abs(), after / after.abs(), atol=1e-3)
     low = torch.zeros(20, 20, dtype=torch.bool)
@@ -362,19 +365,21 @@ def test_exchange_keeps_phases_and_high_frequencies_and_takes_low_amplitudes():
 
 
 def test_a_black_image_takes_amplitudes_without_nan():
-    wanted = low_amplitude(torch.full((1, 1, 16, 16), 0.5), 0.1)[0]
-    assert torch.allclose(exchange_amplitude(torch.zeros(1, 1, 16, 16), wanted), torch.tensor(0.5), atol=1e-6)
+    wanted = fda_replay.low_amplitude(torch.full((1, 1, 16, 16), 0.5), 0.1)[0]
+    assert torch.allclose(
+        fda_replay.exchange_amplitude(torch.zeros(1, 1, 16, 16), wanted), torch.tensor(0.5), atol=1e-6
+    )
 
 
 def test_the_look_is_the_mean_of_log_amplitudes():
     one = torch.rand(1, 2, 16, 16)
-    assert torch.allclose(mean_amplitude([one, one], 0.2), low_amplitude(one, 0.2)[0], rtol=1e-4)
+    assert torch.allclose(fda_replay.mean_amplitude([one, one], 0.2), fda_replay.low_amplitude(one, 0.2)[0], rtol=1e-4)
     flat = [torch.full((1, 1, 16, 16), value) for value in (0.25, 1.0)]
-    assert mean_amplitude(flat, 0.01).item() == pytest.approx(math.sqrt(65 * 257) - 1, rel=1e-5)
+    assert fda_replay.mean_amplitude(flat, 0.01).item() == pytest.approx(math.sqrt(65 * 257) - 1, rel=1e-5)
 
 
 def test_a_bank_shows_each_domain_in_its_look_and_the_source_unchanged():
-    look = low_amplitude(torch.full((1, 1, 16, 16), 0.7), 0.01)[0]
+    look = fda_replay.low_amplitude(torch.full((1, 1, 16, 16), 0.7), 0.01)[0]
     bank = Bank(squares_replay(), {"c": look})
     for name in "abc":
         bank.add_domain(name)
@@ -394,7 +399,7 @@ def test_style_bank_keeps_one_look_a_target_and_the_generator_as_it_is(tmp_path)
     assert second.statistics["b"] is first.statistics["b"] and second.statistics.keys() == {"b", "c"}
     look = first.statistics["b"]["amplitude"]
     assert look.shape == (1, 5, 3) and look.dtype == torch.float32
-    wanted = mean_amplitude([bright.image.half().float()], 0.13)
+    wanted = fda_replay.mean_amplitude([bright.image.half().float()], 0.13)
     assert torch.allclose(look, wanted, rtol=1e-4)
     assert second.generator is before.generator and second.generator.domains == ("a",)
     assert second.generator.scale.item() == 1 and second.generator.scale.grad is None
@@ -404,19 +409,19 @@ def test_style_bank_keeps_one_look_a_target_and_the_generator_as_it_is(tmp_path)
 def test_style_bank_refuses_a_look_that_is_too_large():
     wide = TASK.model_copy(update={"size": (512, 512), "channels": 3})
     settings = method("style_bank", style_bank={"beta": 0.2}).shared
-    build_method("style_bank", settings, TASK).check()
+    registry.build_method("style_bank", settings, TASK).check()
     with pytest.raises(ConfigError) as caught:
-        build_method("style_bank", settings, wide).check()
+        registry.build_method("style_bank", settings, wide).check()
     assert str(caught.value) == "style_bank.beta: a look would take 253380 bytes, more than 65536; lower it"
 
 
 def test_self_information_sums_to_normalised_entropy():
-    assert torch.allclose(self_information(torch.zeros(1, 4, 2, 2)), torch.tensor(0.25))
+    assert torch.allclose(advent.self_information(torch.zeros(1, 4, 2, 2)), torch.tensor(0.25))
     logits = torch.randn(2, 3, 4, 4)
-    total = self_information(logits).sum(dim=1).mean().item()
-    assert total == pytest.approx(entropy(logits).item() / math.log(3), rel=1e-5)
+    total = advent.self_information(logits).sum(dim=1).mean().item()
+    assert total == pytest.approx(tent.entropy(logits).item() / math.log(3), rel=1e-5)
     sure = torch.tensor([200.0, -200.0]).view(1, 2, 1, 1).requires_grad_()
-    maps = self_information(sure)
+    maps = advent.self_information(sure)
     maps.sum().backward()
     assert torch.equal(maps, torch.zeros_like(maps)) and torch.isfinite(sure.grad).all()
 
@@ -427,7 +432,7 @@ def adversary(**changes: float) -> FromAdversary:
 
 
 def test_the_discriminator_learns_to_tell_and_the_segmenter_to_deceive():
-    assert build_discriminator(2, (4, 8))(torch.rand(3, 2, 16, 24)).shape == (3, 1, 2, 3)
+    assert advent.build_discriminator(2, (4, 8))(torch.rand(3, 2, 16, 24)).shape == (3, 1, 2, 3)
     maps, others = torch.full((4, 2, 16, 16), 0.1), torch.full((4, 2, 16, 16), 0.4)
     learner = adversary(discriminator_rate=1e-2)
     told = [learner._teach_discriminator(maps, others).item() for _ in range(30)]
@@ -436,7 +441,7 @@ def test_the_discriminator_learns_to_tell_and_the_segmenter_to_deceive():
         assert learner._judge(maps, "source") < 0.2 < 1 < learner._judge(others, "source")
     before = [weight.clone() for weight in learner._discriminator.parameters()]
     replayed = learner.segmenter(squares(1, 4).image)
-    learner._teach_segmenter(replayed.square().mean(), self_information(replayed))
+    learner._teach_segmenter(replayed.square().mean(), advent.self_information(replayed))
     assert all(torch.equal(a, b) for a, b in zip(before, learner._discriminator.parameters(), strict=True))
     assert all(weight.requires_grad for weight in learner._discriminator.parameters())
 

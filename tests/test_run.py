@@ -17,8 +17,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from garda.checks import needed_cases
-from garda.errors import (
+from garda.core.console import Reporter
+from garda.core.errors import (
     CheckpointError,
     ConfigError,
     DataError,
@@ -28,35 +28,35 @@ from garda.errors import (
     Problems,
     RunFolderError,
 )
-from garda.evaluate import Score, read_scores
-from garda.evaluator import tell_fall
-from garda.facts import read_facts
-from garda.handover.package import KNOWN, SIGNATURES
-from garda.methods import METHODS, Bound
-from garda.predict import predict
-from garda.pseudonyms import Pseudonyms
-from garda.report import Reporter
-from garda.run import run_sequence
-from garda.segmenter import segment
-from garda.sequence import read_sequence
-from garda.stopping import Stopping
-from garda.tracking import InMemory, open_tracker
-from garda.volumes import read_volume
-
-from .phantoms import SITES, run_tiny, tiny_run, write_tiny
+from garda.core.pseudonyms import Pseudonyms
+from garda.core.signals import Stopping
+from garda.data import checks, volume
+from garda.data.sequence import read_sequence
+from garda.evaluation.metrics import Score, read_scores
+from garda.handover.format import KNOWN, SIGNATURES
+from garda.methods import metadata
+from garda.methods.base import Bound
+from garda.methods.registry import METHODS
+from garda.models import inference
+from garda.runs import mlflow, predict
+from garda.runs.run import run_sequence
+from garda.runs.stage import tell_fall
+from garda.runs.tracking import InMemory
+from tests import phantoms
+from tests.phantoms import SITES
 
 STAGES = [f"{index}-{site}" for index, site in enumerate(SITES)]
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InMemory]:
     out, tracker = tmp_path_factory.mktemp("finished") / "run", InMemory()
-    run_tiny(pipeline, out, tracker)
+    phantoms.run_tiny(pipeline, out, tracker)
     return out, tracker
 
 
@@ -101,7 +101,9 @@ def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp
             name = f"{manifest.stem}_{number:03d}"
             text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
         manifest.write_text(text)
-    run = tiny_run(read_sequence(folder / "pipeline.yaml"), folder / "pipeline.yaml", out, open_tracker(out, print))
+    run = phantoms.tiny_run(
+        read_sequence(folder / "pipeline.yaml"), folder / "pipeline.yaml", out, mlflow.open_tracker(out, print)
+    )
     with Reporter() as reporter:
         run_sequence(replace(run, reporter=reporter))
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii"]
@@ -117,7 +119,7 @@ def test_the_same_command_changes_nothing(finished, pipeline):
     out, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("package/*")}
     scores = (out / "scores.csv").read_text()
-    run_tiny(pipeline, out)
+    phantoms.run_tiny(pipeline, out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("package/*")} == before
     assert (out / "scores.csv").read_text() == scores
 
@@ -143,9 +145,9 @@ class StopAt:
 def test_a_stopped_run_ends_with_equal_weights(finished, pipeline, tmp_path, stage, part):
     stop = StopAt(f"{stage}-{part}", 1)
     with pytest.raises(Interrupted):
-        run_tiny(pipeline, tmp_path / "run", stop, stop.stopping)
+        phantoms.run_tiny(pipeline, tmp_path / "run", stop, stop.stopping)
     assert (tmp_path / "run" / "stages" / stage / "training" / part / "checkpoint.pt").exists()
-    run_tiny(pipeline, tmp_path / "run")
+    phantoms.run_tiny(pipeline, tmp_path / "run")
     assert kept(tmp_path / "run") == kept(finished[0])
     assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
 
@@ -153,13 +155,13 @@ def test_a_stopped_run_ends_with_equal_weights(finished, pipeline, tmp_path, sta
 def test_a_plan_that_appends_targets_goes_on(finished, pipeline, tmp_path):
     shorter = pipeline.with_name("shorter.yaml")
     shorter.write_text(pipeline.read_text().replace(f", {SITES[2]}", ""))
-    run_tiny(shorter, tmp_path / "run")
+    phantoms.run_tiny(shorter, tmp_path / "run")
     assert len(list((tmp_path / "run" / "stages").iterdir())) == 2
-    run_tiny(pipeline, tmp_path / "run")
+    phantoms.run_tiny(pipeline, tmp_path / "run")
     assert kept(tmp_path / "run") == kept(finished[0])
     assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
     with pytest.raises(RunFolderError) as caught:
-        run_tiny(shorter, tmp_path / "run")
+        phantoms.run_tiny(shorter, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path}/run/plan.json: the folder holds another plan, domains differs; "
         "undo the change, or give a new --out folder"
@@ -172,10 +174,10 @@ def test_a_damaged_plan_is_one_line(finished, pipeline, tmp_path, content):
     (tmp_path / "run" / "plan.json").write_text(content)
     message = f"{tmp_path}/run/plan.json: is damaged; give a new --out folder, or restore the file"
     with pytest.raises(RunFolderError) as caught:
-        run_tiny(pipeline, tmp_path / "run")
+        phantoms.run_tiny(pipeline, tmp_path / "run")
     assert str(caught.value) == message
     with Reporter() as reporter, pytest.raises(RunFolderError) as caught:
-        predict(tmp_path / "run", [], tmp_path, reporter)
+        predict.predict(tmp_path / "run", [], tmp_path, reporter)
     assert str(caught.value) == message
 
 
@@ -185,11 +187,11 @@ def test_damaged_knowledge_is_one_line(finished, pipeline, tmp_path, content):
     file = tmp_path / "run" / "stages" / STAGES[2] / "package" / "knowledge.json"
     file.write_text(content)
     with Reporter() as reporter, pytest.raises(PackageError) as caught:
-        predict(tmp_path / "run", [], tmp_path / "out", reporter)
+        predict.predict(tmp_path / "run", [], tmp_path / "out", reporter)
     what = "has been changed: it is not the file of ledger line 3"
     assert str(caught.value) == f"{file}: {what}; ask for the package again"
     with pytest.raises(CheckpointError) as caught:
-        read_facts(file.parent)
+        metadata.read_facts(file.parent)
     assert str(caught.value) == f"{file}: is damaged; copy the whole folder again"
 
 
@@ -198,7 +200,7 @@ def test_a_run_killed_at_its_very_start_goes_on(pipeline, tmp_path):
     out.mkdir()
     (out / ".lock").touch()
     (out / ".plan.json.123.tmp").write_text('{"ga')
-    run_tiny(pipeline, out, method="source_only")
+    phantoms.run_tiny(pipeline, out, method="source_only")
     assert not list(out.glob(".*.tmp"))
 
 
@@ -207,11 +209,11 @@ def test_scores_that_are_missing_are_computed_again(finished, pipeline, tmp_path
     file = tmp_path / "run" / "scores.csv"
     whole = file.read_text()
     file.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
-    run_tiny(pipeline, tmp_path / "run")
+    phantoms.run_tiny(pipeline, tmp_path / "run")
     assert file.read_text() == whole
     file.write_text(whole.replace("\n2,", "\n7,"))
     with pytest.raises(RunFolderError, match="holds stages of another run; delete it, it is computed again"):
-        run_tiny(pipeline, tmp_path / "run")
+        phantoms.run_tiny(pipeline, tmp_path / "run")
 
 
 def test_a_run_killed_between_learning_and_scoring(finished, pipeline, tmp_path, monkeypatch):
@@ -219,16 +221,16 @@ def test_a_run_killed_between_learning_and_scoring(finished, pipeline, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("garda.run.write_scores", die)
+        patch.setattr("garda.runs.run.write_scores", die)
         with pytest.raises(KeyboardInterrupt):
-            run_tiny(pipeline, tmp_path / "run")
-    run_tiny(pipeline, tmp_path / "run")
+            phantoms.run_tiny(pipeline, tmp_path / "run")
+    phantoms.run_tiny(pipeline, tmp_path / "run")
     assert kept(tmp_path / "run") == kept(finished[0])
     assert (tmp_path / "run" / "scores.csv").read_text() == (finished[0] / "scores.csv").read_text()
 
 
 def test_another_users_key_is_refused(finished, pipeline):
-    run = tiny_run(read_sequence(pipeline), pipeline, finished[0])
+    run = phantoms.tiny_run(read_sequence(pipeline), pipeline, finished[0])
     with pytest.raises(RunFolderError, match="the folder holds another plan, pseudonyms differs"):
         run_sequence(replace(run, pseudonyms=Pseudonyms(b"another key")))
 
@@ -252,10 +254,10 @@ class DeleteAfter:
 
 @pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Bound)])
 def test_a_run_ends_though_each_domains_training_files_are_deleted_after_its_stage(method, finished, tmp_path):
-    pipeline = write_tiny(tmp_path)
+    pipeline = phantoms.write_tiny(tmp_path)
     tracker = DeleteAfter(tmp_path / "data")
     tracker.sequence = read_sequence(pipeline)
-    run_tiny(pipeline, tmp_path / "run", tracker, method=method)
+    phantoms.run_tiny(pipeline, tmp_path / "run", tracker, method=method)
     assert method != "garda_paper" or kept(tmp_path / "run") == kept(finished[0])
     assert not list((tmp_path / "data" / SITES[0] / "images").glob("*_000.nii.gz"))
 
@@ -267,18 +269,18 @@ def test_a_learner_never_sees_a_targets_label(pipeline, tmp_path):
     for domain in sequence.targets:
         for case in domain.split("train"):
             (folder / "data" / case.labels[0]).write_bytes(b"no label at all")
-    learned = [case for case in needed_cases(sequence, sequence.domains) if case.split == "train"]
+    learned = [case for case in checks.needed_cases(sequence, sequence.domains) if case.split == "train"]
     assert [bool(case.labels) for case in learned] == [True] * 2 + [False] * 4
-    run_tiny(folder / "pipeline.yaml", tmp_path / "run")
+    phantoms.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
 
 
 def test_another_plan_is_refused_by_its_key(finished, pipeline):
     with pytest.raises(RunFolderError, match=r"the folder holds another plan, settings.source.steps differs"):
-        run_tiny(pipeline, finished[0], changes={"source": {"steps": 6}})
+        phantoms.run_tiny(pipeline, finished[0], changes={"source": {"steps": 6}})
     with pytest.raises(RunFolderError, match="another plan, seed differs"):
-        run_tiny(pipeline, finished[0], seed=5)
+        phantoms.run_tiny(pipeline, finished[0], seed=5)
     with pytest.raises(RunFolderError, match="method differs"):
-        run_tiny(pipeline, finished[0], method="source_only")
+        phantoms.run_tiny(pipeline, finished[0], method="source_only")
 
 
 def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
@@ -288,12 +290,12 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
     images[0].unlink()
     images[1].write_bytes(images[1].read_bytes()[:50])
     with pytest.raises(Problems) as caught:
-        run_tiny(folder / "pipeline.yaml", tmp_path / "run")
+        phantoms.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 2
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
-        run_tiny(pipeline, tmp_path / "run", changes={"source": {"step": 6}})
+        phantoms.run_tiny(pipeline, tmp_path / "run", changes={"source": {"step": 6}})
     assert not (tmp_path / "run").exists()
 
 
@@ -311,16 +313,16 @@ def test_what_could_only_fail_later_is_refused_at_once(pipeline, tmp_path, chang
     if "compute" in changes and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(GardaError, match=message):
-        run_tiny(pipeline, tmp_path / "run", changes=changes)
+        phantoms.run_tiny(pipeline, tmp_path / "run", changes=changes)
     assert not (tmp_path / "run").exists()
 
 
 def test_what_decides_no_result_may_change(finished, pipeline):
-    run_tiny(pipeline, finished[0], changes={"checkpoint_seconds": 5, "compute": {"precision": 32}})
+    phantoms.run_tiny(pipeline, finished[0], changes={"checkpoint_seconds": 5, "compute": {"precision": 32}})
 
 
 def test_a_source_whose_labels_mark_nothing(tmp_path):
-    pipeline = write_tiny(tmp_path)
+    pipeline = phantoms.write_tiny(tmp_path)
     task = tmp_path / "data" / "manifests" / "task.yaml"
     words = "label: {masks: [rv, myo, lv], slice_labelled_by: rv}\n"
     task.write_text(task.read_text() + words)
@@ -333,7 +335,7 @@ def test_a_source_whose_labels_mark_nothing(tmp_path):
         label = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
     with pytest.raises(DataError) as caught:
-        run_tiny(pipeline, tmp_path / "run")
+        phantoms.run_tiny(pipeline, tmp_path / "run")
     assert str(caught.value) == f"{SITES[0]}: no training label marks anything; give labels with a class"
     assert not (tmp_path / "run").exists()
 
@@ -341,21 +343,21 @@ def test_a_source_whose_labels_mark_nothing(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
     (tmp_path / "thesis.txt").write_text("do not touch")
     with pytest.raises(RunFolderError) as caught:
-        run_tiny(pipeline, tmp_path)
+        phantoms.run_tiny(pipeline, tmp_path)
     assert str(caught.value) == f"{tmp_path}: holds something that is not a run of garda; give a new --out folder"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_missing_data_folder(pipeline, tmp_path):
     sequence = read_sequence(pipeline)
-    run = tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
+    run = phantoms.tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
     with pytest.raises(DataError, match="no folder that can be read; give the scans' folder under --data"):
         run_sequence(run)
 
 
 def test_a_folder_without_any_of_the_scans_is_one_line(pipeline, tmp_path):
     sequence = read_sequence(pipeline)
-    run = replace(tiny_run(sequence, pipeline, tmp_path / "run"), data=pipeline.parent)
+    run = replace(phantoms.tiny_run(sequence, pipeline, tmp_path / "run"), data=pipeline.parent)
     with pytest.raises(DataError) as caught:
         run_sequence(run)
     image = sequence.source.split("train")[0].image
@@ -371,13 +373,13 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
     case = sequence.targets[0].split("test")[0]
     image = pipeline.parent / "data" / case.image
     with Reporter() as reporter:
-        (written,) = predict(finished[0], [image], tmp_path / "out", reporter)
-        (earlier,) = predict(finished[0], [image], tmp_path / "early", reporter, stage=0)
+        (written,) = predict.predict(finished[0], [image], tmp_path / "out", reporter)
+        (earlier,) = predict.predict(finished[0], [image], tmp_path / "early", reporter, stage=0)
     there, here = nibabel.load(image), nibabel.load(written)
     assert here.shape == there.shape and np.array_equal(here.affine, there.affine)
     assert set(np.unique(np.asarray(here.dataobj))) <= {0, 1, 2, 3}
     assert earlier.exists()
-    label = read_volume(case, sequence.task, pipeline.parent / "data", with_label=True).label
+    label = volume.read_volume(case, sequence.task, pipeline.parent / "data", with_label=True).label
     assert label.numel() == np.asarray(here.dataobj).size
 
 
@@ -385,10 +387,10 @@ def test_a_site_is_named_for_prediction(finished, pipeline, tmp_path):
     image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
     with Reporter() as reporter:
         for name in (SITES[0], "other"):
-            (written,) = predict(finished[0], [image], tmp_path / name, reporter, domain=name)
+            (written,) = predict.predict(finished[0], [image], tmp_path / name, reporter, domain=name)
             assert written.exists()
         with pytest.raises(ConfigError) as caught:
-            predict(finished[0], [image], tmp_path / "typo", reporter, domain="bssfp")
+            predict.predict(finished[0], [image], tmp_path / "typo", reporter, domain="bssfp")
     assert str(caught.value) == f"--domain: 'bssfp' has not been met; use one of {', '.join(SITES)}, other"
 
 
@@ -397,10 +399,11 @@ def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp
 
     def count(*given: Any) -> Any:
         read.append(1)
-        return segment(*given)
+        return own(*given)
 
-    monkeypatch.setattr("garda.evaluator.segment", count)
-    scores = run_tiny(pipeline, tmp_path / "run", method="garda")
+    own = inference.segment
+    monkeypatch.setattr(inference, "segment", count)
+    scores = phantoms.run_tiny(pipeline, tmp_path / "run", method="garda")
     assert len(read) == 3 + 1 + 1  # every site once, then each target after its own stage
     rows = {(row.stage, row.domain, row.name): row for row in scores}
     for (stage, domain, name), row in rows.items():
@@ -412,19 +415,19 @@ def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
     image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
     with Reporter() as reporter:
         with pytest.raises(DataError, match="exists already; give another --out folder, or remove it"):
-            predict(finished[0], [image], image.parent / ".." / "images", reporter)
+            predict.predict(finished[0], [image], image.parent / ".." / "images", reporter)
         broken = tmp_path.parent / "broken.nii.gz"
         broken.write_bytes(b"")
         with pytest.raises(DataError, match=r"broken\.nii\.gz"):
-            predict(finished[0], [image, broken], tmp_path, reporter)
+            predict.predict(finished[0], [image, broken], tmp_path, reporter)
         with pytest.raises(DataError, match="as another image; predict them apart"):
-            predict(finished[0], [image, image], tmp_path, reporter)
+            predict.predict(finished[0], [image, image], tmp_path, reporter)
         with pytest.raises(RunFolderError, match="has no stage 7; its stages are 0 to 2"):
-            predict(finished[0], [image], tmp_path, reporter, stage=7)
+            predict.predict(finished[0], [image], tmp_path, reporter, stage=7)
         with pytest.raises(DataError, match=r"^nowhere\.png: does not exist; check the path$"):
-            predict(finished[0], [image, Path("nowhere.png")], tmp_path, reporter)
+            predict.predict(finished[0], [image, Path("nowhere.png")], tmp_path, reporter)
         with pytest.raises(PackageError, match=r"is no package, ledger\.jsonl is missing; give a package, or a run"):
-            predict(tmp_path, [image], tmp_path / "out", reporter)
+            predict.predict(tmp_path, [image], tmp_path / "out", reporter)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -449,7 +452,7 @@ def test_kill_9_in_each_kind_of_stage(finished, pipeline, tmp_path, part):
     hurried = pipeline.with_name("hurried.yaml")
     hurried.write_text(pipeline.read_text() + "settings: {checkpoint_seconds: 0.001}\n")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_tiny(hurried, whole)
+    phantoms.run_tiny(hurried, whole)
     process = subprocess.Popen(command(hurried, killed), stdout=subprocess.DEVNULL)
     checkpoint = killed / "stages" / part / "checkpoint.pt"
     while not checkpoint.exists() and process.poll() is None:
@@ -484,7 +487,7 @@ def test_a_site_whose_dice_falls_in_its_own_stage_is_told(pipeline, tmp_path):
     said = io.StringIO()
     sequence = read_sequence(pipeline)
     with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        run = replace(tiny_run(sequence, pipeline, tmp_path), reporter=reporter)
+        run = replace(phantoms.tiny_run(sequence, pipeline, tmp_path), reporter=reporter)
         domain = sequence.domains[1]
         rows = {"p": 0.8, "q": 0.6}
         before = [Score(0, domain.name, who, who, 0, "organ", dice, 1.0, "mm") for who, dice in rows.items()]

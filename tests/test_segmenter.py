@@ -8,23 +8,15 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from garda.compute import Compute, ComputeSettings
-from garda.errors import ConfigError
-from garda.generators.style import StyleGenerator, StyleSettings
-from garda.segmenter import (
-    Doubling,
-    FromLabels,
-    FromReplay,
-    LabelLessonSettings,
-    ReplayLessonSettings,
-    SegmenterSettings,
-    build_segmenter,
-    distillation,
-    segment,
-)
-from garda.slices import Batch
-from garda.task import Task
-from garda.volumes import Frame, Volume
+from garda.core.errors import ConfigError
+from garda.data.dataset import Batch
+from garda.data.task import Task
+from garda.data.volume import Frame, Volume
+from garda.models import inference, objectives, unet
+from garda.models.objectives import FromLabels, FromReplay, LabelLessonSettings, ReplayLessonSettings
+from garda.models.stylegan import StyleGenerator, StyleSettings
+from garda.models.unet import Doubling, SegmenterSettings
+from garda.training.device import Compute, ComputeSettings
 
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16), spacing_mm=(2.0, 2.0))
 TINY = SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))
@@ -50,7 +42,7 @@ def test_a_bright_square_is_learnt_from_labels(loss, optimizer):
 
 def test_the_network_is_monais():
     torch.manual_seed(0)
-    ours = build_segmenter(TASK, TINY).train()
+    ours = unet.build_segmenter(TASK, TINY).train()
     act, norm = ("relu", {"inplace": True}), ("batch", {"affine": True})
     theirs = BasicUNet(spatial_dims=2, out_channels=2, features=TINY.widths, act=act, norm=norm)
     theirs.load_state_dict(ours.state_dict())
@@ -92,8 +84,8 @@ def test_the_learning_rate_is_a_function_of_the_step():
 
 def test_distillation_is_least_where_the_answers_agree():
     teacher = torch.randn(2, 3, 4, 4)
-    same = distillation(teacher, teacher, 2.0)
-    assert distillation(teacher + torch.randn_like(teacher), teacher, 2.0) > same
+    same = objectives.distillation(teacher, teacher, 2.0)
+    assert objectives.distillation(teacher + torch.randn_like(teacher), teacher, 2.0) > same
     entropy = torch.distributions.Categorical(logits=teacher.movedim(1, -1) / 2).entropy().mean()
     assert same == pytest.approx(entropy.item(), rel=1e-5)
 
@@ -103,7 +95,7 @@ def test_the_student_learns_the_teachers_answers_and_nothing_else_changes():
     generator = StyleGenerator(1, (16, 16), StyleSettings(latent=4, widths=((4,), (4,))))
     for domain in ("a", "b"):
         generator.add_domain(domain)
-    teacher, student = build_segmenter(TASK, TINY), build_segmenter(TASK, TINY).requires_grad_(False)
+    teacher, student = unet.build_segmenter(TASK, TINY), unet.build_segmenter(TASK, TINY).requires_grad_(False)
     frozen = copy.deepcopy([teacher.state_dict(), generator.state_dict()])
     objective = FromReplay(
         student, teacher, generator, ReplayLessonSettings(steps=40, batch=8, learning_rate=2e-2), COMPUTE
@@ -130,7 +122,7 @@ def scan(height: int, width: int, spacing: tuple[float, float, float] | None) ->
 @pytest.mark.parametrize("spacing", [None, (5.0, 2.0, 2.0), (5.0, 1.0, 1.0)])
 def test_a_whole_volume_comes_back_on_its_own_grid(spacing):
     volume = scan(24, 30, spacing)
-    label = segment(Threshold(), volume, TASK, COMPUTE, batch=2)
+    label = inference.segment(Threshold(), volume, TASK, COMPUTE, batch=2)
     assert label.shape == (3, 24, 30) and label.dtype == torch.int64
     expected = volume.image[:, 0].long()
     assert (label != expected).float().mean() < 0.03
@@ -139,7 +131,7 @@ def test_a_whole_volume_comes_back_on_its_own_grid(spacing):
 
 def test_large_slices_are_segmented_window_by_window():
     volume = scan(50, 70, None)
-    label = segment(Threshold(), volume, TASK.model_copy(update={"fit": "patch"}), COMPUTE)
+    label = inference.segment(Threshold(), volume, TASK.model_copy(update={"fit": "patch"}), COMPUTE)
     assert torch.equal(label, volume.image[:, 0].long())
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from garda.cases import Case, read_manifest, write_manifest
-from garda.errors import ConfigError, DataError, Problems, RunFolderError
-from garda.sequence import find_gaps, read_sequence
-from garda.task import LabelFormat, Task
+from garda.core.errors import ConfigError, DataError, Problems, RunFolderError
+from garda.data.manifest import Case, read_manifest, write_manifest
+from garda.data.sequence import find_gaps, read_sequence
+from garda.data.task import LabelFormat, Task
 
 TASK = Task(name="t", classes=("background", "organ"), size=(64, 64))
 HEADER = "case,patient,split,image,label\n"
@@ -156,7 +156,7 @@ def test_a_manifest_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypat
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("garda.files.os.replace", refuse)
+    monkeypatch.setattr("garda.core.files.os.replace", refuse)
     with pytest.raises(RunFolderError) as caught:
         write_manifest(tmp_path / "site.csv", [Case("c", "p", "train", "i", (), (), "")])
     assert str(caught.value) == (

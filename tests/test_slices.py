@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from garda import slices as module
-from garda.slices import Slices
-from garda.task import Task
-from garda.volumes import Frame, Volume
+from garda.data import dataset
+from garda.data.dataset import Slices
+from garda.data.task import Task
+from garda.data.volume import Frame, Volume
 
 CROP = Task(name="t", classes=("background", "organ"), size=(16, 16))
 PATCH = CROP.model_copy(update={"fit": "patch"})
@@ -54,12 +54,12 @@ def test_the_order_of_an_epoch_is_drawn_once(monkeypatch):
         drawn.append(names)
         return seed
 
-    monkeypatch.setattr(module, "derive_seed", derive)
-    module._order.cache_clear()
+    monkeypatch.setattr(dataset, "derive_seed", derive)
+    dataset._order.cache_clear()
     slices = Slices([volume(5, 16, 16)], CROP, with_labels=False)
     seen(slices, 4, 2)
     assert [names for names in drawn if names[0] == "epoch"] == [("epoch", 0), ("epoch", 1)]
-    module._order.cache_clear()
+    dataset._order.cache_clear()
 
 
 def test_another_domain_asked_in_between_changes_no_order():
@@ -98,7 +98,7 @@ def test_an_unlabelled_domain_gives_no_label():
 def test_large_domains_are_memory_mapped_and_hold_the_same(task, monkeypatch, tmp_path):
     volumes = [volume(3, 20, 24), volume(2, 16, 30, start=3)]
     plain = Slices(volumes, task, with_labels=True).batch(0, 5, 0)
-    monkeypatch.setattr(module, "IN_MEMORY", 16)
+    monkeypatch.setattr(dataset, "IN_MEMORY", 16)
     mapped = Slices(volumes, task, with_labels=True, private_folder=tmp_path)
     assert isinstance(mapped._images, np.memmap)
     assert torch.equal(mapped.batch(0, 5, 0).image, plain.image)
@@ -112,7 +112,7 @@ def test_a_domain_without_a_labelled_slice_is_empty():
 
 
 def test_a_large_domain_takes_the_memory_of_one_volume(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "IN_MEMORY", 2**16)
+    monkeypatch.setattr(dataset, "IN_MEMORY", 2**16)
     task = CROP.model_copy(update={"size": (64, 64)})
 
     def peak(count: int) -> int:
@@ -127,7 +127,7 @@ def test_a_large_domain_takes_the_memory_of_one_volume(monkeypatch, tmp_path):
 
 
 def test_no_space_for_a_large_domain_is_told(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "IN_MEMORY", 16)
+    monkeypatch.setattr(dataset, "IN_MEMORY", 16)
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Path("/dev/full").open("r+b"))  # noqa: SIM115
     with pytest.raises(OSError) as caught:
         Slices([volume(3, 16, 16)], CROP, with_labels=False, private_folder=tmp_path)

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from garda.handover.ledger import read_lines
-from garda.handover.package import KNOWLEDGE, find_stage
-
-from .phantoms import CONFIG, SITES, write_tiny
+from garda.handover import format, ledger
+from garda.handover.format import KNOWLEDGE
+from tests import phantoms
+from tests.phantoms import CONFIG, SITES
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "three_hospitals.sh"
 TINY = [f"--set={key}={json.dumps(value)}" for key, value in yaml.safe_load(CONFIG).items()]
@@ -27,7 +27,7 @@ HOSPITALS = {"hospital_A": SITES[0], "hospital_B": SITES[1], "hospital_C": SITES
 # has imported everything already: the script has eleven commands, and importing torch and MONAI takes seconds each.
 SERVER = """
 import json, os, socket, sys
-import garda.adapt, garda.predict, garda.run, garda.tracking
+import garda.runs.hop, garda.runs.predict, garda.runs.run, garda.runs.mlflow
 from garda import cli
 server = socket.socket(socket.AF_UNIX)
 server.bind(sys.argv[1])
@@ -83,7 +83,7 @@ def garda() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny(tmp_path_factory.mktemp("tiny")).parent / "data"
+    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny")).parent / "data"
 
 
 def play(phantom: Path, work: Path, **surroundings: str) -> subprocess.CompletedProcess[str]:
@@ -105,10 +105,10 @@ def digests(folder: Path) -> set[str]:
 
 
 def test_three_hospitals_make_what_one_machine_makes(played):
-    last, whole = played / "hospital_C" / "package", find_stage(played / "one_machine" / "run", 2)
+    last, whole = played / "hospital_C" / "package", format.find_stage(played / "one_machine" / "run", 2)
     for name in KNOWLEDGE:
         assert (last / name).read_bytes() == (whole / name).read_bytes(), name
-    before = find_stage(played / "hospital_A" / "run", 0)
+    before = format.find_stage(played / "hospital_A" / "run", 0)
     assert (last / "generator.safetensors").read_bytes() != (before / "generator.safetensors").read_bytes()
 
 
@@ -125,7 +125,7 @@ def test_no_hospital_holds_a_scan_or_a_key_of_another(played, phantom):
 
 def test_each_hospital_has_signed_its_own_line(played):
     package = played / "hospital_C" / "package"
-    assert [json.loads(line)["domain"] for line in read_lines(package)] == [*SITES]
+    assert [json.loads(line)["domain"] for line in ledger.read_lines(package)] == [*SITES]
     signatures = [json.loads(line) for line in (package / "signatures.jsonl").read_text().splitlines()]
     assert [signature["line"] for signature in signatures] == [1, 2, 3]
     assert len({signature["key"] for signature in signatures}) == 3

@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
-from garda.errors import GardaError, RunFolderError
-from garda.tracking import Event, InMemory, Journalled, MLflow, RunDescription, Tracker, open_tracker, open_ui
-from garda.tracking.mlflow_store import flatten, metric_name
+from garda.core.errors import GardaError, RunFolderError
+from garda.runs import mlflow
+from garda.runs.journal import Journalled
+from garda.runs.mlflow import MLflow
+from garda.runs.tracking import Event, InMemory, RunDescription, Tracker
 
 SHA = "0123456789abcdef" * 4
 RUN = RunDescription(
@@ -96,7 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        whole_run(open_tracker(folder, pytest.fail), folder)
+        whole_run(mlflow.open_tracker(folder, pytest.fail), folder)
         assert not list(Path.cwd().iterdir())
     return folder
 
@@ -324,13 +326,13 @@ def test_the_twin_remembers(out: Path):
 def test_names_fit_mlflow(name: str, expected: str):
     from mlflow.utils.validation import _validate_metric_name
 
-    assert metric_name(name) == expected
-    _validate_metric_name(metric_name(name))
+    assert mlflow.metric_name(name) == expected
+    _validate_metric_name(mlflow.metric_name(name))
 
 
 def test_settings_are_flattened_without_paths():
     settings = {"a": {"b": [1, 2], "c": None, "d": {}}, "e": "text", "w": "/home/me/vgg.pt", "long": "y" * 7000}
-    assert flatten(settings) == {
+    assert mlflow.flatten(settings) == {
         "a.b": "[1, 2]", "a.c": "null", "a.d": "{}", "e": "text", "w": "vgg.pt", "long": "y" * 6000,
     }  # fmt: skip
 
@@ -413,13 +415,13 @@ def test_the_store_knows_no_path_but_its_own(finished: Path):
 
 def test_mlflow_goes_on_with_the_same_runs(used: Path):
     run = replace(RUN, name="other")
-    first = open_tracker(used, pytest.fail)
+    first = mlflow.open_tracker(used, pytest.fail)
     first.start(run)
     learn(first, 0, 4)
     first.finish("stopped")
     assert {run.info.status for run in runs_of(used, "other").values()} == {"KILLED"}
     longer = replace(run, stages=[*run.stages, "2-SiteC"], manifests=[*run.manifests, ("SiteC", SHA, {"test": 1})])
-    second = open_tracker(used, pytest.fail)
+    second = mlflow.open_tracker(used, pytest.fail)
     second.start(longer)
     assert runs_of(used, "other")["garda_paper seed 3"].info.status == "RUNNING"
     learn(second, 2, 6)
@@ -433,7 +435,7 @@ def test_mlflow_goes_on_with_the_same_runs(used: Path):
 
 
 def test_runs_of_one_sequence_stand_side_by_side(used: Path):
-    tracker = open_tracker(used, pytest.fail)
+    tracker = mlflow.open_tracker(used, pytest.fail)
     tracker.start(replace(RUN, method="source_only"))
     tracker.finish("failed")
     runs = runs_of(used, "phantom")
@@ -443,9 +445,9 @@ def test_runs_of_one_sequence_stand_side_by_side(used: Path):
 
 def test_events_sent_twice_and_lost_ids_change_nothing(used: Path):
     run = replace(RUN, name="other")
-    whole_run(open_tracker(used, pytest.fail), used, run)
+    whole_run(mlflow.open_tracker(used, pytest.fail), used, run)
     (used / "tracking.json").unlink()  # as if killed after sending and before taking note
-    open_tracker(used, pytest.fail).start(run)
+    mlflow.open_tracker(used, pytest.fail).start(run)
     runs = runs_of(used, "other")
     assert len(client_of(used).search_runs([runs["0-SiteA"].info.experiment_id])) == 3
     assert history(used, runs["garda_paper seed 3"], "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
@@ -456,7 +458,7 @@ def test_another_tracking_store_is_honoured(used: Path, monkeypatch: pytest.Monk
     out = used.parent / "another run"
     out.mkdir()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{used}/mlflow.db")
-    whole_run(open_tracker(out, pytest.fail), out, replace(RUN, name="other"))
+    whole_run(mlflow.open_tracker(out, pytest.fail), out, replace(RUN, name="other"))
     assert runs_of(used, "other").keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
     assert list((used / "mlartifacts").rglob("scores.csv"))
     assert {path.name for path in out.iterdir()} == {"scores.csv", "tracking.json", "tracking.jsonl"}
@@ -470,7 +472,7 @@ def test_mlflow_tells_nobody(used: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)
     client.set_telemetry_client()  # as if another library had imported MLflow first
     assert get_telemetry_client() is not None
-    open_tracker(used, pytest.fail).start(RUN)
+    mlflow.open_tracker(used, pytest.fail).start(RUN)
     assert get_telemetry_client() is None
 
 
@@ -478,7 +480,7 @@ def test_a_server_that_does_not_answer_is_told_at_once(out: Path, monkeypatch: p
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{free_port()}")
     told: list[str] = []
     begun = time.monotonic()
-    whole_run(open_tracker(out, told.append), out)
+    whole_run(mlflow.open_tracker(out, told.append), out)
     assert time.monotonic() - begun < 10
     assert len(told) == 1
     assert "secret" not in told[0] + (out / "tracking.jsonl").read_text()
@@ -513,9 +515,7 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
 
 def test_the_ui_shows_parent_stages_and_scores(finished: Path, out: Path):
     port = free_port()
-    code = (
-        f"from pathlib import Path; from garda.tracking import open_ui; open_ui(Path({str(finished)!r}), {port}, print)"
-    )
+    code = f"from garda.runs import mlflow; mlflow.open_ui(mlflow.Path({str(finished)!r}), {port}, print)"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
         try:
@@ -538,7 +538,7 @@ def test_the_ui_is_for_this_machine_alone_and_sends_nothing_out(out: Path, monke
     (out / "mlflow.db").write_bytes(b"")
     calls: list[tuple[str, list[str], dict[str, str]]] = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
-    open_ui(out, free_port(), lambda line: None)
+    mlflow.open_ui(out, free_port(), lambda line: None)
     [(_, command, environment)] = calls
     assert command[command.index("--host") + 1] == "127.0.0.1"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -548,7 +548,7 @@ def test_a_folder_without_a_store_is_told(out: Path):
     with pytest.raises(
         RunFolderError, match=re.escape(f"{out}: holds no mlflow.db; give the --out folder of `garda run`")
     ):
-        open_ui(out, free_port(), pytest.fail)
+        mlflow.open_ui(out, free_port(), pytest.fail)
 
 
 def test_a_port_in_use_is_told(out: Path):
@@ -558,5 +558,5 @@ def test_a_port_in_use_is_told(out: Path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(GardaError) as caught:
-            open_ui(out, port, pytest.fail)
+            mlflow.open_ui(out, port, pytest.fail)
     assert str(caught.value) == f"--port: port {port} cannot be opened (address already in use); give another port"

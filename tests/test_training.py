@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from garda.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
-from garda.training import LOSS_POINTS, Stage, fit
+from garda.core.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
+from garda.training import loop
+from garda.training.loop import LOSS_POINTS, Stage
 
 
 class Line:
@@ -45,15 +46,15 @@ def weights(objective: Line) -> list[float]:
 
 
 def test_equal_seeds_give_equal_weights_whatever_came_before(tmp_path: Path):
-    first = fit(Line, batch, 5, stage(tmp_path / "a"))
+    first = loop.fit(Line, batch, 5, stage(tmp_path / "a"))
     torch.randn(17)
-    assert weights(fit(Line, batch, 5, stage(tmp_path / "b"))) == weights(first)
-    other = fit(Line, batch, 5, Stage("0-A-line", tmp_path / "c", seed=2))
+    assert weights(loop.fit(Line, batch, 5, stage(tmp_path / "b"))) == weights(first)
+    other = loop.fit(Line, batch, 5, Stage("0-A-line", tmp_path / "c", seed=2))
     assert weights(other) != weights(first)
 
 
 def test_a_killed_stage_ends_with_equal_weights(tmp_path: Path):
-    whole = fit(Line, batch, 9, stage(tmp_path / "whole"))
+    whole = loop.fit(Line, batch, 9, stage(tmp_path / "whole"))
 
     def die(step: int) -> Tensor:
         if step == 6:
@@ -61,17 +62,17 @@ def test_a_killed_stage_ends_with_equal_weights(tmp_path: Path):
         return batch(step)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Line, die, 9, stage(tmp_path / "killed", checkpoint_seconds=0))
+        loop.fit(Line, die, 9, stage(tmp_path / "killed", checkpoint_seconds=0))
     steps: list[int] = []
 
     def watch(step: int) -> Tensor:
         steps.append(step)
         return batch(step)
 
-    assert weights(fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
+    assert weights(loop.fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
     assert steps == [6, 7, 8]
     steps.clear()
-    assert weights(fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
+    assert weights(loop.fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
     assert steps == []
 
 
@@ -85,7 +86,7 @@ def test_a_stop_comes_after_a_checkpoint(tmp_path: Path):
             return super().step(batch, step)
 
     with pytest.raises(Interrupted) as caught:
-        fit(Stopped, batch, 9, stopped)
+        loop.fit(Stopped, batch, 9, stopped)
     assert caught.value.exit_code == 75
     assert str(caught.value) == "0-A-line: stopped on request; run the same command again to go on from here"
     assert torch.load(stopped.checkpoint, weights_only=True)["step"] == 4
@@ -104,12 +105,12 @@ def test_the_next_batch_is_drawn_while_a_step_is_learnt(tmp_path: Path):
             assert step == 3 or drawn[step + 1].wait(10)
             return super().step(batch, step)
 
-    fit(Waiting, draw, 4, stage(tmp_path))
+    loop.fit(Waiting, draw, 4, stage(tmp_path))
 
 
 def test_a_loss_that_is_no_number_names_stage_loss_and_step(tmp_path: Path):
     with pytest.raises(TrainingError) as caught:
-        fit(Line, lambda step: batch(step) * (math.nan if step == 2 else 1), 5, stage(tmp_path))
+        loop.fit(Line, lambda step: batch(step) * (math.nan if step == 2 else 1), 5, stage(tmp_path))
     assert str(caught.value) == (
         "stage 0-A-line, step 2: loss 'line' is nan; lower the learning rate, or use compute.precision '32'"
     )
@@ -118,7 +119,7 @@ def test_a_loss_that_is_no_number_names_stage_loss_and_step(tmp_path: Path):
 def test_losses_are_logged_a_bounded_number_of_times(tmp_path: Path):
     logged: list[int] = []
     told: list[tuple[int, int]] = []
-    fit(
+    loop.fit(
         Line,
         batch,
         LOSS_POINTS * 2 + 1,
@@ -130,18 +131,18 @@ def test_losses_are_logged_a_bounded_number_of_times(tmp_path: Path):
 
 def test_damaged_and_foreign_checkpoints(tmp_path: Path):
     here = stage(tmp_path)
-    fit(Line, batch, 3, here)
+    loop.fit(Line, batch, 3, here)
     whole = here.checkpoint.read_bytes()
     here.checkpoint.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError) as caught:
-        fit(Line, batch, 5, here)
+        loop.fit(Line, batch, 5, here)
     assert str(caught.value) == (
         f"{here.checkpoint}: is truncated or damaged; delete it to repeat the stage from its start"
     )
     assert here.checkpoint.stat().st_size == len(whole) // 2
     here.checkpoint.write_bytes(whole)
     with pytest.raises(CheckpointError, match="was written with stage seed 1, not 2"):
-        fit(Line, batch, 5, Stage("0-A-line", tmp_path, seed=2))
+        loop.fit(Line, batch, 5, Stage("0-A-line", tmp_path, seed=2))
 
     class Wider(Line):
         def __init__(self) -> None:
@@ -149,12 +150,12 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path):
             self.network = nn.Linear(3, 1)
 
     with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        fit(Wider, batch, 5, here)
+        loop.fit(Wider, batch, 5, here)
 
 
 def test_no_space_left_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     here = stage(tmp_path)
-    fit(Line, batch, 3, here)
+    loop.fit(Line, batch, 3, here)
     before = here.checkpoint.read_bytes()
 
     def full(*args, **others):
@@ -162,7 +163,7 @@ def test_no_space_left_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path,
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RunFolderError) as caught:
-        fit(Line, batch, 5, here)
+        loop.fit(Line, batch, 5, here)
     assert str(caught.value) == (
         f"{here.checkpoint}: no space left on the device; free some space and run the same command again"
     )

@@ -15,12 +15,12 @@ import torch
 from nibabel import orientations
 from PIL import Image
 
-from garda.cases import Case, read_manifest
-from garda.config import load
-from garda.errors import DataError
-from garda.formats import digest
-from garda.task import Intensity, LabelFormat, Task
-from garda.volumes import Volume, check_case, grid_for, prediction_name, read_volume, write_label_map
+from garda.core import config
+from garda.core.errors import DataError
+from garda.data import readers
+from garda.data.manifest import Case, read_manifest
+from garda.data.task import Intensity, LabelFormat, Task
+from garda.data.volume import Volume, check_case, grid_for, prediction_name, read_volume, write_label_map
 
 TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 16))
 MASKS = TASK.model_copy(update={"label": LabelFormat(masks=("whole", "part"), slice_labelled_by="whole")})
@@ -400,7 +400,7 @@ def test_check_tells_every_missing_and_changed_file_and_the_first_misfit(tmp_pat
     save_nifti(tmp_path / "i.nii", scan())
     save_nifti(tmp_path / "l.nii", classes())
     row = case("i.nii", "l.nii")
-    good = replace(row, digests=tuple((name, *digest(tmp_path / name)) for name in ("i.nii", "l.nii")))
+    good = replace(row, digests=tuple((name, *readers.digest(tmp_path / name)) for name in ("i.nii", "l.nii")))
     assert check_case(row, TASK, tmp_path) == check_case(good, TASK, tmp_path) == []
     save_nifti(tmp_path / "l.nii", classes() + 1)
     assert [str(problem) for problem in check_case(good, TASK, tmp_path)] == [
@@ -421,11 +421,11 @@ def test_files_that_the_system_refuses_are_one_line(tmp_path: Path, monkeypatch:
         read(tmp_path, long)
     assert str(error.value) == f"m.csv:2: image {long} {reason}"
     with pytest.raises(DataError) as error:
-        digest(tmp_path / long)
+        readers.digest(tmp_path / long)
     assert str(error.value) == f"{tmp_path / long}: {reason}"
 
     save_picture(tmp_path / "i.png", classes()[..., 0])
-    recorded = replace(case("i.png"), digests=(("i.png", *digest(tmp_path / "i.png")),))
+    recorded = replace(case("i.png"), digests=(("i.png", *readers.digest(tmp_path / "i.png")),))
 
     def refused(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
@@ -442,8 +442,8 @@ def test_the_digest_of_a_meta_image_header_covers_its_data(tmp_path: Path):
     sitk.WriteImage(sitk.GetImageFromArray(scan()), tmp_path / "i.mhd")
     header, data = (tmp_path / "i.mhd").read_bytes(), (tmp_path / "i.raw").read_bytes()
     joined = "".join(hashlib.sha256(part).hexdigest() for part in (header, data))
-    assert digest(tmp_path / "i.mhd") == (hashlib.sha256(joined.encode()).hexdigest(), len(header) + len(data))
-    row = replace(case("i.mhd"), digests=(("i.mhd", *digest(tmp_path / "i.mhd")),))
+    assert readers.digest(tmp_path / "i.mhd") == (hashlib.sha256(joined.encode()).hexdigest(), len(header) + len(data))
+    row = replace(case("i.mhd"), digests=(("i.mhd", *readers.digest(tmp_path / "i.mhd")),))
     assert check_case(row, TASK, tmp_path) == []
     (tmp_path / "i.raw").write_bytes(data[::-1])
     assert [problem.what for problem in check_case(row, TASK, tmp_path)] == [
@@ -469,13 +469,13 @@ def test_a_meta_image_header_names_its_data_in_four_ways(tmp_path: Path, entry: 
     header.write_text(f"NDims = 3\nElementDataFile = {entry}\n")
     for name in parts:
         (tmp_path / name).write_text(name)
-    before = digest(header)
+    before = readers.digest(header)
     assert before[1] == header.stat().st_size + sum(map(len, parts))
     for name in parts:
         (tmp_path / name).write_text(name[::-1])
-        assert digest(header) != before
+        assert readers.digest(header) != before
         (tmp_path / name).write_text(name)
-    assert digest(header) == before
+    assert readers.digest(header) == before
 
 
 def test_an_image_too_small_for_bias_field_correction_names_its_row(tmp_path: Path):
@@ -490,7 +490,7 @@ def test_an_image_too_small_for_bias_field_correction_names_its_row(tmp_path: Pa
 
 
 def spinal_cord(data: Path, site: str) -> list[Volume]:
-    task = load(Task, MANIFESTS / "spinal_cord_gm" / "task.yaml")
+    task = config.load(Task, MANIFESTS / "spinal_cord_gm" / "task.yaml")
     cases = read_manifest(MANIFESTS / "spinal_cord_gm" / f"{site}.csv", task)
     return [read_volume(row, task, data, with_label=True) for row in cases if row.labels]
 
@@ -500,7 +500,7 @@ LABELLED = {"CEITEC_3T": 40, "UCL_3T": 17, "NWU_3T": 17, "Milan_1p5T": 40, "Phil
 
 @pytest.mark.parametrize("site", LABELLED)
 def test_the_cord_of_every_site_lies_in_the_network_slices(real_data: Path, site: str):
-    task = load(Task, MANIFESTS / "spinal_cord_gm" / "task.yaml")
+    task = config.load(Task, MANIFESTS / "spinal_cord_gm" / "task.yaml")
     volumes = spinal_cord(real_data, site)
     assert sum(int(volume.labelled.sum()) for volume in volumes if volume.labelled is not None) == LABELLED[site]
     for volume in volumes:
@@ -528,7 +528,7 @@ def test_philips_is_stored_in_another_orientation_and_comes_back_in_it(real_data
 
 @pytest.mark.parametrize("task_name", ["nuclei", "spinal_cord_gm"])
 def test_every_file_of_the_manifests_is_as_recorded_and_fits(real_data: Path, task_name: str):
-    task = load(Task, MANIFESTS / task_name / "task.yaml")
+    task = config.load(Task, MANIFESTS / task_name / "task.yaml")
     for manifest in sorted((MANIFESTS / task_name).glob("*.csv")):
         for row in read_manifest(manifest, task):
             assert check_case(row, task, real_data) == []

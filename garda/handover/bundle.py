@@ -16,13 +16,13 @@ import torch
 from monai.utils import IgniteInfo
 
 from garda import __version__
-from garda.errors import ConfigError
-from garda.files import describe, replacing
-from garda.handover.bundle_config import inference
-from garda.handover.exported import Exported
+from garda.core.errors import ConfigError
+from garda.core.files import describe, replacing
+from garda.data.task import Task
+from garda.handover import bundle_config
+from garda.handover.format import CARD
 from garda.handover.ledger import Entry
-from garda.handover.package import CARD
-from garda.task import Task
+from garda.handover.load import Exported
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 README = "docs/README.md"
@@ -55,7 +55,7 @@ def write_bundle(exported: Exported, out: Path) -> None:
     notice = exported.notice.replace(CARD, README)
     texts = {
         "configs/metadata.json": json.dumps(metadata(exported), indent=2) + "\n",
-        "configs/inference.json": json.dumps(inference(exported.task, exported.widths), indent=2) + "\n",
+        "configs/inference.json": json.dumps(bundle_config.inference(exported.task, exported.widths), indent=2) + "\n",
         README: f"{exported.card}\n{USE.format(domain=exported.domain, digest=exported.digest)}",
         "docs/license.txt": notice,
         "LICENSE": notice,
@@ -86,10 +86,7 @@ def metadata(exported: Exported) -> dict[str, Any]:
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {
-            "nibabel": nibabel.__version__,
-            "pytorch-ignite": IgniteInfo.OPT_IMPORT_VERSION,
-        },
+        "required_packages_version": {"nibabel": nibabel.__version__, "pytorch-ignite": IgniteInfo.OPT_IMPORT_VERSION},
         "name": exported.name,
         "task": f"2-D segmentation of {found}",
         "description": f"A U-Net for {found} ({task.name}) in {task.plane} slices, learnt with garda by {last.method} "

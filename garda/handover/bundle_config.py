@@ -1,7 +1,7 @@
 """``inference.json`` of a bundle: garda's way from a scan to a label map, in MONAI's and torch's words.
 
-The grid is torch's own ``interpolate`` and ``pad``, as in :mod:`garda.grids`: MONAI's ``Spacing`` and ``Resize`` have
-no such low-pass filter, and its ``CenterSpatialCrop`` cuts images with an odd side one pixel further.
+The grid is torch's own ``interpolate`` and ``pad``, as in :mod:`garda.data.preprocess`: MONAI's ``Spacing`` and
+``Resize`` have no such low-pass filter, and its ``CenterSpatialCrop`` cuts images with an odd side one pixel further.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from garda.task import Task
-from garda.volumes import LUMA, PLANES
+from garda.data.task import Task
+from garda.data.volume import LUMA, PLANES
 
 BATCH = 16  # slices or windows computed at once
 TOWARDS = {"L": (-1, 0, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}  # in RAS coordinates
@@ -26,7 +26,7 @@ def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
 
     Args:
         task: what is segmented; its plane is not ``acquired``, and it corrects no bias field.
-        widths: see :class:`garda.segmenter.SegmenterSettings`.
+        widths: see :class:`garda.models.unet.SegmenterSettings`.
     """
     return {
         "imports": ["$import glob", "$import os"],
@@ -115,7 +115,7 @@ def _reading(task: Task) -> dict[str, Any]:
 
 
 def _grid(task: Task) -> dict[str, Any]:
-    """Slices (D, C, H, W) of a scan (C, H, W, D) to the network's grid and back, see :class:`garda.grids.Grid`."""
+    """Slices (D, C, H, W) of a scan (C, H, W, D) to the network's :class:`garda.data.preprocess.Grid` and back."""
     missing = "max(0, wants - n)" if task.fit == "patch" else "wants - n"
     own = "list(scan.shape[1:3])"
     wanted = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from garda.data.task import Task
+from garda.evaluation.results import Result
 from garda.handover.ledger import Entry
-from garda.handover.results import Result
-from garda.plan import Setup
-from garda.task import Task
+from garda.handover.setup import Setup
 
 NOTICE_TEXT = """# Notice
 

@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from garda.errors import ConfigError, RunFolderError
-from garda.handover.bundle import write_bundle
-from garda.handover.exported import Exported, on_cpu
-from garda.handover.learnt import Learnt, load_package
-from garda.handover.onnx_file import write_onnx
-from garda.handover.package import CARD, GENERATOR, NOTICE, opened
+from garda.core.errors import ConfigError, RunFolderError
+from garda.handover import bundle, format, load, onnx, verify
+from garda.handover.format import CARD, GENERATOR, NOTICE
+from garda.handover.load import Exported, Learnt
 from garda.handover.signing import Trusted
-from garda.handover.verify import verify
-from garda.methods import Method
-from garda.predict import choose_domain
+from garda.methods.base import Method
 
-WRITERS: Mapping[str, Callable[[Exported, Path], None]] = {"bundle": write_bundle, "onnx": write_onnx}
+WRITERS: Mapping[str, Callable[[Exported, Path], None]] = {"bundle": bundle.write_bundle, "onnx": onnx.write_onnx}
 
 
 def export_network(
@@ -54,18 +50,18 @@ def read_exported(
     package: Path, domain: str | None = None, trusted: Collection[Trusted] = (), with_generator: bool = False
 ) -> Exported:
     """One domain's network, from a package that has been found whole; arguments and errors as above."""
-    with opened(package) as folder:
-        verified = verify(folder, trusted)
-        learnt = load_package(folder)
+    with format.opened(package) as folder:
+        verified = verify.verify(folder, trusted)
+        learnt = load.load_package(folder)
         card, notice = ((folder / name).read_text(encoding="utf-8") for name in (CARD, NOTICE))
         generator = folder / GENERATOR
         if with_generator and not generator.exists():
             raise ConfigError("--with-generator", f"{learnt.setup.method!r} has no generator", "leave it out")
         weights = generator.read_bytes() if with_generator else None
-    chosen = choose_domain(learnt.knowledge, domain)
+    chosen = load.choose_domain(learnt.knowledge, domain)
     _refuse_standardising(learnt)
     return Exported(
-        network=on_cpu(learnt.method.network(learnt.knowledge, chosen)),
+        network=load.on_cpu(learnt.method.network(learnt.knowledge, chosen)),
         widths=learnt.method.shared.segmenter.widths,
         task=learnt.method.task,
         name=verified.setup.name,

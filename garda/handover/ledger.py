@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from garda.config import Config
-from garda.errors import PackageError
-from garda.files import replacing
-from garda.handover.reference import Reference
-from garda.handover.results import Result
-from garda.sequence import DomainName
+from garda.core import files
+from garda.core.config import Config
+from garda.core.errors import PackageError
+from garda.data.sequence import DomainName
+from garda.evaluation.results import Result
+from garda.safety.limits import Reference
 
 LEDGER = "ledger.jsonl"
 START = "0" * 64  # what the first line has in place of a line before it
@@ -45,7 +45,7 @@ class Lesson(Config):
         domain: its name.
         month: such as ``2026-11``; no date of a package is finer.
         garda: version that learnt it.
-        manifest: keyed digest of the manifest, see :meth:`garda.pseudonyms.Pseudonyms.digest`; the site alone can
+        manifest: keyed digest of the manifest, see :meth:`garda.core.pseudonyms.Pseudonyms.digest`; the site alone can
             show which one it was.
         patients: number of training patients.
         scans: number of training scans.
@@ -152,8 +152,8 @@ def parse_lines(folder: Path, lines: Sequence[bytes]) -> list[Entry]:
 
 
 def write_lines(folder: Path, lines: Iterable[bytes]) -> None:
-    """Write the whole ledger; errors as in :func:`garda.files.replacing`."""
-    with replacing(folder / LEDGER) as temporary:
+    """Write the whole ledger; errors as in :func:`garda.core.files.replacing`."""
+    with files.replacing(folder / LEDGER) as temporary:
         temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
 

@@ -23,10 +23,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import Field, ValidationError
 
-from garda.config import Config
-from garda.errors import ConfigError, GardaError, PackageError
-from garda.files import describe, reason, replacing
-from garda.handover.package import SIGNATURES
+from garda.core import files
+from garda.core.config import Config
+from garda.core.errors import ConfigError, GardaError, PackageError
+from garda.handover.format import SIGNATURES
 
 PURPOSE = b"garda ledger line\0"  # so that no signature made for something else fits
 
@@ -73,7 +73,7 @@ def make_keys(private: Path) -> tuple[Path, str]:
             stream.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     except OSError as error:
-        raise describe(error, private) from error
+        raise files.describe(error, private) from error
     return public, _hex(key.public_key())
 
 
@@ -88,7 +88,9 @@ def read_private(path: Path) -> Ed25519PrivateKey:
         if path.stat().st_mode & 0o077:
             raise ConfigError(path, "other users have access to the key", f"run: chmod 600 {path}")
     except OSError as error:
-        raise ConfigError(path, f"the key cannot be read ({reason(error)})", "make one with `garda keygen`") from None
+        raise ConfigError(
+            path, f"the key cannot be read ({files.reason(error)})", "make one with `garda keygen`"
+        ) from None
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ConfigError(path, "is no private key without a password", "make one with `garda keygen`") from None
     if not isinstance(key, Ed25519PrivateKey):
@@ -105,7 +107,7 @@ def read_public(path: Path) -> str:
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:
-        raise ConfigError(path, f"the key cannot be read ({reason(error)})", "give a .pub file") from None
+        raise ConfigError(path, f"the key cannot be read ({files.reason(error)})", "give a .pub file") from None
     except (ValueError, UnsupportedAlgorithm):
         raise ConfigError(path, "is no public key", "give a .pub file of `garda keygen`") from None
     if not isinstance(key, Ed25519PublicKey):
@@ -125,8 +127,8 @@ def sign_line(line: bytes, number: int, key: Ed25519PrivateKey) -> Signature:
 
 
 def write_signatures(folder: Path, signatures: Sequence[Signature]) -> None:
-    """Write all of them; errors as in :func:`garda.files.replacing`."""
-    with replacing(folder / SIGNATURES) as temporary:
+    """Write all of them; errors as in :func:`garda.core.files.replacing`."""
+    with files.replacing(folder / SIGNATURES) as temporary:
         text = "".join(json.dumps(signature.model_dump(), sort_keys=True) + "\n" for signature in signatures)
         temporary.write_text(text, encoding="utf-8")
 

@@ -8,26 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from garda import __version__
-from garda.errors import ConfigError, PackageError
-from garda.facts import read_facts
-from garda.handover.card import NOTICE_TEXT, write_card
-from garda.handover.ledger import LEDGER, Entry, digest_of, parse_lines, read_lines
-from garda.handover.package import (
-    CARD,
-    DIGEST,
-    KNOWLEDGE,
-    KNOWN,
-    NOTICE,
-    OPTIONAL,
-    SETUP,
-    contents,
-    package_digest,
-    read_setup,
-    read_task,
-)
-from garda.handover.results import RESULTS, format_results
-from garda.handover.signing import Signature, Trusted, check_signatures
-from garda.plan import Setup
+from garda.core.errors import ConfigError, PackageError
+from garda.evaluation import results
+from garda.evaluation.results import RESULTS
+from garda.handover import card, format, ledger, signing
+from garda.handover.card import NOTICE_TEXT
+from garda.handover.format import CARD, DIGEST, KNOWLEDGE, KNOWN, NOTICE, OPTIONAL, SETUP
+from garda.handover.ledger import LEDGER, Entry
+from garda.handover.setup import Setup
+from garda.handover.signing import Signature, Trusted
+from garda.methods import metadata
 
 AGAIN = "ask for the package again"
 TEACHER = "teacher.safetensors"
@@ -41,7 +31,7 @@ class Verified:
         setup: what decides the learning.
         entries: the ledger's.
         signatures: valid ones, of trusted keys where keys were given.
-        digest: see :func:`garda.handover.package.package_digest`.
+        digest: see :func:`garda.handover.format.package_digest`.
     """
 
     setup: Setup
@@ -73,29 +63,29 @@ def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") 
         raise PackageError(folder / strange, "is no part of a package", "remove it, or ask where it comes from")
     for missing in sorted({*KNOWN} - {*OPTIONAL} - names):
         raise PackageError(folder / missing, "is missing", AGAIN)
-    lines = read_lines(folder)
-    entries = parse_lines(folder, lines)
+    lines = ledger.read_lines(folder)
+    entries = ledger.parse_lines(folder, lines)
     if not entries:
         raise PackageError(folder / LEDGER, "holds no line", AGAIN)
     _check_files(folder, entries[-1], len(entries))
-    setup = read_setup(folder)
+    setup = format.read_setup(folder)
     _check_setup(folder, setup, entries)
     _check_course(folder, entries)
     _check_texts(folder, setup, entries)
-    digest = package_digest(folder)
+    digest = format.package_digest(folder)
     if (folder / DIGEST).read_text(encoding="utf-8", errors="replace") != f"{digest}\n":
         raise PackageError(folder / DIGEST, f"does not fit {LEDGER} and the other files", AGAIN)
     if b"".join(line + b"\n" for line in lines) != (folder / LEDGER).read_bytes():
         raise PackageError(folder / LEDGER, "does not end as garda ends it", AGAIN)
     if expected and expected.lower() != digest:
         raise PackageError(folder, f"has the digest {digest}, not the expected one", "ask which package it is")
-    signatures = check_signatures(folder, lines, [entry.domain for entry in entries], trusted)
+    signatures = signing.check_signatures(folder, lines, [entry.domain for entry in entries], trusted)
     return Verified(setup, tuple(entries), tuple(signatures), digest)
 
 
 def _check_files(folder: Path, entry: Entry, number: int) -> None:
     """The files are those of the last line, no more, no fewer, to the byte."""
-    here = {known.name: known for known in contents(folder)}
+    here = {known.name: known for known in format.contents(folder)}
     there = {known.name: known for known in entry.kept}
     for name in sorted({*here, *there}):
         if here.get(name) != there.get(name):
@@ -105,13 +95,13 @@ def _check_files(folder: Path, entry: Entry, number: int) -> None:
 
 
 def _check_setup(folder: Path, setup: Setup, entries: list[Entry]) -> None:
-    config = digest_of(setup.model_dump(mode="json"))
+    config = ledger.digest_of(setup.model_dump(mode="json"))
     for number, entry in enumerate(entries, 1):
         if (entry.config, entry.method, entry.seed) != (config, setup.method, setup.seed):
             what = f"was learnt with other settings than those of {SETUP}"
             raise PackageError(f"{folder / LEDGER}, line {number}", what, AGAIN)
     met = tuple(entry.domain for entry in entries if entry.learnt)
-    if met != read_facts(folder).domains:
+    if met != metadata.read_facts(folder).domains:
         what = f"says that {', '.join(met)} were met, knowledge.json says otherwise"
         raise PackageError(folder / LEDGER, what, AGAIN)
 
@@ -137,11 +127,16 @@ def _knowledge(entry: Entry) -> dict[str, str]:
 
 def _check_texts(folder: Path, setup: Setup, entries: Sequence[Entry]) -> None:
     """Scores and card say what the ledger says; the card of another version of garda may have other words."""
-    texts = {RESULTS: format_results(result for entry in entries for result in entry.scores), NOTICE: NOTICE_TEXT}
+    texts = {
+        RESULTS: results.format_results(result for entry in entries for result in entry.scores),
+        NOTICE: NOTICE_TEXT,
+    }
     if entries[-1].garda == __version__:
         kept = tuple(file for file in entries[-1].kept if file.name != CARD)
         written = [*entries[:-1], entries[-1].model_copy(update={"kept": kept})]
-        texts[CARD] = write_card(setup, read_task(setup, folder), written, read_facts(folder).domains)
+        texts[CARD] = card.write_card(
+            setup, format.read_task(setup, folder), written, metadata.read_facts(folder).domains
+        )
     for name, text in texts.items():
         if (folder / name).read_bytes() != text.encode():
             raise PackageError(folder / name, f"does not say what {LEDGER} says", AGAIN)

@@ -12,25 +12,26 @@ import torch
 from monai.networks.nets import BasicUNet
 from pydantic import Field
 
-from garda.augment import RandomisationSettings
-from garda.compute import Compute, ComputeSettings
-from garda.config import Config
-from garda.contrast import bearable_strength, weaken
-from garda.generators import Generator, GeneratorSettings, Recipe
-from garda.generators.families import FactorisedRecipe
-from garda.knowledge import Knowledge, load_knowledge
-from garda.seeds import derive_seed
-from garda.segmenter import FromLabels, LabelLessonSettings, SegmenterSettings, build_segmenter
-from garda.shelf import Stages
-from garda.slices import Batch, Slices
-from garda.specialisation import Replay
-from garda.task import Task
-from garda.training import Stage, fit
-from garda.volumes import Volume
+from garda.core.config import Config
+from garda.core.seeds import derive_seed
+from garda.data import calibrate
+from garda.data.augment import RandomisationSettings
+from garda.data.dataset import Batch, Slices
+from garda.data.task import Task
+from garda.data.volume import Volume
+from garda.methods.knowledge import Knowledge, load_knowledge
+from garda.models import unet
+from garda.models.factorised_training import FactorisedRecipe, GeneratorSettings
+from garda.models.generator import Generator, Recipe
+from garda.models.objectives import FromLabels, LabelLessonSettings
+from garda.models.replay import Replay
+from garda.models.unet import SegmenterSettings
+from garda.training import loop
+from garda.training.cache import Stages
+from garda.training.device import Compute, ComputeSettings
+from garda.training.loop import Stage
 
 SURVEY = 8  # batches by which the source's contrast is measured
-
-__all__ = ["Bound", "Knowledge", "Method", "Replaying", "SharedSettings", "Stages"]
 
 
 class SharedSettings(Config):
@@ -120,11 +121,11 @@ class Method(ABC, Generic[S]):
         return None
 
     def load(self, folder: Path) -> Knowledge:
-        """Read knowledge that this method wrote; errors as in :func:`garda.knowledge.load_knowledge`."""
+        """Read knowledge that this method wrote; errors as in :func:`garda.methods.knowledge.load_knowledge`."""
         generator = self.build_generator()
         knowledge = load_knowledge(
             folder,
-            lambda: build_segmenter(self.task, self.shared.segmenter),
+            lambda: unet.build_segmenter(self.task, self.shared.segmenter),
             None if generator is None else lambda: generator,
         )
         self.compute.prepare(knowledge.segmenter)
@@ -136,7 +137,7 @@ class Method(ABC, Generic[S]):
 
         def learn(stage: Stage) -> BasicUNet:
             suited = self.suit_lesson(lesson, slices, stage)
-            return fit(
+            return loop.fit(
                 lambda: FromLabels(self.task, self.shared.segmenter, suited, self.compute),
                 lambda step: slices.batch(step, lesson.batch, stage.seed),
                 lesson.steps,
@@ -147,7 +148,7 @@ class Method(ABC, Generic[S]):
             "segmenter",
             {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": lesson.model_dump(mode="json")},
             stages("segmenter"),
-            lambda: build_segmenter(self.task, self.shared.segmenter),
+            lambda: unet.build_segmenter(self.task, self.shared.segmenter),
             learn,
         )
         self.compute.prepare(segmenter)
@@ -164,11 +165,11 @@ class Method(ABC, Generic[S]):
     def suit(
         self, randomisation: RandomisationSettings, batches: Sequence[Batch], stage: Stage
     ) -> RandomisationSettings:
-        """No more randomisation than labelled batches bear (:mod:`garda.contrast`); the stage logs its strength."""
+        """No more randomisation than labelled batches bear (:mod:`garda.data.calibrate`); the strength is logged."""
         seed = derive_seed(stage.seed, "strength")
-        strength = bearable_strength(randomisation, batches, len(self.task.classes), seed)
+        strength = calibrate.bearable_strength(randomisation, batches, len(self.task.classes), seed)
         stage.log(0, {"randomisation_strength": strength})
-        return weaken(randomisation, strength)
+        return calibrate.weaken(randomisation, strength)
 
 
 class Replaying(Method[S]):
@@ -187,7 +188,7 @@ class Replaying(Method[S]):
 
     def check(self) -> None:
         """Refuse a generator that does not fit the task, and weights that cannot be had."""
-        self.recipe.check(build_segmenter(self.task, self.shared.segmenter))
+        self.recipe.check(unet.build_segmenter(self.task, self.shared.segmenter))
 
     def build_generator(self) -> Generator:
         """An untrained generator."""

@@ -2,29 +2,167 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from monai.losses import DiceLoss
 from monai.networks.nets import BasicUNet
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
-from garda.choice import Candidate, choose, score_candidate
-from garda.config import Config
-from garda.errors import ConfigError
-from garda.knowledge import Knowledge, statistics_limit
-from garda.lessons import continue_lesson
-from garda.methods.base import SURVEY, Replaying, Stages
-from garda.seeds import derive_seed
-from garda.segmenter import FromLabels, LabelLessonSettings, build_segmenter
-from garda.slices import Batch, Slices
-from garda.specialisation import FromTarget, TargetLessonSettings, free_own, read_own, specialise
-from garda.training import Stage, fit
+from garda.core.config import Config
+from garda.core.errors import ConfigError
+from garda.core.seeds import derive_seed
+from garda.data import augment
+from garda.data.augment import AppearanceSettings, GeometrySettings, RandomisationSettings
+from garda.data.dataset import Batch, Slices
+from garda.data.task import Task
+from garda.methods.base import SURVEY, Replaying
+from garda.methods.knowledge import Knowledge, statistics_limit
+from garda.models import adapter, choice, objectives, unet
+from garda.models.choice import Candidate
+from garda.models.objectives import FromLabels, LabelLessonSettings
+from garda.models.replay import Replay
+from garda.training import distributed, loop, sharding
+from garda.training.cache import Stages
+from garda.training.device import Compute
+from garda.training.loop import Stage, Stateful
+
+
+class StudentRandomisation(RandomisationSettings):
+    """How far the student's images are randomised; see :class:`garda.data.augment.RandomisationSettings`."""
+
+    probability: float = Field(default=0.5, ge=0, le=1)
+
+
+class TargetLessonSettings(Config):
+    """How a segmenter learns an unlabelled target.
+
+    Attributes:
+        steps: number of steps.
+        batch: replayed images a step, and as many real ones.
+        learning_rate: the highest, of AdamW; falls to 0 by a cosine.
+        candidates: how many times the averaged share is put aside, at equal distances, the last step included;
+            among several, label-free scores choose.
+        average: steps over which the weights are averaged that answer for real images and that are kept.
+        anatomies: size of the pool from which replayed anatomies are taken.
+        replay: weight of the lesson from replayed images.
+        real: weight of the lesson from real images.
+        geometry: augmentation of image and answer.
+        randomisation: of the images that the student sees.
+        appearance: plain augmentation, after it.
+    """
+
+    steps: PositiveInt = 150
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 1e-3
+    candidates: PositiveInt = 1
+    average: PositiveInt = 33
+    anatomies: PositiveInt = 512
+    replay: NonNegativeFloat = 1.0
+    real: NonNegativeFloat = 1.0
+    geometry: GeometrySettings = GeometrySettings()
+    randomisation: StudentRandomisation = StudentRandomisation()
+    appearance: AppearanceSettings = AppearanceSettings()
+
+
+class Shares:
+    """Shares of a segmenter that were put aside while it learnt, by step; part of a checkpoint."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, dict[str, Tensor]] = {}
+
+    def put(self, step: int, own: dict[str, Tensor]) -> None:
+        """Put one aside."""
+        self.by_step[step] = own
+
+    def state_dict(self) -> dict[int, dict[str, Tensor]]:
+        """All of them."""
+        return self.by_step
+
+    def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.by_step = dict(state_dict)
+
+
+class FromTarget:
+    """Learn an unlabelled target from both that can be had: replayed images with labels, and its real images.
+
+    Replayed anatomies in the target's look carry their labels. For real images the student's own average answers, on
+    the unchanged image (Tarvainen and Valpola, NeurIPS 2017). The student sees both kinds moved and randomised.
+
+    Normalisation keeps the running statistics of the source's training: how much of an image is object or background
+    differs between sites as well as the scanner does, and statistics of the target's images take the one for the other
+    (docs/ablation.md). Its scales and shifts learn.
+    """
+
+    def __init__(
+        self, student: BasicUNet, replay: Replay, task: Task, lesson: TargetLessonSettings, compute: Compute
+    ) -> None:
+        """Prepare the student, of which a domain's own share learns.
+
+        Args:
+            student: what learning begins with; left as it is.
+            replay: its generator has the target as its last domain.
+            task: what is segmented.
+            lesson: how to learn.
+            compute: device and precision.
+        """
+        self._student = adapter.free_own(compute.prepare(copy.deepcopy(student)).eval())
+        self._average = AveragedModel(self._student, multi_avg_fn=loop.averaging(lesson.average), use_buffers=True)
+        self._average.eval().requires_grad_(False)
+        self._average.update_parameters(self._student)  # the first update copies
+        own = [parameter for parameter in self._student.parameters() if parameter.requires_grad]
+        self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4, fused=True)
+        self._loss = DiceLoss(include_background=False)
+        self._task, self._lesson, self._compute = task, lesson, compute
+        self.replay, self.shares = replay, Shares()
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Student, its average, the optimizer and what was put aside; the pool follows from the stage's seed."""
+        networks = {"student": self._student, "average": self._average}
+        return {**networks, "optimizer": self._optimizer, "shares": self.shares}
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step on a batch of the target's images."""
+        lesson, real = self._lesson, self._compute.place(batch.image)
+        replayed, label = self.replay.batch(lesson.batch, len(self.replay.generator.domains) - 1)
+        image, answer = torch.cat([replayed, real]), torch.cat([label, self._answer(real)])
+        motion = augment.draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
+        image, answer = augment.move_image(image, motion), augment.move_image(answer, motion)
+        image = augment.change_appearance(augment.randomise_appearance(image, lesson.randomisation), lesson.appearance)
+        part = sharding.part(len(replayed), len(real))
+        loop.set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
+        with self._compute.autocast():
+            logits = self._student(self._compute.place(image[part])).float()
+        answer, count = answer[part], len(replayed) // distributed.size()
+        losses = {
+            "replay": self._compare(logits[:count], answer[:count]),
+            "real": self._compare(logits[count:], answer[count:]),
+        }
+        loop.descend(self._optimizer, lesson.replay * losses["replay"] + lesson.real * losses["real"])
+        self._average.update_parameters(self._student)
+        if (step + 1) * lesson.candidates // lesson.steps > step * lesson.candidates // lesson.steps:
+            self.shares.put(step + 1, adapter.read_own(self._average.module))
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    @torch.no_grad()
+    def _answer(self, image: Tensor) -> Tensor:
+        """(B, K, H, W) probabilities for real images."""
+        with self._compute.autocast():
+            return torch.softmax(self._average(image).float(), dim=1)
+
+    def _compare(self, logits: Tensor, answer: Tensor) -> Tensor:
+        """Cross entropy and soft Dice against soft answers."""
+        return F.cross_entropy(logits, answer) + self._loss(torch.softmax(logits, dim=1), answer)
 
 
 class SourceShareSettings(LabelLessonSettings):
-    """How the source's own share learns; see :class:`garda.segmenter.LabelLessonSettings`."""
+    """How the source's own share learns; see :class:`garda.models.objectives.LabelLessonSettings`."""
 
     steps: PositiveInt = 200
     learning_rate: PositiveFloat = 1e-3
@@ -48,7 +186,7 @@ class Garda(Replaying[GardaSettings]):
     """The trunk learns the source under randomised appearance and is never touched again.
 
     Every domain met keeps its own share of the segmenter (normalisation and first layers, see
-    :mod:`garda.specialisation`) under ``statistics[domain]``, so nothing that is learnt later makes an earlier domain
+    :mod:`garda.models.adapter`) under ``statistics[domain]``, so nothing that is learnt later makes an earlier domain
     worse. A domain that has not been met is read by the trunk's common share. The generator's anatomy is the source's;
     a target adds its look.
     """
@@ -58,8 +196,8 @@ class Garda(Replaying[GardaSettings]):
     def check(self) -> None:
         """Refuse what does not fit the task, and a share of the network that is more than a domain may keep."""
         super().check()
-        network = build_segmenter(self.task, self.shared.segmenter)
-        size = sum(tensor.nbytes for tensor in read_own(network).values())
+        network = unet.build_segmenter(self.task, self.shared.segmenter)
+        size = sum(tensor.nbytes for tensor in adapter.read_own(network).values())
         if size > statistics_limit(network):
             raise ConfigError(
                 "segmenter.widths",
@@ -74,12 +212,14 @@ class Garda(Replaying[GardaSettings]):
         lesson = self.suit_lesson(self.settings.source, slices, stage)
 
         def build() -> FromLabels:
-            learner = continue_lesson(knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute)
-            free_own(learner.segmenter)
+            learner = objectives.continue_lesson(
+                knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute
+            )
+            adapter.free_own(learner.segmenter)
             return learner
 
-        learnt = fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
-        return replace(knowledge, statistics={domain: read_own(learnt.segmenter)})
+        learnt = loop.fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
+        return replace(knowledge, statistics={domain: adapter.read_own(learnt.segmenter)})
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
         """The target's look, then its own share of the segmenter, which begins as the common one."""
@@ -88,7 +228,7 @@ class Garda(Replaying[GardaSettings]):
             raise TypeError("garda adapts a generator")
         generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
         stage, lesson = stages("adapter"), self.settings.target
-        learnt = fit(
+        learnt = loop.fit(
             lambda: self._open_target_lesson(replace(knowledge, generator=generator), stage),
             lambda step: slices.batch(step, lesson.batch, stage.seed),
             lesson.steps,
@@ -105,7 +245,7 @@ class Garda(Replaying[GardaSettings]):
 
     def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The trunk with the domain's own share; with the common one where the domain has not been met."""
-        return specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
+        return adapter.specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
 
     def _choose(self, knowledge: Knowledge, learnt: FromTarget, slices: Slices, stages: Stages) -> Mapping[str, Tensor]:
         """The share, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
@@ -117,11 +257,11 @@ class Garda(Replaying[GardaSettings]):
         replayed, label = learnt.replay.batch(count, len(learnt.replay.generator.domains) - 1)
         candidates = []
         for step, own in sorted(learnt.shares.by_step.items()):
-            network = self.compute.prepare(specialise(knowledge.segmenter, own)).eval()
-            scores = score_candidate(network, real, replayed, label, self.compute)
+            network = self.compute.prepare(adapter.specialise(knowledge.segmenter, own)).eval()
+            scores = choice.score_candidate(network, real, replayed, label, self.compute)
             candidates.append(Candidate(step, own, scores))
         stages.offer(candidates)
-        return candidates[choose(candidates)].own
+        return candidates[choice.choose(candidates)].own
 
     def _open_target_lesson(self, knowledge: Knowledge, stage: Stage) -> FromTarget:
         lesson = self.settings.target

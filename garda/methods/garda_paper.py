@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 
-from garda.generators.families import StyleRecipe, StyleRecipeSettings
-from garda.generators.style import StyleGenerator
-from garda.knowledge import Knowledge
-from garda.methods.base import Replaying, Stages
-from garda.segmenter import FromReplay, ReplayLessonSettings
-from garda.slices import Slices
-from garda.training import fit
+from garda.data.dataset import Slices
+from garda.methods.base import Replaying
+from garda.methods.knowledge import Knowledge
+from garda.models.objectives import FromReplay, ReplayLessonSettings
+from garda.models.stylegan import StyleGenerator
+from garda.models.stylegan_training import StyleRecipe, StyleRecipeSettings
+from garda.training import loop
+from garda.training.cache import Stages
 
 
 class GardaPaperSettings(StyleRecipeSettings):
@@ -41,7 +42,7 @@ class GardaPaper(Replaying[GardaPaperSettings]):
             raise TypeError("garda_paper adapts a StyleGenerator")
         generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
         replay = self.settings.replay
-        learnt = fit(
+        learnt = loop.fit(
             lambda: FromReplay(copy.deepcopy(knowledge.segmenter), teacher, generator, replay, self.compute),
             lambda step: None,
             replay.steps,

@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from garda.config import Config
-from garda.knowledge import Knowledge
-from garda.methods.base import Method, Stages
-from garda.slices import Slices
-from garda.volumes import Volume, grid_for
+from garda.core.config import Config
+from garda.data.dataset import Slices
+from garda.data.volume import Volume, grid_for
+from garda.methods.base import Method
+from garda.methods.knowledge import Knowledge
+from garda.training.cache import Stages
 
 PERCENTILES = (1, *range(10, 100, 10), 99)  # both ends and the deciles, as in Nyul et al. 2000
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from garda.augment import RandomisationSettings
-from garda.config import Config
-from garda.knowledge import Knowledge
-from garda.methods.base import Method, Stages
-from garda.segmenter import LabelLessonSettings
-from garda.slices import Slices
+from garda.core.config import Config
+from garda.data.augment import RandomisationSettings
+from garda.data.dataset import Slices
+from garda.methods.base import Method
+from garda.methods.knowledge import Knowledge
+from garda.models.objectives import LabelLessonSettings
+from garda.training.cache import Stages
 
 
 class SourceOnlySettings(Config):

@@ -1,0 +1,262 @@
+"""The commands between sites, and what all commands share: parse, call, print.
+
+Heavy imports wait until a command needs them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from garda.core.errors import ConfigError, Refused, RunFolderError
+
+if TYPE_CHECKING:
+    from garda.core.console import Reporter
+    from garda.handover.signing import Trusted
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no public name for it
+
+
+def describe_usage(error: Any) -> str:
+    """The line for a ``UsageError``; nothing where the help has been shown instead."""
+    message = error.format_message().replace("Value error, ", "")  # pydantic's own words
+    if "\n" in message:  # the help
+        return f"{message}\n"
+    what, _, near = message.partition(". Did you mean ")
+    command = error.ctx.command_path if error.ctx else " ".join(["garda", *sys.argv[1:2]])
+    remedy = f"did you mean {near}" if near else f"see {command} --help"
+    return f"{command}: {what[0].lower()}{what[1:].rstrip('.')}; {remedy}\n" if what else ""
+
+
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manifests' paths are relative to.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="Devices that share each batch, a process each.")]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines that so many devices each are on.")]
+
+
+def parse_changes(texts: list[str]) -> dict[str, Any]:
+    """``["a.b=3"]`` as ``{"a": {"b": 3}}``."""
+    import yaml
+
+    from garda.core.config import YamlLoader, merge
+
+    changes: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError("--set", f"expected KEY=VALUE, got {text!r}", "write for example --set source.steps=100")
+        try:
+            nested: Any = yaml.load(value, YamlLoader)
+        except (yaml.YAMLError, ValueError):
+            raise ConfigError("--set", f"{value!r} is not a YAML value", "quote it") from None
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        changes = merge(changes, nested)
+    return changes
+
+
+class Format(StrEnum):
+    """What a package can be exported to."""
+
+    zip = "zip"
+    bundle = "bundle"
+    onnx = "onnx"
+
+
+app = typer.Typer()
+
+PackagePath = Annotated[
+    Path, typer.Argument(metavar="PACKAGE", help="A package: folder or zip file; or a run, for its last stage.")
+]
+FORMS = "zip: the package as one file; bundle: a MONAI bundle; onnx: the network alone."
+Trust = Annotated[
+    list[str] | None, typer.Option("--trust", metavar="[SITE=]PUBKEY", help="Whose signatures count, for which site.")
+]
+Expect = Annotated[str, typer.Option("--expect", metavar="DIGEST", help="The digest told by another channel.")]
+SigningKey = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="Sign this stage's ledger line.")]
+
+
+Audited = Annotated[bool, typer.Option("--audit", help="Look for copies and members before a stage is sealed.")]
+
+
+@app.command()
+def adapt(
+    context: typer.Context,
+    package: PackagePath,
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="CSV of this site's scans.")],
+    data: DataFolder,
+    out: Annotated[Path, typer.Option("--out", help="Package that is written: a folder, or a file NAME.zip.")],
+    name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
+    trust: Trust = None,
+    expect: Expect = "",
+    sign: SigningKey = None,
+    force: Annotated[bool, typer.Option("--force", help="Keep what the gate refuses; the ledger says so.")] = False,
+    audited: Audited = False,
+    track: Annotated[Path | None, typer.Option("--track", help="Folder of this site's MLflow store.")] = None,
+    change: Changes = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
+) -> None:
+    """Learn this site's unlabelled scans and write the package for the next site. Run again to resume."""
+    from rich.console import Console
+
+    from garda.core.console import Reporter
+    from garda.core.pseudonyms import Pseudonyms, load_key
+    from garda.handover.signing import read_private, read_trusted
+    from garda.runs.hop import Hop, enlist, follow, work_folder
+    from garda.runs.hop import adapt as adapt_package
+    from garda.runs.mlflow import open_tracker
+    from garda.runs.tracking import InMemory
+
+    key = None if sign is None else read_private(sign)
+    trusted = [read_trusted(text) for text in trust or []]
+    changes = parse_changes(change or [])
+    leads = enlist(changes, devices, nodes)
+    silent = (InMemory(), Reporter(Console(quiet=True)), context.obj, Pseudonyms(b""))
+    hop = Hop(package, manifest, data, out, *silent, name, changes, trusted, key, force, audited, expect)
+    if not leads:
+        follow(hop)
+        return
+    with Reporter() as reporter:
+        tracked = track or os.environ.get("MLFLOW_TRACKING_URI")
+        tracker = open_tracker(work_folder(out), reporter.line, track) if tracked else InMemory()
+        adapt_package(replace(hop, tracker=tracker, reporter=reporter, pseudonyms=Pseudonyms(load_key())))
+        _tell(out, reporter, None)
+
+
+@app.command()
+def evaluate(
+    package: PackagePath,
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="CSV files of sites with labels.")],
+    data: DataFolder,
+    trust: Trust = None,
+) -> None:
+    """Score a package on the labelled test scans of any sites; nothing is written."""
+    from garda.core.console import Reporter
+    from garda.core.pseudonyms import Pseudonyms, load_key
+    from garda.evaluation.tables import scores_table
+    from garda.handover.signing import read_trusted
+    from garda.runs.hop import evaluate_package
+
+    with Reporter() as reporter:
+        trusted = [read_trusted(text) for text in trust or []]
+        scores = evaluate_package(package, manifests, data, reporter, Pseudonyms(load_key()), trusted)
+        reporter.show(scores_table(scores))
+
+
+@app.command()
+def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> None:
+    """Recompute every digest of a package and name the first line or file that does not fit."""
+    from garda.core.console import Reporter
+    from garda.handover.signing import read_trusted
+
+    with Reporter() as reporter:
+        _tell(package, reporter, [read_trusted(text) for text in trust or []], expect)
+
+
+@app.command()
+def audit(
+    package: PackagePath,
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The CSV that the site was learnt from.")],
+    data: DataFolder,
+    name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for all figures.")] = None,
+    trust: Trust = None,
+) -> None:
+    """Look for a site's patients in what the generator gives away, while their scans are still there."""
+    from garda.core.console import Reporter
+    from garda.core.files import write_json
+    from garda.handover.signing import read_trusted
+    from garda.runs.audit import audit_package, describe_audit
+
+    if out is not None and out.exists():
+        raise RunFolderError(out, "exists already", "give another name, or remove it")
+    with Reporter() as reporter:
+        found = audit_package(package, manifest, data, reporter, name, [read_trusted(text) for text in trust or []])
+        for line in describe_audit(found):
+            reporter.line(line)
+    if out is not None:
+        write_json(out, found.model_dump(mode="json"))
+    if not found.passed:
+        raise Refused(package, f"{len(found.findings)} findings", "let a person look before it is passed on")
+
+
+@app.command()
+def export(
+    package: PackagePath,
+    out: Annotated[Path, typer.Option("--out", help="What is written: a file, or a bundle's folder.")],
+    to: Annotated[Format, typer.Option("--to", help=FORMS)] = Format.zip,
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="Whose network: a domain met, or other; the last one met.")
+    ] = None,
+    trust: Trust = None,
+    with_generator: Annotated[bool, typer.Option("--with-generator", help="Put it into a bundle too.")] = False,
+) -> None:
+    """Write a package in another form."""
+    from garda.handover.signing import read_trusted
+
+    trusted = [read_trusted(text) for text in trust or []]
+    if to is not Format.zip:
+        from garda.handover.export import export_network
+
+        export_network(package, out, to.value, domain, trusted, with_generator)
+    elif domain is not None:
+        raise ConfigError("--domain", "a zip file holds the networks of all domains", "leave it out")
+    elif with_generator:
+        raise ConfigError("--with-generator", "a zip file holds the whole package", "leave it out")
+    elif out.suffix != ".zip":
+        raise ConfigError("--out", f"{out} is no name of a zip file", f"give {out}.zip, or another form with --to")
+    else:
+        _zip(package, out, trusted)
+    print(out)
+
+
+@app.command()
+def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key file that is written.")]) -> None:
+    """Make a key with which a site signs its lines of the ledger."""
+    from garda.handover.signing import make_keys
+
+    public, digits = make_keys(key)
+    print(f"{key}: private, keep it\n{public}: public, give it to the other sites\nshown as: signed {digits}")
+
+
+def _zip(package: Path, out: Path, trusted: Sequence[Trusted]) -> None:
+    """A package as one file, once it has been found whole."""
+    from garda.handover.format import opened, pack
+    from garda.handover.verify import verify as verify_package
+
+    with opened(package) as folder:
+        found = verify_package(folder, trusted)
+        pack(folder, out)
+    print(f"package {found.digest}")
+
+
+def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] | None, expected: str = "") -> None:
+    """What a package is, a line a stage, once it has been found whole; no keys (None) where they were asked before."""
+    from garda.handover.format import opened
+    from garda.handover.verify import verify as verify_package
+
+    with opened(package) as folder:
+        found = verify_package(folder, trusted or (), expected)
+    reporter.line(f"package {found.digest}")
+    for number, entry in enumerate(found.entries, 1):
+        how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
+        reporter.line(f"stage {entry.stage} {entry.domain}: {how}{', overruled' if entry.forced else ''}")
+        keys = [signature.key for signature in found.signatures if signature.line == number]
+        for key in keys:
+            reporter.line(f"  signed {key}")
+        if found.signatures and not keys:
+            reporter.line("  NOT signed")
+        for reason in entry.reasons:
+            reporter.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
+    if trusted is not None:
+        reporter.line("whole: every file and every line fits its digest")
+    if found.signatures and trusted is not None and not trusted:
+        reporter.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")

@@ -1,0 +1,1 @@
+"""No torch, no image: errors, files, settings, seeds, signals."""

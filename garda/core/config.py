@@ -1,0 +1,181 @@
+"""YAML files as frozen pydantic models; what does not fit is told with file, key and the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from garda.core.errors import ConfigError, GardaError, raise_all
+
+MOST = 20  # misfits that are told at once; a package from elsewhere may have any number
+
+
+class YamlLoader(yaml.SafeLoader):
+    """PyYAML's safe loader that also reads ``1e-4`` as a number, as YAML 1.2 does and YAML 1.1 does not."""
+
+
+YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class Config(BaseModel):
+    """Base of everything that a YAML file can hold: frozen, and an unknown key is an error.
+
+    Types are strict: a quoted number is text, a truth value is no number. A whole number serves as a float, and a list
+    as a tuple, which YAML and JSON have not. Numbers are finite: JSON has no others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_as_tuples(cls, values: Any) -> Any:
+        return {key: _as_tuple(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+
+M = TypeVar("M", bound=Config)
+
+
+@dataclass(frozen=True)
+class SettingsOrigin:
+    """Where merged settings come from, for messages.
+
+    Attributes:
+        file: holds most of them.
+        layers: what was laid over it, the topmost last: a name and the settings.
+    """
+
+    file: Path
+    layers: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+    def of(self, path: Sequence[str]) -> str:
+        """Where the key at ``path`` comes from."""
+        return next((name for name, values in reversed(self.layers) if path and _has(values, path)), str(self))
+
+    def __str__(self) -> str:
+        short = Path(os.path.normpath(self.file))  # without a/../, unless a is a link that leads elsewhere
+        return str(short if short.exists() and short.samefile(self.file) else self.file)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds no mapping.
+    """
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
+    except FileNotFoundError:
+        raise ConfigError(path, "no such file", "check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(path, f"cannot be read ({error.__class__.__name__})", "give a readable text file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        raise ConfigError(path, f"{line}not valid YAML", "mend the syntax") from None
+    except (ValueError, LookupError, AttributeError):  # a date 2020-99-99 or !!bool 3: PyYAML has no error of its own
+        raise ConfigError(path, "holds a date, number or tag that YAML cannot read", "quote it") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(path, f"expected keys and values, found {type(loaded).__name__}", "see docs/reference.md")
+    return loaded
+
+
+def parse(model: type[M], values: dict[str, Any], where: object) -> M:
+    """Check ``values`` against ``model``; ``where`` they come from is a name, or an :class:`SettingsOrigin`.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one), a missing key or a wrong type.
+        Problems: several of them, the first of each key.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        misfits = {_without_index(misfit): misfit for misfit in reversed(error.errors(include_url=False))}
+    raise_all([_explain(model, misfit, where) for misfit in [*reversed(misfits.values())][:MOST]])
+    raise AssertionError("pydantic refuses nothing without a reason")
+
+
+def load(model: type[M], path: Path) -> M:
+    """Read the YAML file ``path`` as a ``model``; errors as in :func:`load_yaml` and :func:`parse`."""
+    return parse(model, load_yaml(path), path)
+
+
+def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` laid over it, key by key at every depth."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _without_index(misfit: ErrorDetails) -> tuple[str, ...]:
+    """The key of a misfit; a list's entries have one key, of which the first is told."""
+    return tuple(part for part in misfit["loc"] if isinstance(part, str))
+
+
+def _has(values: Any, path: Sequence[str]) -> bool:
+    for part in path:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _explain(model: type[BaseModel], misfit: ErrorDetails, where: object) -> GardaError:
+    """Where a misfit is, what is wrong with it, and the remedy."""
+    path = [str(part) for part in misfit["loc"]]
+    what, remedy = _describe(model, misfit, path)
+    return ConfigError(where.of(_without_index(misfit)) if isinstance(where, SettingsOrigin) else where, what, remedy)
+
+
+def _describe(model: type[BaseModel], misfit: ErrorDetails, path: list[str]) -> tuple[str, str]:
+    key = ".".join(path) or "the whole file"
+    if misfit["type"] == "extra_forbidden":
+        known = _keys(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        remedy = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
+        return f"unknown key {key!r}", remedy
+    if misfit["type"] == "missing":
+        return f"key {key!r} is missing", "add it"
+    message = misfit["msg"].removeprefix("Value error, ")
+    given = list(misfit["input"]) if isinstance(misfit["input"], tuple) else misfit["input"]
+    return f"{key}: {message[0].lower()}{message[1:]}, got {given!r}", "correct the value"
+
+
+def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
+    """The keys that ``model`` knows below ``path``."""
+    for part in path:
+        field = model.model_fields.get(part)
+        inner = next((t for t in _flatten(field.annotation) if _is_model(t)), None) if field else None
+        if inner is None:
+            return list(model.model_fields)
+        model = inner
+    return list(model.model_fields)
+
+
+def _as_tuple(value: Any) -> Any:
+    """Lists at every depth as tuples."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _flatten(annotation: Any) -> list[Any]:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return [inner for arg in typing.get_args(annotation) for inner in _flatten(arg)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,144 @@
+"""Files that are either whole or not there, and folders for what must not stay."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from garda.core.errors import GardaError, RunFolderError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends without an error.
+
+    Raises:
+        RunFolderError: no space is left, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise describe(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        RunFolderError: the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise RunFolderError(path, "is damaged", "give a new --out folder, or restore the file") from None
+    except OSError as error:
+        raise RunFolderError(path, f"cannot be read ({reason(error)})", "give a folder that can be read") from None
+
+
+def describe(error: OSError, path: Path) -> GardaError:
+    """A failed write as one line."""
+    if error.errno == errno.ENOSPC:
+        return RunFolderError(path, "no space left on the device", "free some space and run the same command again")
+    return RunFolderError(path, f"cannot be written ({reason(error)})", "give a folder that can be written")
+
+
+def reason(error: OSError) -> str:
+    """What the system says, without the path."""
+    return (os.strerror(error.errno) if error.errno else str(error)).lower()
+
+
+def _flush(path: Path) -> None:
+    """Wait until the file's bytes have reached the disk, so that the rename never names a torn file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A folder of mode 0700 below a folder of garda's own in the system's temporary folder, removed with the block.
+
+    A command that is killed removes nothing; :func:`remove_leftovers` of the next one does. While a process lives it
+    holds a lock on its folder, which the system releases with the process.
+
+    Raises:
+        OSError: it cannot be made, or somebody else has taken the name of garda's own folder.
+    """
+    home = _home()
+    home.mkdir(mode=0o700, exist_ok=True)
+    with _locked(home):
+        folder = Path(tempfile.mkdtemp(dir=home))
+        lock = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_leftovers() -> None:
+    """Remove this user's private folders whose process lives no longer; whatever stands in the way is left alone."""
+    with suppress(OSError):
+        home = _home()
+        if not home.exists():
+            return
+        with _locked(home):
+            for folder in home.iterdir():
+                _remove_unlocked(folder)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    except OSError:  # in use, or a file system without locks
+        pass
+    finally:
+        os.close(lock)
+
+
+def _home() -> Path:
+    """Named for the user, so that nobody's sweep meets another's folders."""
+    return Path(tempfile.gettempdir(), f".garda-private-{os.getuid()}")
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Nobody makes or sweeps a folder within the block. Refuses a link, and a folder that others own or may enter."""
+    lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(lock)
+        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(f"{home} is not this user's alone")
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,208 @@
+"""Random changes of a batch of slices: drawn first, then applied.
+
+Geometry moves image and label together; appearance changes the image alone. All random numbers come from torch's
+global generator, which :func:`garda.training.loop.fit` seeds before every step.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field, NonNegativeFloat
+from torch import Tensor
+from torch.nn import functional as F
+
+from garda.core.config import Config
+
+
+class GeometrySettings(Config):
+    """How far a slice is moved. Each slice is moved with ``probability``.
+
+    Sites do not centre what they scan alike, so a segmenter must not learn where things lie.
+
+    Attributes:
+        probability: share of slices that are moved.
+        degrees: largest rotation to either side.
+        scale: largest relative change of size.
+        shift: largest shift as a share of the side.
+    """
+
+    probability: float = Field(default=0.8, ge=0, le=1)
+    degrees: NonNegativeFloat = 15.0
+    scale: NonNegativeFloat = 0.15
+    shift: NonNegativeFloat = 0.25
+
+
+class ImitatedGeometrySettings(GeometrySettings):
+    """Of slices that a generator imitates, who has no use for places where nothing ever lies."""
+
+    shift: NonNegativeFloat = 0.08
+
+
+class AppearanceSettings(Config):
+    """How far intensities are changed ("plain" augmentation).
+
+    Attributes:
+        gamma: intensities become x**g, log g uniform in +-log(gamma).
+        contrast: largest relative change of contrast around the slice's mean.
+        brightness: largest shift of intensity.
+        noise: largest standard deviation of Gaussian noise.
+    """
+
+    gamma: float = Field(default=1.4, ge=1)
+    contrast: NonNegativeFloat = 0.15
+    brightness: NonNegativeFloat = 0.08
+    noise: NonNegativeFloat = 0.03
+
+
+def draw_motion(count: int, settings: GeometrySettings, any_orientation: bool, device: torch.device) -> Tensor:
+    """(B, 2, 3) affine maps from output to input in ``affine_grid``'s [-1, 1] coordinates.
+
+    Args:
+        count: B.
+        settings: how far.
+        any_orientation: also quarter turns and mirror images.
+        device: where the maps are needed.
+    """
+    signed = torch.rand(4, count) * 2 - 1
+    moved = (torch.rand(count) < settings.probability).float()
+    angle = signed[0] * moved * math.radians(settings.degrees)
+    scale = torch.exp(signed[1] * moved * math.log1p(settings.scale))
+    mirror = torch.ones(count)
+    if any_orientation:
+        angle = angle + torch.randint(4, (count,)) * (math.pi / 2)
+        mirror = torch.randint(2, (count,)) * 2.0 - 1
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    shift = signed[2:] * moved * settings.shift * 2
+    rows = torch.stack([cos * mirror, -sin, shift[0], sin * mirror, cos, shift[1]], dim=1)
+    return rows.view(count, 2, 3).to(device)
+
+
+def move_image(image: Tensor, motion: Tensor) -> Tensor:
+    """(B, C, H, W) moved by (B, 2, 3); differentiable; what comes from outside is reflected."""
+    grid = F.affine_grid(motion.to(image.dtype), list(image.shape), align_corners=False)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def move_label(label: Tensor, motion: Tensor) -> Tensor:
+    """(B, H, W) class indices moved as :func:`move_image` moves the image, nearest neighbour."""
+    image = label.unsqueeze(1).float()
+    grid = F.affine_grid(motion, list(image.shape), align_corners=False)
+    moved = F.grid_sample(image, grid, mode="nearest", padding_mode="reflection", align_corners=False)
+    return moved.squeeze(1).long()
+
+
+def change_appearance(image: Tensor, settings: AppearanceSettings) -> Tensor:
+    """(B, C, H, W) in [0, 1] under random gamma, contrast, brightness and noise, one draw a slice; stays in [0, 1]."""
+    signed = (torch.rand(3, len(image), 1, 1, 1) * 2 - 1).to(image.device)
+    noise = torch.randn(image.shape).to(image.device) * torch.rand(len(image), 1, 1, 1).to(image.device)
+    changed = image.clamp_min(1e-6) ** torch.exp(signed[0] * math.log(settings.gamma))
+    mean = changed.mean(dim=(1, 2, 3), keepdim=True)
+    changed = mean + (changed - mean) * (1 + signed[1] * settings.contrast) + signed[2] * settings.brightness
+    return (changed + noise * settings.noise).clamp(0, 1)
+
+
+class RandomisationSettings(Config):
+    """How far intensities are randomised, so that a network learns shapes and not one scanner's contrast.
+
+    Random curves, colours, bias field, blur, lost resolution and noise; the idea is that of appearance randomisation
+    for single-source domain generalisation (Ouyang et al., IEEE TMI 2023, arXiv 2111.12525, section III-B), with random
+    curves in place of random networks: they need no forward pass and keep edges where they are.
+
+    Attributes:
+        probability: share of slices that are randomised; the others stay as they are.
+        knots: number of straight pieces of a curve.
+        inversion: share of the randomised slices whose curve falls.
+        colour: share of the randomised slices of several channels whose channels get curves of their own.
+        span: smallest distance between a curve's lowest and highest value.
+        bias: standard deviation of the logarithm of the bias field at its 4x4 knots.
+        blur: largest standard deviation of the Gaussian blur, pixels.
+        coarser: largest factor by which the resolution is lowered.
+        noise: largest standard deviation of Gaussian noise.
+        contrast: share of the contrast between the source's classes that is left on average. Where bias field, blur,
+            lost resolution and noise leave less, they are weakened until it is (:mod:`garda.data.calibrate`); 0 for
+            never.
+    """
+
+    probability: float = Field(default=0.8, ge=0, le=1)
+    knots: int = Field(default=5, ge=1)
+    inversion: float = Field(default=0.4, ge=0, le=1)
+    colour: float = Field(default=0.5, ge=0, le=1)
+    span: float = Field(default=0.3, gt=0, le=1)
+    bias: NonNegativeFloat = 0.25
+    blur: NonNegativeFloat = 1.0
+    coarser: float = Field(default=2.0, ge=1)
+    noise: NonNegativeFloat = 0.06
+    contrast: float = Field(default=0.6, ge=0, le=1)
+
+
+def randomise_appearance(image: Tensor, settings: RandomisationSettings) -> Tensor:
+    """(B, C, H, W) in [0, 1] as scanners that do not exist might show it, one draw a slice; stays in [0, 1].
+
+    MONAI has most of these steps as transforms of one image; here a whole batch takes one pass on its device.
+    """
+    count, device = len(image), image.device
+    changed = apply_curves(image, draw_curves(count, image.shape[1], settings).to(device))
+    changed = changed * torch.exp(_field(image, settings.bias))
+    changed = _blur(changed, torch.rand(count) * settings.blur)
+    changed = _coarsen(changed, 1 + torch.rand(count) * (settings.coarser - 1))
+    noise = torch.randn(image.shape).to(device) * (torch.rand(count, 1, 1, 1) * settings.noise).to(device)
+    chosen = (torch.rand(count, 1, 1, 1) < settings.probability).to(device)
+    return torch.where(chosen, (changed + noise).clamp(0, 1), image)
+
+
+def draw_curves(count: int, channels: int, settings: RandomisationSettings) -> Tensor:
+    """(B, C, knots + 1) values of random monotone curves at equal steps from 0 to 1."""
+    steps = torch.rand(count, channels, settings.knots) ** 2 + 1e-3
+    rising = torch.cat([torch.zeros(count, channels, 1), steps.cumsum(dim=2)], dim=2)
+    rising = rising / rising[:, :, -1:]
+    falls = torch.rand(count, channels, 1) < settings.inversion
+    span = settings.span + torch.rand(count, channels, 1) * (1 - settings.span)
+    low = torch.rand(count, channels, 1) * (1 - span)
+    curves = low + span * torch.where(falls, 1 - rising, rising)
+    coloured = torch.rand(count, 1, 1) < settings.colour
+    return torch.where(coloured, curves, curves[:, :1])
+
+
+def apply_curves(image: Tensor, curves: Tensor) -> Tensor:
+    """Intensities of (B, C, H, W) in [0, 1] through (B, C, N + 1) curves, straight between their knots."""
+    pieces = curves.shape[2] - 1
+    position = image.flatten(2) * pieces
+    left = position.floor().clamp(0, pieces - 1)
+    below, above = (curves.gather(2, left.long() + i) for i in (0, 1))
+    return (below + (above - below) * (position - left)).view_as(image)
+
+
+def _field(image: Tensor, strength: float) -> Tensor:
+    """(B, 1, H, W) smooth random field, standard deviation ``strength`` at 4x4 knots."""
+    knots = torch.randn(len(image), 1, 4, 4).to(image.device) * strength
+    return F.interpolate(knots, size=image.shape[-2:], mode="bicubic", align_corners=True)
+
+
+def _blur(image: Tensor, deviation: Tensor) -> Tensor:
+    """(B, C, H, W) under Gaussian blur of (B,) standard deviations, pixels."""
+    count, channels, height, width = image.shape
+    reach = 3
+    distance = torch.arange(-reach, reach + 1, dtype=torch.float32)
+    kernel = torch.softmax(-(distance**2) / (2 * deviation.clamp_min(0.05)[:, None] ** 2), dim=1).to(image.device)
+    kernel = kernel.repeat_interleave(channels, dim=0)[:, None, None]
+    padded = F.pad(image, (reach,) * 4, mode="replicate").reshape(1, count * channels, *_grown(image, reach))
+    across = F.conv2d(padded, kernel, groups=count * channels)
+    return F.conv2d(across, kernel.transpose(2, 3), groups=count * channels).view(count, channels, height, width)
+
+
+def _grown(image: Tensor, reach: int) -> tuple[int, int]:
+    return image.shape[-2] + 2 * reach, image.shape[-1] + 2 * reach
+
+
+def _coarsen(image: Tensor, factor: Tensor) -> Tensor:
+    """(B, C, H, W) at one lower resolution and back, mixed in as far as each slice's (B,) factor asks."""
+    lowest = float(factor.max())
+    if lowest <= 1:
+        return image
+    size = [max(1, round(side / lowest)) for side in image.shape[-2:]]
+    low = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+    back = F.interpolate(low, size=image.shape[-2:], mode="bilinear")
+    share = ((factor - 1) / (lowest - 1)).to(image.device)[:, None, None, None]
+    return image + (back - image) * share

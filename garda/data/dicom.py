@@ -1,0 +1,247 @@
+"""DICOM series: their files in order, geometry, pixels, and what their headers promise.
+
+Of a header only the geometry goes further than this file; what a DICOM-SEG must repeat of its source is
+:mod:`garda.data.dicom_seg`'s.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+
+from garda.core import files
+from garda.data import dicom_zip, scan
+from garda.data.dicom_zip import DIRECTORY
+from garda.data.scan import LPS_TO_RAS, ScanFile, Stored
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
+SAME = 1e-3  # of a direction cosine or mm: what differs less is rounding
+TILT = 0.02  # of the slice distance: slices that are moved sideways by less are not sheared
+HEADER = (  # what is read of a header
+    "SOPClassUID",
+    "SeriesInstanceUID",
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "NumberOfFrames",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "FrameOfReferenceUID",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "PatientIdentityRemoved",
+)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One stack of parallel slices.
+
+    Attributes:
+        files: in the order of the slices, along the normal of rows and columns (PS3.3, section C.7.6.2.1.1).
+        size: rows and columns of a slice.
+        affine: (4, 4), (column, row, slice, 1) to RAS coordinates in mm; sheared where the gantry was tilted.
+        sheared: whether it is.
+        rescaled: whether slices have scales of their own, and so no whole numbers in common.
+        identity_removed: whether every header says PatientIdentityRemoved=YES (0012,0062).
+    """
+
+    files: tuple[str, ...]
+    size: tuple[int, int]
+    affine: np.ndarray
+    sheared: bool
+    rescaled: bool
+    identity_removed: bool
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a scan is read as DICOM: a folder, or something in a zip file."""
+    return path.is_dir() or scan.split_archive(path) is not None
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds a DICOM file."""
+    return any(file.is_file() and _is_dicom_file(file) for file in folder.iterdir() if file.name != DIRECTORY)
+
+
+def read_series(file: ScanFile) -> Stored:
+    """The one series of a folder or a zipped study; errors as :func:`series`."""
+    import SimpleITK as sitk
+
+    with series(file) as found:
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)  # geometry has been looked at in :func:`series`
+        reader = sitk.ImageSeriesReader()
+        reader.SetImageIO("GDCMImageIO")
+        reader.SetFileNames(found.files)
+        if found.rescaled:
+            reader.SetOutputPixelType(sitk.sitkFloat32)
+        pixels = sitk.GetArrayFromImage(reader.Execute())
+    pixels = pixels.reshape(len(found.files), *found.size, -1).transpose(2, 1, 0, 3)
+    header = nib.Nifti1Header()
+    header.set_data_shape(pixels.shape[:3])
+    header.set_sform(found.affine, code="scanner")
+    if not found.sheared:  # which a qform cannot hold
+        header.set_qform(found.affine, code="scanner")
+    return Stored(pixels, header)
+
+
+def says_identity_removed(file: ScanFile) -> bool:
+    """Whether every header of a series says PatientIdentityRemoved=YES; errors as :func:`series`."""
+    with series(file) as found:
+        return found.identity_removed
+
+
+@contextmanager
+def series(file: ScanFile) -> Iterator[Series]:
+    """The one series of a folder or a zipped study.
+
+    A zipped study is unpacked into a private folder that goes with the block, under names of its own: what a zip file
+    calls its members never becomes a path.
+
+    Raises:
+        DataError: there is none or more than one, a file cannot be read, slices are no stack of one size and
+            orientation at even distances, or the zip file cannot be unpacked.
+    """
+    packed = scan.split_archive(file.path)
+    if packed is None:
+        yield _look(file, file.path)
+        return
+    with files.private_folder() as folder:
+        dicom_zip.unpack(file, *packed, folder)
+        yield _look(file, folder)
+
+
+def _look(file: ScanFile, folder: Path) -> Series:
+    """A series by its headers, all of them: what a library drops in silence would be missing in the volume."""
+    headers = [(str(path), _read_header(file, path)) for path in _dicom_files(file, folder)]
+    slices = [(path, header) for path, header in headers if "Rows" in header]  # no reports, no presentation states
+    if not slices:
+        raise file.error("is a folder without a DICOM series", "give an image file, or a folder with one series")
+    if (count := len({header.get("SeriesInstanceUID") for _, header in slices})) > 1:
+        raise file.error(f"holds {count} DICOM series", "give every series a folder of its own")
+    if any(int(header.get("NumberOfFrames") or 1) > 1 for _, header in slices):
+        raise file.error("has several frames in a DICOM file", "export the series with a file for each slice")
+    try:
+        return _stack(file, slices)
+    except (TypeError, ValueError):  # a value of the header that is no number
+        raise file.error("has a DICOM header with a damaged geometry", "export the series again") from None
+
+
+def _stack(file: ScanFile, slices: Sequence[tuple[str, Dataset]]) -> Series:
+    headers = [header for _, header in slices]
+    apart = "give every stack of parallel slices a folder of its own"
+    if len({(header.Rows, header.Columns, header.get("FrameOfReferenceUID")) for header in headers}) > 1:
+        raise file.error("has slices of several sizes or frames of reference", apart)
+    placed = all("ImagePositionPatient" in header and "ImageOrientationPatient" in header for header in headers)
+    if not placed and len(slices) > 1:
+        raise file.error("has slices whose DICOM headers do not say where they lie", "convert the series to NIfTI")
+    spacings = _numbers(headers, "PixelSpacing", (1.0, 1.0))
+    turns = _numbers(headers, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    if np.ptp(spacings, axis=0).max() > SAME or np.ptp(turns, axis=0).max() > SAME:
+        raise file.error("has slices of several orientations or pixel sizes", apart)
+    along_row, along_column = turns[0, :3], turns[0, 3:]
+    normal = np.cross(along_row, along_column)
+    places = _numbers(headers, "ImagePositionPatient", (0.0, 0.0, 0.0))
+    order = np.argsort(places @ normal, kind="stable")
+    places = places[order]
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = along_row * spacings[0, 1], along_column * spacings[0, 0]
+    affine[:3, 2], affine[:3, 3] = _step(file, places, normal, headers[0]), places[0]
+    sideways = affine[:3, 2] - affine[:3, 2] @ normal * normal
+    scales = {(header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)) for header in headers}
+    return Series(
+        tuple(slices[index][0] for index in order),
+        (int(headers[0].Rows), int(headers[0].Columns)),
+        LPS_TO_RAS @ affine,
+        bool(np.linalg.norm(sideways) > TILT * np.linalg.norm(affine[:3, 2])),
+        len(scales) > 1,
+        all(str(header.get("PatientIdentityRemoved", "")).strip() == "YES" for header in headers),
+    )
+
+
+def _step(file: ScanFile, places: np.ndarray, normal: np.ndarray, header: Dataset) -> np.ndarray:
+    """From one slice to the next, in mm; of a single one, its thickness along the normal."""
+    if len(places) == 1:
+        return normal * float(header.get("SpacingBetweenSlices") or header.get("SliceThickness") or 1.0)
+    steps = np.diff(places, axis=0)
+    if (steps @ normal).min() < SAME:
+        raise file.error("has several slices at one place", "give every phase or echo a folder of its own")
+    lengths = np.linalg.norm(steps, axis=1)
+    mean = (places[-1] - places[0]) / len(steps)
+    if lengths.max() - lengths.min() > UNEVEN * lengths.min():
+        raise file.error("has slices at uneven distances", "add the missing slices, or take the surplus ones out")
+    if np.linalg.norm(steps - mean, axis=1).max() > UNEVEN * np.linalg.norm(mean):
+        raise file.error("has slices that lie on no line", "give every stack of parallel slices a folder of its own")
+    return mean
+
+
+def _numbers(headers: Sequence[Dataset], name: str, default: Sequence[float]) -> np.ndarray:
+    return np.array([[float(value) for value in header.get(name) or default] for header in headers])
+
+
+def _dicom_files(file: ScanFile, folder: Path) -> list[Path]:
+    """Every file of a folder that begins as DICOM says; one that cannot be opened is told."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == DIRECTORY:
+            continue
+        if path.is_symlink() and not path.exists():
+            raise file.error(f"has a part {path.name} that leads nowhere", "fetch it, or take it out")
+        try:
+            if path.is_file() and _is_dicom_file(path):
+                found.append(path)
+        except OSError as error:
+            what, remedy = scan.cannot_read(error)
+            raise file.error(f"has a part {path.name} that {what}", remedy) from None
+    return found
+
+
+def _read_header(file: ScanFile, path: Path) -> Dataset:
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote what is in a header
+        try:
+            with path.open("rb") as opened:
+                header = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=[*HEADER])
+                header.decode()
+                left = path.stat().st_size - opened.tell()
+            whole = _is_whole(header, left)
+        except Exception as error:  # pydicom meets damaged bytes with many kinds
+            what = f"has a part that cannot be read ({type(error).__name__})"
+            raise file.error(what, "copy it again, it may be truncated") from None
+    if not whole:
+        raise file.error("has a part that ends too early", "copy it again, it may be truncated")
+    return header
+
+
+def _is_whole(header: Dataset, left: int) -> bool:
+    """Whether a file has an end: an image its pixels, ``left`` bytes of which follow the header.
+
+    Libraries fill up what is missing of plain pixels, or pass over the file. Compressed ones are left to the decoder.
+    """
+    if "Rows" not in header:
+        return "Image Storage" not in header.SOPClassUID.name
+    if header.file_meta.TransferSyntaxUID.is_compressed:
+        return left > 0
+    pixels = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel", 1))
+    return left >= pixels * int(header.BitsAllocated) // 8
+
+
+def _is_dicom_file(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return dicom_zip.begins_as_dicom(opened)

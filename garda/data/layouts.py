@@ -1,0 +1,204 @@
+"""Folder layouts in which scans and labels are handed on: plain pairs, nnU-Net's raw data, BIDS with derivatives."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from garda.core.errors import DataError
+from garda.data import dicom, dicom_zip, readers
+from garda.data.scan import ARCHIVE, ScanFile, split_archive
+
+Layout = Literal["pairs", "nnunet", "bids"]
+SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "sub-*"}  # the folder that gives it away
+LABEL_FOLDERS = ("labels", "masks", "annotations")
+NAMES_OF_IMAGES, NAMES_OF_LABELS = ("images", "imagesTr", "imagesTs"), (*LABEL_FOLDERS, "labelsTr", "labelsTs")
+Found = list[tuple[str, Path]]  # name without suffix, and file
+CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's case_0000.nii.gz
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image with its labels.
+
+    Attributes:
+        key: the image's path below the layout's image folder without suffix, such as ``p1/a``; its name alone in BIDS.
+        image: file, folder with one DICOM series, or zipped study with the folder in it where there are several.
+        labels: files in the order of the suffixes that were asked for; empty where there is none.
+        patient: whose scan it is, where the layout tells.
+        test: True where the layout sets it apart for testing.
+    """
+
+    key: str
+    image: Path
+    labels: tuple[Path, ...] = ()
+    patient: str | None = None
+    test: bool = False
+
+
+def recognise_layout(folder: Path) -> Layout:
+    """The layout of a folder.
+
+    Raises:
+        DataError: the folder follows none.
+    """
+    for layout, sign in SIGNS.items():
+        if any(found.is_dir() for found in folder.glob(sign)):
+            return layout
+    raise DataError(folder, "has no folder images, imagesTr or sub-*", "put images in images/ and labels in labels/")
+
+
+def refuse_labels(folder: Path) -> None:
+    """Refuse a folder whose images would be taken together with their label maps.
+
+    Raises:
+        DataError: it, or a folder below it, has a folder for each.
+    """
+    for parent, below, _ in os.walk(folder):
+        images, labels = ([name for name in names if name in below] for names in (NAMES_OF_IMAGES, NAMES_OF_LABELS))
+        if images and labels:
+            where = Path(parent)
+            raise DataError(folder, f"holds label maps too, in {where / labels[0]}", f"give {where / images[0]}")
+
+
+def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: Sequence[str]) -> list[Scan]:
+    """Every image of a folder with its labels, sorted by path.
+
+    Arguments as in :func:`garda.data.build_manifest.build_manifest`.
+
+    Raises:
+        DataError: no image is found, two have one name, a label is ambiguous, or one of several masks is missing.
+        OSError: a folder may not be listed, or a file not be opened.
+    """
+    images, labels = {"pairs": _pairs, "nnunet": _nnunet, "bids": _bids}[layout](folder)
+    wanted = [scan for scan in images if scan.key.endswith(image_suffix)]
+    if not wanted:
+        remedy = "put images where the layout has them, every DICOM series in a folder of its own"
+        raise DataError(folder, f"holds no image in layout {layout!r}", remedy)
+    key, count = Counter(scan.key for scan in wanted).most_common(1)[0]
+    if count > 1:
+        raise DataError(folder, f"holds {count} images named {key!r}", "give every image a name of its own")
+    if not label_suffixes:
+        owned = _by_owner({scan.key for scan in images}, labels)
+        return [replace(scan, labels=_only_label(scan, owned[scan.key])) for scan in wanted]
+    files = _group(labels)
+    labelled = [replace(scan, labels=_masks(scan, files, label_suffixes, layout)) for scan in wanted]
+    if not any(scan.labels for scan in labelled):
+        what = f"no label's name is an image's with {' or '.join(map(repr, label_suffixes))} added"
+        raise DataError(folder, what, "correct --label-suffix, or leave it out for a domain without labels")
+    return labelled
+
+
+def _pairs(folder: Path) -> tuple[list[Scan], Found]:
+    folders = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
+    if len(folders) > 1:
+        names = " and ".join(found.name for found in folders)
+        raise DataError(
+            folder, f"has the folders {names}", "keep one of them, so that it is clear which holds the labels"
+        )
+    root = folder / "images"
+    images = [Scan(key, image, patient=_owner(image, root)) for key, image in find_images(root)]
+    return images, [found for labels in folders for found in find_images(labels)]
+
+
+def _nnunet(folder: Path) -> tuple[list[Scan], Found]:
+    images = [
+        Scan(_without_channel(key, image), image, patient=_owner(image, folder / name), test=name == "imagesTs")
+        for name in ("imagesTr", "imagesTs")
+        for key, image in find_images(folder / name)
+    ]
+    return images, [found for name in ("labelsTr", "labelsTs") for found in find_images(folder / name)]
+
+
+def _bids(folder: Path) -> tuple[list[Scan], Found]:
+    subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
+    images = [
+        Scan(Path(key).name, image, patient=subject.name) for subject in subjects for key, image in find_images(subject)
+    ]
+    return images, [(Path(key).name, label) for key, label in find_images(folder / "derivatives")]
+
+
+def _owner(image: Path, root: Path) -> str | None:
+    """Whose a DICOM series is: all of a zipped study are one person's, and all below one folder of the images'."""
+    packed = split_archive(image)
+    if packed is not None:
+        return packed[0].relative_to(root).parts[0].removesuffix(packed[0].suffix)
+    return image.relative_to(root).parts[0] if image.is_dir() else None
+
+
+def _without_channel(key: str, image: Path) -> str:
+    channel = CHANNEL.fullmatch(key)
+    if channel is None:
+        return key
+    if channel[2] != "0000":
+        raise DataError(image, "is a further channel, garda reads one file per case", "merge channels along a 4th axis")
+    return channel[1]
+
+
+def _group(labels: Found) -> defaultdict[str, list[Path]]:
+    files: defaultdict[str, list[Path]] = defaultdict(list)
+    for key, label in labels:
+        files[key].append(label)
+    return files
+
+
+def _by_owner(images: set[str], labels: Found) -> defaultdict[str, list[Path]]:
+    """Label files by image: the longest image name that a label's name equals or goes on after (``a`` and ``a_seg``).
+
+    Labels of exactly the image's name stand alone where there are some.
+    """
+    exact, longer = _group([]), _group([])
+    for key, label in labels:
+        ends = [end for end in range(1, len(key) + 1) if key[:end] in images and not key[end : end + 1].isalnum()]
+        if ends:
+            (exact if ends[-1] == len(key) else longer)[key[: ends[-1]]].append(label)
+    return _group([]) | longer | exact
+
+
+def _only_label(scan: Scan, files: Sequence[Path]) -> tuple[Path, ...]:
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(
+            scan.image, f"{len(files)} files could be its label ({names})", "give the suffixes of the labels"
+        )
+    return tuple(files)
+
+
+def _masks(
+    scan: Scan, files: Mapping[str, Sequence[Path]], suffixes: Sequence[str], layout: Layout
+) -> tuple[Path, ...]:
+    """The label files of every suffix, all or none."""
+    bases = [scan.key, scan.key.rpartition("_")[0]] if layout == "bids" else [scan.key]
+    found = {suffix: [file for base in bases for file in files.get(base + suffix, ())] for suffix in suffixes}
+    if not any(found.values()):
+        return ()
+    for suffix, candidates in found.items():
+        if not candidates:
+            raise DataError(scan.image, f"its label {suffix!r} is missing", "add the file, or remove its other labels")
+        if len(candidates) > 1:
+            what = f"{len(candidates)} files could be its label {suffix!r}"
+            raise DataError(scan.image, what, "keep one of them below the folder")
+    return tuple(candidates[0] for candidates in found.values())
+
+
+def find_images(root: Path) -> Iterator[tuple[str, Path]]:
+    """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted."""
+    if root.is_dir():
+        os.scandir(root).close()  # rglob passes over a folder that it may not list
+    for path in sorted(root.rglob("*")):
+        name, suffix = readers.split_name(path)
+        key = path.relative_to(root).with_name(name)
+        if name.startswith("."):
+            continue
+        if path.suffix.lower() == ARCHIVE and path.is_file():
+            folders = dicom_zip.archived_folders(ScanFile(path, "scan", str(path)))
+            for folder in folders:  # which is named where there is a choice
+                within = folder if len(folders) > 1 else ""
+                yield (key.with_suffix("") / within).as_posix(), path / within
+        elif dicom.is_series(path) if path.is_dir() else suffix and path.is_file():
+            yield key.as_posix(), path

@@ -1,0 +1,174 @@
+"""Manifests: one CSV a domain, a row a scan, read and checked, or written."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from garda.core.errors import DataError, GardaError, raise_all
+from garda.core.files import reason, replacing
+from garda.data.task import Task
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+REQUIRED_COLUMNS = ("case", "patient", "split", "image", "label")
+OPTIONAL_COLUMNS = ("image_sha256", "image_bytes", "label_sha256", "label_bytes")
+SEVERAL = ";"  # between the masks of one case, and between their digests
+
+
+@dataclass(frozen=True)
+class Case:
+    """One manifest row. Paths are relative to the data folder.
+
+    Attributes:
+        case: the scan's name, unique in its domain.
+        patient: whose scan it is. Known within its site only: ``001`` of two domains is two people.
+        split: train, val or test.
+        image: an image file, a folder with one DICOM series, or a zipped study; ``study.zip/T1`` is one folder of it.
+        labels: one label map, or one mask a foreground class; empty where there is no label.
+        digests: (relative path, SHA-256, bytes) of each file that the manifest records.
+        where: manifest file and line, for messages.
+    """
+
+    case: str
+    patient: str
+    split: Split
+    image: str
+    labels: tuple[str, ...]
+    digests: tuple[tuple[str, str, int], ...]
+    where: str
+
+
+def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
+    """Read one domain's CSV. Spaces around a cell do not count.
+
+    Raises:
+        DataError: the file is missing, no CSV or has other columns, a cell is empty or does not fit, a case or an image
+            stands twice, a path leaves the data folder, or a patient stands in two splits without a reason in
+            ``task.yaml``.
+        Problems: several of these in its rows.
+    """
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    cases: list[Case] = []
+    problems: list[GardaError] = []
+    try:
+        _check_columns(path, reader)
+        for row in reader:
+            try:
+                cases.append(_case(row, f"{path}:{reader.line_num}", task))
+            except DataError as error:
+                problems.append(error)
+    except csv.Error as error:
+        problems.append(
+            DataError(f"{path}:{reader.reader.line_num}", f"is no CSV ({error})", "mend the quotes of the row")
+        )
+    problems += _find_repetitions(cases, task)
+    if not cases and not problems:
+        raise DataError(path, "holds no case", "add a row for each scan")
+    raise_all(problems)
+    return tuple(cases)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(path, "no such manifest", "write one with `garda manifest`") from None
+    except UnicodeDecodeError:
+        raise DataError(path, "cannot be read as UTF-8 text", "save the manifest as UTF-8 CSV") from None
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({reason(error)})", "give a manifest that can be read") from None
+
+
+def _check_columns(path: Path, reader: csv.DictReader[str]) -> None:
+    columns = tuple(column.strip() for column in reader.fieldnames or ())
+    missing = [column for column in REQUIRED_COLUMNS if column not in columns]
+    unknown = [column for column in columns if column not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS]
+    if missing or unknown:
+        what = f"column {missing[0]!r} is missing" if missing else f"unknown column {unknown[0]!r}"
+        raise DataError(path, what, f"the columns are {', '.join(REQUIRED_COLUMNS)}")
+    reader.fieldnames = columns
+
+
+def write_manifest(path: Path, cases: Sequence[Case]) -> None:
+    """Write one domain's CSV, the counterpart of :func:`read_manifest`; digests only where a case has them.
+
+    Raises:
+        RunFolderError: no space is left, or the folder cannot be written.
+    """
+    columns = REQUIRED_COLUMNS + (OPTIONAL_COLUMNS if any(case.digests for case in cases) else ())
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(_row(case) for case in cases)
+
+
+def _row(case: Case) -> dict[str, str]:
+    row = {"case": case.case, "patient": case.patient, "split": case.split}
+    known = {file: (digest, str(size)) for file, digest, size in case.digests}
+    for column, files in (("image", (case.image,)), ("label", case.labels)):
+        row[column] = SEVERAL.join(files)
+        row[f"{column}_sha256"] = SEVERAL.join(known[file][0] for file in files if file in known)
+        row[f"{column}_bytes"] = SEVERAL.join(known[file][1] for file in files if file in known)
+    return row
+
+
+def _case(row: dict[str, str], where: str, task: Task) -> Case:
+    if None in row or None in row.values():
+        raise DataError(where, "the row has another number of cells than the header", "quote cells that hold a comma")
+    row = {column: cell.strip() for column, cell in row.items()}
+    for column in ("case", "patient", "image"):
+        if not row[column]:
+            raise DataError(where, f"{column} is empty", "fill the cell")
+    if row["split"] not in SPLITS:
+        raise DataError(where, f"split is {row['split']!r}", f"use one of {', '.join(SPLITS)}")
+    labels = tuple(part.strip() for part in row["label"].split(SEVERAL)) if row["label"] else ()
+    wanted = len(task.label.masks) or 1
+    if labels and len(labels) != wanted:
+        raise DataError(where, f"{len(labels)} label files, the task wants {wanted}", f"separate them by {SEVERAL!r}")
+    for file in (row["image"], *labels):
+        if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
+            raise DataError(where, f"path {file!r} is not below the data folder", "give paths relative to --data")
+    return Case(row["case"], row["patient"], row["split"], row["image"], labels, _digests(row, labels, where), where)
+
+
+def _digests(row: dict[str, str], labels: tuple[str, ...], where: str) -> tuple[tuple[str, str, int], ...]:
+    found: list[tuple[str, str, int]] = []
+    for column, files in (("image", (row["image"],)), ("label", labels)):
+        digests = _parts(row.get(f"{column}_sha256", "").lower())
+        sizes = _parts(row.get(f"{column}_bytes", ""))
+        if not digests and not sizes:
+            continue
+        if not len(digests) == len(sizes) == len(files) or not all(size.isdecimal() for size in sizes):
+            raise DataError(where, f"{column}_sha256 and {column}_bytes do not fit the files", "run `garda manifest`")
+        found += zip(files, digests, map(int, sizes), strict=True)
+    return tuple(found)
+
+
+def _parts(cell: str) -> list[str]:
+    return [part.strip() for part in cell.split(SEVERAL) if part.strip()]
+
+
+def _find_repetitions(cases: Sequence[Case], task: Task) -> list[GardaError]:
+    problems: list[GardaError] = []
+    names: set[str] = set()
+    images: dict[Path, str] = {}
+    splits: dict[str, Split] = {}
+    for case in cases:
+        owner = images.setdefault(Path(case.image), case.case)
+        first = splits.setdefault(case.patient, case.split)
+        if case.case in names:
+            problems.append(DataError(case.where, f"case {case.case!r} stands twice", "give every scan its own name"))
+        elif owner != case.case:
+            what = f"image {case.image!r} is also that of case {owner!r}"
+            problems.append(DataError(case.where, what, "list every image once"))
+        if first != case.split and task.same_patient_in_splits is None:
+            what = f"patient {case.patient!r} stands in {first} and in {case.split}"
+            remedy = "keep a patient in one split, or give the reason in task.yaml under same_patient_in_splits"
+            problems.append(DataError(case.where, what, remedy))
+        names.add(case.case)
+    return problems

@@ -1,0 +1,135 @@
+"""From a scan's intensities and grid to the network's, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from garda.core.errors import DataError
+from garda.data.task import Intensity, Task
+
+SHRINK = 4  # in-plane subsampling for the estimate of the bias field, which is smooth
+
+
+def scale_intensity(
+    image: np.ndarray, spacing_mm: tuple[float, float, float] | None, intensity: Intensity
+) -> np.ndarray:
+    """Correct the bias field if asked to, then bring two percentiles of all channels together to 0 and 1, and clip.
+
+    Args:
+        image: (C, D, H, W) float32, finite and not constant.
+        spacing_mm: (slice, row, column) spacing; None where the format has none.
+        intensity: the percentiles, and whether the bias field is corrected.
+
+    Returns:
+        (C, D, H, W) float32 in [0, 1]. Where both percentiles are one number, as in an image that is black but for a
+        few pixels, minimum and maximum take their place.
+
+    Raises:
+        DataError: the bias field cannot be estimated, as in slices of fewer than 4 x 4 pixels.
+    """
+    if intensity.bias_field_correction:
+        image = np.stack([_correct_bias_field(channel, spacing_mm or (1.0, 1.0, 1.0)) for channel in image])
+    low, high = np.percentile(image, intensity.percentiles)
+    if low == high:
+        low, high = image.min(), image.max()
+    return np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def _correct_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    """(D, H, W) without its bias field: N4 (Tustison et al. 2010) with SimpleITK's defaults, inside Otsu's mask."""
+    try:
+        field = _estimate_log_bias_field(image, spacing)
+    except RuntimeError:
+        what = f"has {' x '.join(map(str, image.shape))} voxels, in which N4 finds no bias field"
+        remedy = "switch intensity.bias_field_correction off, or leave the case out"
+        raise DataError("bias field correction", what, remedy) from None
+    return (image / np.exp(field)).astype(np.float32)
+
+
+def _estimate_log_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+    import SimpleITK as sitk
+
+    flat = len(image) == 1
+    whole = sitk.GetImageFromArray(image[0] if flat else image)
+    whole.SetSpacing(spacing[:0:-1] if flat else spacing[::-1])
+    small = sitk.Shrink(whole, [SHRINK, SHRINK] if flat else [SHRINK, SHRINK, 1])
+    n4 = sitk.N4BiasFieldCorrectionImageFilter()
+    n4.SetNumberOfThreads(1)  # threads add up their parts in any order, and two runs would differ
+    n4.Execute(small, sitk.OtsuThreshold(small, 0, 1))
+    return sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(whole)).reshape(image.shape)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How the slices of a volume lie on the network's grid.
+
+    Resampling keeps the physical extent: the outer edges of the first and last pixel stay where they are, and the
+    pixels between become ``extent / n``, which is the wanted spacing up to the rounding of n.
+
+    Attributes:
+        shape: (H, W) of the volume's slices.
+        resampled: (H', W') after resampling; ``shape`` where nothing is resampled.
+        size: (h, w) of the network's slices.
+    """
+
+    shape: tuple[int, int]
+    resampled: tuple[int, int]
+    size: tuple[int, int]
+
+    @classmethod
+    def fit(cls, shape: Sequence[int], spacing_mm: Sequence[float] | None, task: Task) -> Grid:
+        """The grid on which ``task`` wants slices.
+
+        Args:
+            shape: (H, W) of the slices.
+            spacing_mm: their (row, column) spacing; None where the format has none, and nothing is resampled.
+            task: gives spacing, size, and whether larger slices are cropped (``crop``) or kept (``patch``).
+        """
+        resampled = _pair(shape)
+        if spacing_mm is not None and task.spacing_mm is not None:
+            steps = zip(shape, spacing_mm, task.spacing_mm, strict=True)
+            resampled = _pair([max(1, round(count * has / wants)) for count, has, wants in steps])
+        larger = _pair([max(sides) for sides in zip(resampled, task.size, strict=True)])
+        return cls(_pair(shape), resampled, task.size if task.fit == "crop" else larger)
+
+    def to_network(self, image: Tensor) -> Tensor:
+        """(D, C, H, W) to (D, C, h, w): linear, low-pass filtered where pixels become fewer, 0 outside the image."""
+        return F.pad(_resample(image, self.resampled), self._margins())
+
+    def label_to_network(self, label: Tensor, classes: int) -> Tensor:
+        """(D, H, W) class indices to (D, h, w): the class with the largest share of a pixel, background outside."""
+        if self.shape != self.resampled:
+            shares = F.one_hot(label.long(), classes).movedim(-1, 1).float()
+            label = _resample(shares, self.resampled).argmax(dim=1)
+        return F.pad(label, self._margins())
+
+    def to_volume(self, probabilities: Tensor) -> Tensor:
+        """(D, K, h, w) to (D, K, H, W); what the crop left out is background (class 0) with probability 1."""
+        margins = [-margin for margin in self._margins()]
+        background = F.pad(probabilities[:, :1], margins, value=1.0)
+        others = F.pad(probabilities[:, 1:], margins)
+        return _resample(torch.cat([background, others], dim=1), self.shape)
+
+    def _margins(self) -> list[int]:
+        """Pixels to add left, right, above and below, in the order of ``F.pad``, which crops where they are below 0."""
+        (height, width), (rows, columns) = self.size, self.resampled
+        left, above = (width - columns) // 2, (height - rows) // 2
+        return [left, width - columns - left, above, height - rows - above]
+
+
+def _resample(slices: Tensor, size: tuple[int, int]) -> Tensor:
+    """(D, C, H, W) at another size of the same extent; bit for bit the input where the size stays."""
+    if _pair(slices.shape[-2:]) == size:
+        return slices
+    return F.interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _pair(numbers: Sequence[int]) -> tuple[int, int]:
+    first, second = numbers
+    return int(first), int(second)

@@ -1,0 +1,96 @@
+"""One scan's file, folder or zipped study, what messages call it, and an image as it is stored."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from garda.core import files
+from garda.core.errors import DataError
+
+ARCHIVE = ".zip"
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes to NIfTI's
+
+
+@dataclass(frozen=True)
+class ScanFile:
+    """One file or series folder, and how messages speak of it.
+
+    Attributes:
+        path: where it lies; ``study.zip/T1`` is the folder T1 in a zipped study.
+        name: what it is and its path relative to the data folder, such as ``image site/a.nii.gz``.
+        where: the manifest row that names it.
+    """
+
+    path: Path
+    name: str
+    where: str
+
+    def error(self, what: str, remedy: str) -> DataError:
+        """What is wrong with this file, as an error to raise."""
+        return DataError(self.where, f"{self.name} {what}", remedy)
+
+    def require(self) -> None:
+        """Raise a DataError if the file does not exist or its folder may not be entered."""
+        packed = split_archive(self.path)
+        try:
+            (self.path if packed is None else packed[0]).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            raise self.error("does not exist", "check the path and --data") from None
+        except OSError as error:
+            raise self.error(*cannot_read(error)) from None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An image as its file holds it.
+
+    Attributes:
+        pixels: (X, Y, Z, C) real numbers in the file's own order; X runs along a picture's columns, Y along its rows.
+        header: geometry in NIfTI's terms (RAS, mm); None for a picture, which has none.
+    """
+
+    pixels: np.ndarray
+    header: nib.Nifti1Header | None
+
+
+def split_archive(path: Path) -> tuple[Path, str] | None:
+    """The zip file of a path such as ``study.zip/T1`` and the folder in it, ``T1``; None for other paths."""
+    for archive in reversed((path, *path.parents)):
+        if archive.suffix.lower() == ARCHIVE and not os.path.isdir(archive):  # which asks without an error
+            inside = path.relative_to(archive).as_posix()
+            return archive, "" if inside == "." else inside
+    return None
+
+
+def from_itk(image: Any, file: ScanFile) -> Stored:
+    """A SimpleITK image.
+
+    Raises:
+        DataError: it has neither two nor three dimensions.
+    """
+    import SimpleITK as sitk
+
+    if image.GetDimension() == 2:
+        image = sitk.JoinSeries(image)
+    if image.GetDimension() != 3:
+        raise file.error(f"has {image.GetDimension()} dimensions", "give a 2-D or 3-D image")
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    header = nib.Nifti1Header()
+    header.set_data_shape(image.GetSize())
+    header.set_sform(LPS_TO_RAS @ affine, code="scanner")
+    header.set_qform(LPS_TO_RAS @ affine, code="scanner")
+    pixels = sitk.GetArrayFromImage(image)
+    return Stored(pixels.reshape(*pixels.shape[:3], -1).transpose(2, 1, 0, 3), header)
+
+
+def cannot_read(error: OSError) -> tuple[str, str]:
+    """What is wrong with a file that the system does not give, and the remedy."""
+    return f"cannot be read ({files.reason(error)})", "check the path and its permissions"

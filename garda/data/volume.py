@@ -1,0 +1,293 @@
+"""Volumes: scans in one canonical orientation with scaled intensities, and label maps back in the scanner's space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from nibabel import orientations
+from nibabel.affines import voxel_sizes
+from torch import Tensor
+
+from garda.core import files
+from garda.core.errors import DataError, GardaError
+from garda.data import preprocess, readers, scan
+from garda.data.manifest import Case
+from garda.data.preprocess import Grid
+from garda.data.readers import NIFTI, PICTURE, Recorded
+from garda.data.scan import ScanFile, Stored
+from garda.data.task import Task
+
+AFFINE_TOLERANCE = 1e-3  # mm, the largest difference of an entry between the affines of an image and its label
+ROUNDING = 1e-3  # how far a label value may be from a whole number, as scaled NIfTI values are
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, section 2.5.1
+PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}  # where a slice's columns, its rows, and slices run to
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a volume's array lies in its file.
+
+    Attributes:
+        header: the file's geometry; None for a picture.
+        codes: where columns, rows and slices of the canonical array run to, such as ``LPS``; empty for a picture.
+    """
+
+    header: nib.Nifti1Header | None = None
+    codes: str = ""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan in canonical orientation.
+
+    In an axial volume slices run to superior (S), rows from anterior to posterior (P), columns from right to left
+    (L), so that a slice looks as on a radiologist's screen; coronal slices run to P, their rows to inferior (I),
+    columns to L; sagittal slices run to L, rows to I, columns to P. A picture keeps the orientation of its file.
+
+    Attributes:
+        case: the scan's name.
+        image: (D, C, H, W) float32 in [0, 1].
+        label: (D, H, W) int64 class indices; None where none was read.
+        labelled: (D,) bool, False for a slice whose label is known to be missing; None where that is not known.
+        affine: (4, 4), (slice, row, column, 1) indices to RAS coordinates in mm; the identity for a picture.
+        spacing_mm: (slice, row, column) spacing; None for a picture.
+        stored: how the array lies in its file.
+    """
+
+    case: str
+    image: Tensor
+    label: Tensor | None
+    labelled: Tensor | None
+    affine: np.ndarray
+    spacing_mm: tuple[float, float, float] | None
+    stored: Frame
+
+
+def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volume:
+    """Read a scan, and its label if asked to.
+
+    Intensities: bias field correction if the task wants it, then the task's percentiles of the volume become 0 and 1,
+    and what lies outside is clipped. Where both percentiles are one number, minimum and maximum take their place.
+
+    Args:
+        case: the manifest row.
+        task: gives plane, channels, intensity scaling and label format.
+        data: the folder that the case's paths are relative to.
+        with_label: False opens no label file.
+
+    Raises:
+        DataError: a file is missing, damaged or of an unknown format; the image is constant, not finite, too small for
+            bias field correction, or has other channels than the task; the label has another shape or affine (entries
+            more than 1e-3 apart) than the image, or a value outside the task's classes.
+    """
+    file = ScanFile(data / case.image, f"image {case.image}", case.where)
+    stored = readers.read_stored(file)
+    frame = Frame(stored.header, _codes(stored, task))
+    pixels, affine = _orient(stored, frame.codes)
+    spacing = None
+    if stored.header is not None:
+        slices, rows, columns = voxel_sizes(affine)
+        spacing = (float(slices), float(rows), float(columns))
+    image = _read_image(file, stored, pixels, task)
+    try:
+        image = preprocess.scale_intensity(image, spacing, task.intensity)
+    except DataError as error:
+        raise file.error(error.what, error.remedy) from None
+    image = np.repeat(image, task.channels // len(image), axis=0).swapaxes(0, 1)
+    label = labelled = None
+    if with_label and case.labels:
+        label, labelled = _read_label(case, task, data, frame.codes, affine, pixels.shape[:3])
+    return Volume(case.case, torch.from_numpy(np.ascontiguousarray(image)), label, labelled, affine, spacing, frame)
+
+
+def check_case(case: Case, task: Task, data: Path) -> list[GardaError]:
+    """What is wrong with a case's files: each that cannot be read or differs from its digest, then the first misfit.
+
+    Args:
+        case: the manifest row.
+        task: what the files must fit.
+        data: the folder that the case's paths are relative to.
+    """
+    recorded = {name: (sha, size) for name, sha, size in case.digests}
+    names = [(case.image, "image"), *((name, "label") for name in case.labels)]
+    problems: list[GardaError] = []
+    unreadable = False
+    for name, kind in names:
+        file = ScanFile(data / name, f"{kind} {name}", case.where)
+        try:
+            changed = _is_changed(file, recorded.get(name))
+        except DataError as error:
+            problems.append(error)
+            unreadable = True
+            continue
+        if changed:
+            what = "is not the file that the manifest was made for (its SHA-256 or size differs)"
+            problems.append(file.error(what, "restore the file, or make the manifest again"))
+    if not unreadable:
+        try:
+            read_volume(case, task, data, with_label=True)
+        except GardaError as error:
+            problems.append(error)
+    return problems
+
+
+def _is_changed(file: ScanFile, recorded: Recorded | None) -> bool:
+    file.require()
+    try:
+        return recorded is not None and readers.digest(file.path) != recorded
+    except DataError as error:
+        raise file.error(error.what, error.remedy) from None
+
+
+def grid_for(volume: Volume, task: Task) -> Grid:
+    """How a volume's slices lie on the network's grid."""
+    spacing = None if volume.spacing_mm is None else volume.spacing_mm[1:]
+    return Grid.fit(volume.image.shape[-2:], spacing, task)
+
+
+def write_label_map(label: Tensor, like: Volume, path: Path) -> None:
+    """Write a label map in the space of the image that ``like`` was read from.
+
+    NIfTI, DICOM and MetaImage become NIfTI (with the very affine and shape, where the image is NIfTI), pictures
+    become PNG. Values are class indices.
+
+    Args:
+        label: (D, H, W) class indices on the grid of ``like``.
+        like: the volume that was segmented.
+        path: named by :func:`prediction_name`; appears whole or not at all.
+
+    Raises:
+        RunFolderError: no space is left, or the folder cannot be written.
+    """
+    encoded = readers.encode_label_map(in_stored_order(label, like), like.stored.header, compress=path.suffix == ".gz")
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(encoded)
+
+
+def in_stored_order(label: Tensor, like: Volume) -> np.ndarray:
+    """A (D, H, W) label map as (X, Y, Z), the order in which the file that ``like`` was read from holds its voxels."""
+    array = label.cpu().numpy().transpose(2, 1, 0)
+    if like.stored.header is None:
+        return array
+    own = orientations.io_orientation(like.stored.header.get_best_affine())
+    back = orientations.ornt_transform(orientations.axcodes2ornt(like.stored.codes), own)
+    return orientations.apply_orientation(array, back)
+
+
+def prediction_name(image: Path) -> str:
+    """The name of an image's label map: NIfTI names stay, pictures become ``.png``, all others ``.nii.gz``.
+
+    A zipped study's is its own name, with that of the folder where one is named.
+    """
+    packed = scan.split_archive(image.absolute())
+    if packed is not None:
+        archive, inside = packed
+        return "_".join([archive.stem, *Path(inside).parts]) + ".nii.gz"
+    name, suffix = readers.split_name(image.absolute())
+    if image.is_dir():
+        return f"{image.absolute().name}.nii.gz"
+    if suffix in NIFTI:
+        return name + suffix
+    return name + (".png" if suffix in PICTURE else ".nii.gz")
+
+
+def _codes(stored: Stored, task: Task) -> str:
+    if stored.header is None:
+        return ""
+    if task.plane != "acquired":
+        return PLANES[task.plane]
+    world_axis = orientations.io_orientation(stored.header.get_best_affine())[2, 0]
+    return PLANES[("sagittal", "coronal", "axial")[int(world_axis)]]
+
+
+def _orient(stored: Stored, codes: str) -> tuple[np.ndarray, np.ndarray]:
+    """(D, H, W, C) pixels whose columns, rows and slices run to ``codes``, and their affine."""
+    if stored.header is None:
+        return stored.pixels.transpose(2, 1, 0, 3), np.eye(4)
+    affine = stored.header.get_best_affine()
+    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(codes))
+    turned = orientations.apply_orientation(stored.pixels, turn)
+    affine = affine @ orientations.inv_ornt_aff(turn, stored.pixels.shape[:3])
+    return turned.transpose(2, 1, 0, 3), affine[:, [2, 1, 0, 3]]
+
+
+def _read_image(file: ScanFile, stored: Stored, pixels: np.ndarray, task: Task) -> np.ndarray:
+    """(D, H, W, C) pixels as (C, D, H, W) float32, C being 1 or the task's channels."""
+    with np.errstate(over="ignore"):
+        image = np.moveaxis(pixels, -1, 0).astype(np.float32)
+    if not np.isfinite(image).all():
+        raise file.error("holds NaN or infinite values", "repair the image, or leave the case out")
+    if len(image) == 3 and task.channels == 1 and stored.header is None:
+        image = np.tensordot(LUMA, image, axes=1)[None]
+    if len(image) not in (1, task.channels):
+        wanted = "1" if task.channels == 1 else f"1 or {task.channels}"
+        raise file.error(f"has {len(image)} channels, the task takes {wanted}", "store each channel as its own file")
+    if image.min() == image.max():
+        raise file.error("is constant", "give another image, or leave the case out")
+    return image
+
+
+def _read_label(
+    case: Case, task: Task, data: Path, codes: str, affine: np.ndarray, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor | None]:
+    """(D, H, W) class indices, and the (D,) slices that count as labelled."""
+    masks = task.label.masks
+    values = 2 if masks else len(task.classes)
+    maps = []
+    for name in case.labels:
+        file = ScanFile(data / name, f"label {name}", case.where)
+        stored = readers.read_stored(file, palette=True)
+        if (stored.header is None) != (codes == ""):
+            raise file.error("is of another kind of format than its image", "store both as NIfTI or both as pictures")
+        pixels, own_affine = _orient(stored, codes)
+        _compare(file, pixels.shape, shape, own_affine, affine)
+        maps.append(_class_indices(pixels[..., 0], file, task.label.values, values))
+    if not masks:
+        return torch.from_numpy(maps[0]), None
+    label = np.zeros(shape, np.int64)
+    for index, mask in enumerate(maps, start=1):
+        label[mask == 1] = index
+    if task.label.slice_labelled_by is None:
+        return torch.from_numpy(label), None
+    decisive = maps[masks.index(task.label.slice_labelled_by)]
+    return torch.from_numpy(label), torch.from_numpy(decisive.any(axis=(1, 2)))
+
+
+def _compare(
+    file: ScanFile, ours: tuple[int, ...], image: tuple[int, ...], affine: np.ndarray, image_affine: np.ndarray
+) -> None:
+    """Refuse a label that does not lie where its image lies."""
+    if ours[3] != 1:
+        raise file.error(f"has {ours[3]} channels", "store class indices in one channel")
+    if ours[:3] != image:
+        what = f"has {' x '.join(map(str, ours[:3]))} voxels, its image {' x '.join(map(str, image))}"
+        raise file.error(what, "give the label that was drawn on this image")
+    apart = np.abs(affine - image_affine).max()
+    if apart > AFFINE_TOLERANCE:
+        raise file.error(f"has an affine {apart:.3g} away from its image's", "resample the label to the image's grid")
+
+
+def _class_indices(pixels: np.ndarray, file: ScanFile, values: dict[int, int], count: int) -> np.ndarray:
+    """(D, H, W) file values as int64 class indices below ``count``."""
+    if pixels.dtype.kind in "biu" and pixels.min() >= 0 and pixels.max() < 2**16:  # nearly all labels: by a table
+        table = np.arange(int(pixels.max()) + 1)
+        for value, index in values.items():
+            if 0 <= value < len(table):
+                table[value] = index
+        indices = table[pixels.astype(np.uint16, copy=False)]
+        if indices.max() < count:
+            return np.ascontiguousarray(indices)
+    with np.errstate(invalid="ignore"):
+        whole = np.rint(pixels).astype(np.int64)
+    indices = whole.copy()
+    for value, index in values.items():
+        indices[whole == value] = index
+    misfit = ~(np.abs(whole - pixels) <= ROUNDING) | (indices < 0) | (indices >= count)
+    if misfit.any():
+        what = f"holds the value {pixels[misfit].flat[0]:g}, expected 0 to {count - 1}"
+        raise file.error(what, "correct the label, or map its values under label.values in task.yaml")
+    return np.ascontiguousarray(indices)

@@ -1,0 +1,224 @@
+"""Whole-scan scores: Dice and the 95th percentile of the Hausdorff distance, a row for each scan and class.
+
+The evaluator is a role of its own: it reads labelled test scans, changes nothing, and keeps no totals between calls.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Literal, Protocol, TypeVar, cast, get_args
+
+import torch
+from monai.metrics import compute_dice, compute_hausdorff_distance
+from torch import Tensor
+
+from garda.core import files
+from garda.core.errors import RunFolderError
+from garda.data.manifest import Case
+from garda.data.sequence import Domain
+
+Unit = Literal["mm", "px"]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One class of one scan after one stage.
+
+    Attributes:
+        stage: stage of the sequence, 0 is the source.
+        domain: the scan's domain.
+        patient: pseudonym of the patient.
+        case: pseudonym of the scan.
+        seed: seed of the run.
+        name: name of the class.
+        dice: Dice coefficient in [0, 1]; NaN where neither label nor prediction has the class.
+        hd95: 95th percentile of the Hausdorff distance in ``unit``; NaN where ``dice`` is.
+        unit: ``mm``, or ``px`` where the scan's format has no spacing.
+    """
+
+    stage: int
+    domain: str
+    patient: str
+    case: str
+    seed: int
+    name: str
+    dice: float
+    hd95: float
+    unit: Unit
+
+
+class Scan(Protocol):
+    """What scoring needs to know of a volume."""
+
+    @property
+    def label(self) -> Tensor | None:
+        """(D, H, W) class indices."""
+
+    @property
+    def labelled(self) -> Tensor | None:
+        """(D,) bool, False where a slice's label is missing; None where no slice's is."""
+
+    @property
+    def spacing_mm(self) -> Spacing | None:
+        """(slice, row, column) spacing; None where the format has none."""
+
+
+S = TypeVar("S", bound=Scan)
+
+
+def evaluate(
+    domains: Iterable[Domain],
+    segment: Callable[[S, str], Tensor],
+    read: Callable[[Case], S],
+    *,
+    stage: int,
+    seed: int,
+    classes: Sequence[str],
+    pseudonym: Callable[[str, str], str],
+) -> Iterator[Score]:
+    """Segment and score every labelled test case, one scan in memory at a time.
+
+    Args:
+        domains: the domains to score; one without labelled test cases yields nothing.
+        segment: (volume, domain's name) -> (D, H, W) class indices on the volume's own grid.
+        read: case -> volume, label included.
+        stage: the stage after which the network is scored.
+        seed: the run's seed.
+        classes: class names, the background first.
+        pseudonym: (``"patient"`` or ``"case"``, ``<domain>/<name>``) -> keyed pseudonym.
+
+    Yields:
+        a score for every case and foreground class, in the order of domains, manifest rows and classes.
+    """
+    for domain in domains:
+        for case in domain.split("test"):
+            if not case.labels:
+                continue
+            volume = read(case)
+            label = cast(Tensor, volume.label)  # the case has a label and `read` reads it
+            patient = pseudonym("patient", f"{domain.name}/{case.patient}")  # two sites may each have a "001"
+            scan = pseudonym("case", f"{domain.name}/{case.case}")
+            rows = score_volume(segment(volume, domain.name), label, volume.labelled, volume.spacing_mm, classes)
+            for name, dice, hd95, unit in rows:
+                yield Score(stage, domain.name, patient, scan, seed, name, dice, hd95, unit)
+
+
+def score_volume(
+    predicted: Tensor, label: Tensor, labelled: Tensor | None, spacing_mm: Spacing | None, classes: Sequence[str]
+) -> list[tuple[str, float, float, Unit]]:
+    """Score a whole volume, the background left out.
+
+    A class that one side lacks has Dice 0, and the diagonal of the image (voxels times spacing) as its distance. One
+    that both lack has NaN for both. A volume of which one slice is scored is a 2-D image: as a volume it would have
+    no inside, and every pixel would lie on the surface.
+
+    Args:
+        predicted: (D, H, W) class indices.
+        label: (D, H, W) class indices.
+        labelled: (D,) bool; where False, a slice counts as background on both sides. None: all are labelled.
+        spacing_mm: (slice, row, column) spacing; None gives distances in pixels.
+        classes: class names, the background first.
+
+    Returns:
+        (class name, Dice in [0, 1], HD95 in the unit, unit) for every foreground class.
+
+    Raises:
+        ValueError: the two maps differ in shape.
+    """
+    if predicted.shape != label.shape or label.ndim != 3:
+        raise ValueError(f"expected two maps of one shape (D, H, W), got {(*predicted.shape,)} and {(*label.shape,)}")
+    spacing, unit = (spacing_mm, "mm") if spacing_mm is not None else ((1.0, 1.0, 1.0), "px")
+    diagonal = _diagonal(label.shape, spacing)
+    ours, theirs = (_scored_part(side.detach().cpu(), labelled) for side in (predicted, label))
+    rows: list[tuple[str, float, float, Unit]] = []
+    for index, name in enumerate(classes[1:], start=1):
+        dice, hd95 = _score_masks(ours == index, theirs == index, spacing[-ours.ndim :], diagonal)
+        rows.append((name, dice, hd95, cast(Unit, unit)))
+    return rows
+
+
+def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Length of the image's diagonal; a single slice has no thickness."""
+    first = 1 if shape[0] == 1 else 0
+    return math.hypot(*(count * step for count, step in zip(shape[first:], spacing[first:], strict=True)))
+
+
+def _scored_part(side: Tensor, labelled: Tensor | None) -> Tensor:
+    """(D, H, W) with unlabelled slices emptied, or the (H, W) of the only slice that is scored."""
+    keep = torch.ones(len(side), dtype=torch.bool) if labelled is None else labelled.detach().cpu().bool()
+    if keep.sum() == 1:
+        return side[keep][0]
+    return side * keep[:, None, None]
+
+
+def _score_masks(predicted: Tensor, label: Tensor, spacing: Sequence[float], diagonal: float) -> tuple[float, float]:
+    """Dice and HD95 of two (D, H, W) or (H, W) masks.
+
+    MONAI gives NaN where one side alone is empty, so emptiness is settled before it is asked.
+    """
+    present = bool(predicted.any()), bool(label.any())
+    if not any(present):
+        return math.nan, math.nan
+    if not all(present):
+        return 0.0, diagonal
+    ours, theirs = predicted[None, None], label[None, None]
+    dice = compute_dice(ours.float(), theirs.float())
+    with warnings.catch_warnings():
+        # MONAI 1.5 and 1.6 hand themselves an argument that they call deprecated
+        warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
+        hd95 = compute_hausdorff_distance(ours, theirs, include_background=True, percentile=95, spacing=spacing)
+    return dice.item(), hd95.item()
+
+
+_COLUMNS = [field.name for field in fields(Score)]
+_AGAIN = "delete the file, it is computed again by the same command"
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> None:
+    """Write every row as CSV; the file appears whole or not at all.
+
+    Numbers are written so that :func:`read_scores` gives them back bit by bit, NaN as an empty cell.
+
+    Raises:
+        RunFolderError: no space left, or the folder cannot be written.
+    """
+    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for score in scores:
+            writer.writerow("" if cell != cell else cell for cell in astuple(score))
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read what :func:`write_scores` wrote.
+
+    Raises:
+        RunFolderError: the file is missing or damaged.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, strict=True))
+    except FileNotFoundError:
+        raise RunFolderError(path, "no such file", "give the folder of a run that has scored a stage") from None
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise RunFolderError(path, "is damaged", _AGAIN) from None
+    if not rows or rows[0] != _COLUMNS:
+        raise RunFolderError(path, f"expected the columns {','.join(_COLUMNS)}", _AGAIN)
+    return [_parse(row, f"{path}, row {number}") for number, row in enumerate(rows[1:], start=2)]
+
+
+def _parse(row: list[str], where: str) -> Score:
+    try:
+        stage, domain, patient, case, seed, name, dice, hd95, unit = row
+        if unit not in get_args(Unit):
+            raise ValueError(unit)
+        numbers = float(dice or "nan"), float(hd95 or "nan")
+        return Score(int(stage), domain, patient, case, int(seed), name, *numbers, cast(Unit, unit))
+    except ValueError:
+        raise RunFolderError(where, "is damaged", _AGAIN) from None

@@ -1,0 +1,143 @@
+"""ONNX: the network alone as one file, with what its user must know as properties of the model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+
+from garda import __version__
+from garda.core import files
+from garda.core.errors import ConfigError
+from garda.handover import load
+from garda.handover.load import Exported
+from garda.models import unet
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+NEEDED = ("onnx", "onnxscript")
+INPUT, OUTPUT = "image", "logits"
+
+
+def write_onnx(exported: Exported, out: Path) -> None:
+    """Write ``image`` (B, C, H, W) float32 in [0, 1] to ``logits`` (B, K, H, W), H and W any multiples of 16.
+
+    Args:
+        exported: the network.
+        out: the file; appears whole or not at all.
+
+    Raises:
+        ConfigError: a library is missing.
+        RunFolderError: the file cannot be written.
+    """
+    require("--to onnx")
+    model = make_model(exported.network, exported.task.channels)
+    for key, value in describe(exported).items():
+        model.metadata_props.add(key=key, value=value)
+    with files.replacing(out) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+
+
+def require(option: str, *more: str) -> None:
+    """Refuse an option whose libraries are missing: those that make a model, and ``more``.
+
+    Raises:
+        ConfigError: one or several are.
+    """
+    missing = [name for name in (*NEEDED, *more) if find_spec(name) is None]
+    if missing:
+        raise ConfigError(option, f"needs {' and '.join(missing)}", 'run: pip install "garda[onnx]"')
+
+
+def make_model(network: BasicUNet, channels: int) -> ModelProto:
+    """A network as a graph from ``INPUT`` to ``OUTPUT`` whose batch, height and width are free.
+
+    Args:
+        network: in evaluation mode, float32, on the CPU; left as it is.
+        channels: of its images.
+    """
+    model = _trace(network, channels)
+    _forget_origin(model)
+    return model
+
+
+def describe(exported: Exported) -> Mapping[str, str]:
+    """The model's properties; all but texts are JSON."""
+    task = exported.task
+    values = {
+        "channels": task.channels,
+        "classes": task.classes,
+        "size": task.size,
+        "spacing_mm": task.spacing_mm,
+        "fit": task.fit,
+        "plane": task.plane,
+        "percentiles": task.intensity.percentiles,
+        "bias_field_correction": task.intensity.bias_field_correction,
+    }
+    texts = {"task": task.name, "domain": exported.domain, "package": exported.digest, "garda": __version__}
+    return {**texts, **{key: json.dumps(value) for key, value in values.items()}}
+
+
+def _trace(network: BasicUNet, channels: int) -> ModelProto:
+    network = unet.with_torchs_doubling(copy.deepcopy(network))  # an operation that every program knows
+    dim = torch.export.Dim
+    free = {0: dim("batch"), 2: 16 * dim("height"), 3: 16 * dim("width")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own about itself
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, channels, 32, 48),),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(free,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise TypeError("torch gave no program, as it only does when it writes a file itself")
+    return program.model_proto
+
+
+def _forget_origin(model: ModelProto) -> None:
+    """Take out what says where on this machine the network was traced: stack traces with paths."""
+    graph: GraphProto = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+
+
+LIBRARY = "onnxruntime"
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that this build of it has
+
+
+class OnnxNetwork(nn.Module):
+    """A segmenter in float32, with as many CPU threads as torch has."""
+
+    def __init__(self, network: BasicUNet, channels: int) -> None:
+        """Export ``network``, whose images have so many channels, in memory."""
+        import onnxruntime
+
+        super().__init__()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        there = onnxruntime.get_available_providers()
+        model = make_model(load.on_cpu(network), channels).SerializeToString()
+        providers = [name for name in PROVIDERS if name in there]
+        self._session = onnxruntime.InferenceSession(model, options, providers=providers)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to (B, K, H, W) logits on the same device; H and W multiples of 16."""
+        (logits,) = self._session.run([OUTPUT], {INPUT: image.cpu().contiguous().numpy()})
+        return torch.from_numpy(logits).to(image.device)

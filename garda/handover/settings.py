@@ -1,0 +1,82 @@
+"""Everything that can be set for a run: what methods share, the gate, the audit, and a block for each method."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import create_model
+
+from garda import __version__
+from garda.core import config
+from garda.core.errors import ConfigError
+from garda.core.pseudonyms import Pseudonyms
+from garda.data.sequence import DomainSequence
+from garda.handover.setup import Plan
+from garda.methods.base import Replaying, SharedSettings
+from garda.methods.registry import METHODS
+from garda.safety.audit_report import AuditSettings
+from garda.safety.limits import GateSettings
+
+
+class Settings(SharedSettings):
+    """Settings of a run; :func:`parse_settings` adds a block for every method.
+
+    Attributes:
+        gate: limits by which a target's stage is promoted, held or refused.
+        audit: how a generator is audited, and what is too much.
+    """
+
+    gate: GateSettings = GateSettings()
+    audit: AuditSettings = AuditSettings()
+
+
+def parse_settings(method: str, values: dict[str, Any], where: object) -> Settings:
+    """Check settings and fill in the defaults.
+
+    Args:
+        method: the chosen method.
+        values: the shared settings, and a block for any method under its name.
+        where: the file they come from.
+
+    Returns:
+        The settings, with a block for every method as an attribute of its name.
+
+    Raises:
+        ConfigError: an unknown method or key, or a value that does not fit.
+        Problems: several of them.
+    """
+    if method not in METHODS:
+        raise ConfigError(where, f"unknown method {method!r}", f"use one of {', '.join(sorted(METHODS))}")
+    blocks: Any = {name: (known.Settings, known.Settings()) for name, known in METHODS.items()}
+    return config.parse(create_model("Settings", __base__=Settings, **blocks), values, where)
+
+
+def deciding_settings(method: str, settings: Settings) -> dict[str, Any]:
+    """What decides a method's result, as plain values: the shared settings and the method's own block.
+
+    Other methods' blocks are left out, and so is where a weights file lies; its digest decides.
+    """
+    known = METHODS[method]
+    replays = issubclass(known, Replaying) and known.shares_generator
+    shared = {*Settings.model_fields} - (set() if replays else {"generator"})
+    return settings.model_dump(mode="json", include={*shared, method})
+
+
+def make_plan(
+    sequence: DomainSequence, settings: Settings, pseudonyms: Pseudonyms, package: str = "", forced: bool = False
+) -> Plan:
+    """The plan of a sequence; ``package`` and ``forced`` as in :class:`Plan`."""
+    plan = {
+        "garda": __version__,
+        "name": sequence.name,
+        "method": sequence.method,
+        "seed": sequence.seed,
+        "pseudonyms": pseudonyms.pseudonym("check", "key"),
+        "task": sequence.task.model_dump(mode="json"),
+        "settings": deciding_settings(sequence.method, settings),
+        "domains": [{"name": d.name, "manifest": sequence.digests.get(d.name, "")} for d in sequence.domains],
+        "package": package,
+        "forced": forced,
+    }
+    return Plan.model_validate_json(json.dumps(plan))

@@ -1,0 +1,187 @@
+"""ADVENT with replay in the source's place: a target's images are to be answered as surely as the source's.
+
+Vu et al., "ADVENT: adversarial entropy minimization for domain adaptation in semantic segmentation", CVPR 2019
+(arXiv 1811.12833).
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from garda.core.config import Config
+from garda.core.errors import ConfigError
+from garda.data.dataset import Batch, Slices
+from garda.methods.base import Replaying
+from garda.methods.knowledge import Knowledge
+from garda.models.replay import Replay
+from garda.training import distributed, loop, sharding
+from garda.training.cache import Stages
+from garda.training.device import Compute
+from garda.training.loop import Stateful
+
+SLOPE = 0.2  # of the leaky ReLU, everywhere
+
+
+class AdversaryLessonSettings(Config):
+    """How a segmenter and the discriminator of its answers learn from each other.
+
+    Attributes:
+        steps: number of steps.
+        batch: replayed images a step, and as many real ones.
+        learning_rate: of the segmenter's AdamW; falls to 0 by a cosine.
+        adversarial: lambda_adv, weight of the adversarial loss.
+        discriminator_rate: learning rate of the discriminator's Adam; falls likewise.
+        widths: output channels of the discriminator's convolutions but the last, each of which halves the sides.
+        anatomies: size of the pool from which replayed anatomies are taken.
+    """
+
+    steps: PositiveInt = 150
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 5e-4
+    adversarial: NonNegativeFloat = 0.001
+    discriminator_rate: PositiveFloat = 1e-4
+    widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1)
+    anatomies: PositiveInt = 512
+
+
+class FromAdversary:
+    """Learn the source from replay, and to answer for a target's images as for the source's (ADVENT).
+
+    Vu et al., "ADVENT: adversarial entropy minimization for domain adaptation in semantic segmentation", CVPR 2019,
+    section 3.2. A discriminator D tells the self-information maps I of replayed source images from those of real target
+    images; the segmenter learns replay's labels and to deceive D:
+    L = L_seg(source) + lambda_adv BCE(D(I(target)), source), beside
+    L_D = (BCE(D(I(source)), source) + BCE(D(I(target)), target)) / 2.
+
+    Both kinds of images are one batch of the segmenter, so that normalisation does to both what it is going to do at
+    prediction; with statistics of each kind's own, D would see less of their difference than there is.
+    """
+
+    def __init__(
+        self, segmenter: BasicUNet, replay: Replay, classes: int, lesson: AdversaryLessonSettings, compute: Compute
+    ) -> None:
+        """Prepare both networks.
+
+        Args:
+            segmenter: learns; changed in place.
+            replay: images in the source's look and their labels.
+            classes: K, the background included.
+            lesson: how.
+            compute: device and precision.
+        """
+        self.segmenter = compute.prepare(segmenter).train().requires_grad_(True)
+        self._discriminator = compute.prepare(build_discriminator(classes, lesson.widths)).train()
+        self._optimizer = torch.optim.AdamW(
+            segmenter.parameters(), lr=lesson.learning_rate, weight_decay=1e-4, fused=True
+        )
+        self._opponent = torch.optim.Adam(
+            self._discriminator.parameters(), lr=lesson.discriminator_rate, betas=(0.9, 0.99), fused=True
+        )
+        self._loss = DiceCELoss(softmax=True, include_background=False)
+        self._replay, self._lesson, self._compute = replay, lesson, compute
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Both networks and both optimizers; what is replayed follows from the stage's seed."""
+        return {
+            "segmenter": self.segmenter,
+            "optimizer": self._optimizer,
+            "discriminator": self._discriminator,
+            "discriminator_optimizer": self._opponent,
+        }
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step of the segmenter on an unlabelled batch, then one of the discriminator on the same answers."""
+        lesson = self._lesson
+        loop.set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
+        loop.set_rate(self._opponent, lesson.discriminator_rate, step, lesson.steps)
+        image, label = self._replay.batch(lesson.batch, 0)
+        images = self._compute.place(torch.cat([image, self._compute.place(batch.image)]))
+        part, count = sharding.part(len(image), len(batch.image)), len(image) // distributed.size()
+        with self._compute.autocast():
+            logits = self.segmenter(images[part]).float()
+        segmentation = self._loss(logits[:count], label[sharding.part(len(label))])
+        source, target = self_information(logits).tensor_split([count])
+        return {
+            "segmentation": segmentation.detach(),
+            "adversarial": self._teach_segmenter(segmentation, target),
+            "discriminator": self._teach_discriminator(source.detach(), target.detach()),
+        }
+
+    def _teach_segmenter(self, segmentation: Tensor, target: Tensor) -> Tensor:
+        self._discriminator.requires_grad_(False)
+        adversarial = self._judge(target, "source")
+        loop.descend(self._optimizer, segmentation + self._lesson.adversarial * adversarial)
+        self._discriminator.requires_grad_(True)
+        return adversarial.detach()
+
+    def _teach_discriminator(self, source: Tensor, target: Tensor) -> Tensor:
+        loss = (self._judge(source, "source") + self._judge(target, "target")) / 2
+        loop.descend(self._opponent, loss)
+        return loss.detach()
+
+    def _judge(self, maps: Tensor, claimed: str) -> Tensor:
+        """Cross entropy between the discriminator's opinion of (B, K, H, W) maps and what they are said to be."""
+        with self._compute.autocast():
+            opinion = self._discriminator(maps).float()
+        return F.binary_cross_entropy_with_logits(opinion, torch.full_like(opinion, float(claimed == "source")))
+
+
+def self_information(logits: Tensor) -> Tensor:
+    """Weighted self-information -p log p / log K of (B, K, H, W) logits (ADVENT, section 3.2), same shape, in [0, 1).
+
+    Its sum over the classes is the normalised entropy, in [0, 1].
+    """
+    log_probability = torch.log_softmax(logits, dim=1)
+    return -log_probability.exp() * log_probability / math.log(logits.shape[1])
+
+
+def build_discriminator(classes: int, widths: Sequence[int]) -> nn.Sequential:
+    """(B, K, H, W) maps to (B, 1, h, w) logits, positive for the source; h = H / 2^(number of widths + 1), cut.
+
+    Convolutions 4 x 4 of stride 2 with leaky ReLU and without normalisation, as in ADVENT (after DCGAN, Radford et al.
+    2016).
+    """
+    layers: list[nn.Module] = []
+    for before, width in itertools.pairwise([classes, *widths]):
+        layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, stride=2, padding=1))
+
+
+class Adversarial(Replaying[AdversaryLessonSettings]):
+    """One network that goes on from site to site, against a discriminator that lives for one stage."""
+
+    Settings = AdversaryLessonSettings
+
+    def check(self) -> None:
+        """Refuse a generator that does not fit the task, and more halvings by the discriminator than its sides have."""
+        super().check()
+        halvings, (height, width) = len(self.settings.widths) + 1, self.task.size
+        if min(height, width) >> halvings < 1:
+            raise ConfigError(
+                "adversarial.widths", f"{halvings} convolutions are too many for {height} x {width}", "give fewer"
+            )
+
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+        """Replayed images with their labels, and the target's images against the discriminator."""
+        stage, lesson = stages("segmenter"), self.settings
+
+        def build() -> FromAdversary:
+            replay = self.draw_pool(knowledge, lesson.anatomies)
+            return FromAdversary(
+                copy.deepcopy(knowledge.segmenter), replay, len(self.task.classes), lesson, self.compute
+            )
+
+        learnt = loop.fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
+        segmenter = learnt.segmenter.eval().requires_grad_(False)
+        return replace(knowledge, segmenter=segmenter, domains=(*knowledge.domains, domain))

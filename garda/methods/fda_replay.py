@@ -1,0 +1,168 @@
+"""The cheapest replay of appearance: the source's generator as it is, and a stored look for each target.
+
+A look is what Yang and Soatto, "FDA: Fourier domain adaptation for semantic segmentation", CVPR 2020, exchange between
+images: the amplitudes of the lowest frequencies.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from garda.core.config import Config
+from garda.core.errors import ConfigError
+from garda.core.seeds import derive_seed
+from garda.data.dataset import Slices
+from garda.methods.base import Replaying
+from garda.methods.knowledge import Knowledge, statistics_limit
+from garda.models import unet
+from garda.models.generator import Anatomy, Generator
+from garda.models.objectives import FromReplay, ReplayLessonSettings
+from garda.models.replay import Replay
+from garda.training import loop
+from garda.training.cache import Stages
+
+
+class StyleBankSettings(Config):
+    """The look and the lesson.
+
+    Attributes:
+        beta: half the window of exchanged frequencies, as a share of the image's sides.
+        batches: batches of the target's slices that the look is averaged over, of ``replay.batch`` slices each.
+        anatomies: size of the pool from which replayed anatomies are taken.
+        replay: how the segmenter learns a target.
+    """
+
+    beta: float = Field(default=0.05, gt=0, lt=0.5)
+    batches: PositiveInt = 50
+    anatomies: PositiveInt = 512
+    replay: ReplayLessonSettings = ReplayLessonSettings()
+
+
+class StyleBank(Replaying[StyleBankSettings]):
+    """One segmenter, taught on replayed source anatomies in the stored looks of all domains met.
+
+    Kept under ``statistics[target]``: ``amplitude``, (C, 2a + 1, b + 1) float32, see :func:`low_amplitude`.
+
+    The lesson is that of `garda_paper`: the teacher's soft answer to the image in the source's look. Labels of the
+    generator's own would do too where its family has them, but the teacher's answer is to the very image that was drawn
+    and is there for every family; with the published one, the methods then differ in little but their looks.
+    """
+
+    Settings = StyleBankSettings
+
+    def check(self) -> None:
+        """Refuse what does not fit the generator, and a look that is more than a domain may keep."""
+        super().check()
+        with torch.device("meta"):
+            network = unet.build_segmenter(self.task, self.shared.segmenter)
+            image = torch.empty(1, self.task.channels, *self.task.size)
+        size, limit = low_amplitude(image, self.settings.beta).nbytes, statistics_limit(network)
+        if size > limit:
+            raise ConfigError("style_bank.beta", f"a look would take {size} bytes, more than {limit}", "lower it")
+
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+        """The target's look from its images, then the segmenter from replayed images in all looks stored."""
+        stage, lesson, settings = stages("segmenter"), self.settings.replay, self.settings
+        seed = derive_seed(stage.seed, "look")
+        images = (slices.batch(step, lesson.batch, seed).image for step in range(settings.batches))
+        look = {"amplitude": mean_amplitude(images, settings.beta)}
+        domains, statistics = (*knowledge.domains, domain), {**knowledge.statistics, domain: look}
+
+        def build() -> FromReplay:
+            bank = Bank(
+                self.draw_pool(knowledge, settings.anatomies), {d: statistics[d]["amplitude"] for d in domains[1:]}
+            )
+            for name in domains:
+                bank.add_domain(name)
+            return FromReplay(copy.deepcopy(knowledge.segmenter), knowledge.teacher, bank, lesson, self.compute)
+
+        segmenter = loop.fit(build, lambda step: None, lesson.steps, stage).segmenter
+        return replace(
+            knowledge, segmenter=segmenter.eval().requires_grad_(False), domains=domains, statistics=statistics
+        )
+
+
+class Bank(Generator):
+    """Shows what is replayed in stored looks; an anatomy's code is its own image in the source's look."""
+
+    def __init__(self, replay: Replay, looks: Mapping[str, Tensor]) -> None:
+        """A bank that shows no domain yet.
+
+        Args:
+            replay: draws images in the source's look.
+            looks: amplitudes (C, 2a + 1, b + 1) by domain; a domain without any is shown in the source's look.
+        """
+        super().__init__()
+        self.domains = ()
+        self._replay, self._looks = replay, looks
+
+    def add_domain(self, name: str) -> None:
+        """Show one more domain."""
+        self.domains = (*self.domains, name)
+
+    def draw(self, count: int) -> Anatomy:
+        """Images in the source's look."""
+        return Anatomy(self._replay.batch(count, 0)[0])
+
+    def sample(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
+        """The images with the amplitudes of their domains, cut to [0, 1]; the source's unchanged."""
+        image = anatomy.code.clone()
+        for domain in domains.unique().tolist():
+            look = self._looks.get(self.domains[domain])
+            if look is not None:
+                chosen = (domains == domain).to(image.device)
+                image[chosen] = exchange_amplitude(image[chosen], look.to(image.device)).clamp(0, 1)
+        return image
+
+
+def mean_amplitude(images: Iterable[Tensor], beta: float) -> Tensor:
+    """(C, 2a + 1, b + 1) geometric mean over batches (B, C, H, W) of :func:`low_amplitude`, on the CPU.
+
+    The mean is that of log(1 + amplitude), in which a black image counts as dark and not as minus infinity.
+    """
+    logarithms = torch.cat([low_amplitude(image, beta).log1p().cpu() for image in images])
+    return logarithms.mean(dim=0).expm1()
+
+
+def low_amplitude(image: Tensor, beta: float) -> Tensor:
+    """Amplitudes of the frequencies that FDA exchanges (section 3.1).
+
+    Args:
+        image: (B, C, H, W) float32.
+        beta: half the window as a share of the sides, below 0.5.
+
+    Returns:
+        (B, C, 2a + 1, b + 1) float32, a and b the whole parts of beta H and beta W: rows of the frequencies -a to a,
+        columns of 0 to b. Those of -b to -1 mirror them, since the image is real.
+    """
+    rows, columns = (int(beta * side) for side in image.shape[-2:])
+    return torch.fft.rfft2(image)[..., _rows(rows), : columns + 1].abs()
+
+
+def exchange_amplitude(image: Tensor, amplitude: Tensor) -> Tensor:
+    """The image with the lowest frequencies' amplitudes replaced and their phases kept (FDA, section 3.1).
+
+    Args:
+        image: (B, C, H, W) float32.
+        amplitude: (C, 2a + 1, b + 1), or with B in front, as from :func:`low_amplitude`.
+
+    Returns:
+        ``image``'s shape, not cut to any range.
+    """
+    spectrum = torch.fft.rfft2(image)
+    height, width = amplitude.shape[-2:]
+    window = (..., _rows(height // 2), slice(width))
+    phase = spectrum[window].angle()
+    spectrum[window] = torch.polar(amplitude.expand_as(phase).contiguous(), phase)
+    return torch.fft.irfft2(spectrum, s=image.shape[-2:])
+
+
+def _rows(count: int) -> Tensor:
+    """Places of the frequencies from -``count`` to ``count``."""
+    return torch.arange(-count, count + 1)

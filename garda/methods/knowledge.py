@@ -1,0 +1,118 @@
+"""All that survives a domain, and how it is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+
+from garda.core import files
+from garda.core.errors import CheckpointError
+from garda.methods import metadata
+from garda.methods.metadata import Facts
+from garda.models.generator import Generator
+from garda.training import weights
+
+STATISTICS_LIMIT = 64 * 1024  # bytes a domain
+STATISTICS_SHARE = 0.02  # of the segmenter's bytes, where that is more
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is kept when a domain's images are gone. Whatever is not in here is gone too.
+
+    Attributes:
+        segmenter: the network as of the last stage.
+        teacher: the stage-0 segmenter; its encoder also serves as the frozen feature encoder.
+        generator: draws the domains met, or the source alone; None for methods without replay.
+        domains: names of the domains met, in order; the first is the source.
+        statistics: a method's few numbers per domain, by domain and name; see :func:`statistics_limit`.
+    """
+
+    segmenter: BasicUNet
+    teacher: BasicUNet
+    generator: Generator | None
+    domains: tuple[str, ...]
+    statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse statistics that are too large to be called few numbers."""
+        limit = statistics_limit(self.segmenter)
+        for domain, named in self.statistics.items():
+            size = sum(tensor.nbytes for tensor in named.values())
+            if size > limit:
+                raise ValueError(f"statistics of {domain} take {size} bytes, more than {limit}")
+
+    def save(self, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
+        """Write everything into ``folder``, which appears whole or not at all.
+
+        Args:
+            folder: takes the place of what it may hold already.
+            beside: further JSON files that appear with it, contents by name.
+
+        Raises:
+            RunFolderError: no space left, or the folder cannot be written.
+        """
+        draft = folder.with_name(f".{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
+        try:
+            draft.mkdir(parents=True)
+            weights.save_weights(draft / "segmenter.safetensors", self.segmenter.state_dict())
+            weights.save_weights(draft / "teacher.safetensors", self.teacher.state_dict())
+            if self.generator is not None:
+                weights.save_weights(draft / "generator.safetensors", self.generator.kept_state())
+            flat = {f"{domain}/{name}": t for domain, named in self.statistics.items() for name, t in named.items()}
+            weights.save_weights(draft / "statistics.safetensors", flat)
+            draws = None if self.generator is None else self.generator.domains
+            facts = Facts(domains=self.domains, draws=draws)
+            for name, contents in {"knowledge.json": facts.model_dump(mode="json"), **(beside or {})}.items():
+                files.write_json(draft / name, contents)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(draft, folder)
+        except OSError as error:
+            raise files.describe(error, folder) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def statistics_limit(segmenter: nn.Module) -> int:
+    """Bytes that a domain may keep: 64 kB, or 2 % of the segmenter where that is more."""
+    size = sum(tensor.nbytes for tensor in segmenter.state_dict().values())
+    return max(STATISTICS_LIMIT, int(STATISTICS_SHARE * size))
+
+
+def load_knowledge(
+    folder: Path, build_segmenter: Callable[[], BasicUNet], build_generator: Callable[[], Generator] | None
+) -> Knowledge:
+    """Read what :meth:`Knowledge.save` wrote; no code of the files is executed.
+
+    Args:
+        folder: the knowledge folder.
+        build_segmenter: an untrained network of the same settings.
+        build_generator: an untrained generator without domains; None for methods without one.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or belongs to other settings.
+    """
+    facts = metadata.read_facts(folder)
+    generator = build_generator() if facts.draws is not None and build_generator is not None else None
+    if generator is not None:
+        for domain in facts.draws or ():
+            generator.add_domain(domain)
+        weights.load_weights(folder / "generator.safetensors", generator)
+    statistics: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in weights.read_weights(folder / "statistics.safetensors").items():
+        domain, _, name = key.rpartition("/")
+        statistics.setdefault(domain, {})[name] = tensor
+    segmenter = weights.load_weights(folder / "segmenter.safetensors", build_segmenter())
+    teacher = weights.load_weights(folder / "teacher.safetensors", build_segmenter())
+    try:
+        return Knowledge(segmenter, teacher, generator, facts.domains, statistics)
+    except ValueError as error:
+        raise CheckpointError(folder / "statistics.safetensors", str(error), "copy the file again") from None

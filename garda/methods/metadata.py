@@ -1,0 +1,33 @@
+"""What a package says of its knowledge, read without opening a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from garda.core import files
+from garda.core.config import Config
+from garda.core.errors import CheckpointError, RunFolderError
+from garda.data.sequence import DomainName
+
+
+class Facts(Config):
+    """The contents of ``knowledge.json``.
+
+    Attributes:
+        domains: the domains met.
+        draws: those that the generator draws; None without one.
+    """
+
+    domains: tuple[DomainName, ...]
+    draws: tuple[DomainName, ...] | None
+
+
+def read_facts(folder: Path) -> Facts:
+    """What ``knowledge.json`` says; errors as in :func:`garda.methods.knowledge.load_knowledge`."""
+    file = folder / "knowledge.json"
+    if not file.is_file():
+        raise CheckpointError(folder, "holds no knowledge of a finished stage", "give the folder of a finished run")
+    try:
+        return Facts.model_validate(files.read_json(file))
+    except (ValueError, RunFolderError):
+        raise CheckpointError(file, "is damaged", "copy the whole folder again") from None

@@ -1,0 +1,46 @@
+"""The methods by name."""
+
+from __future__ import annotations
+
+from garda.data.task import Task
+from garda.methods.adabn import BatchNorm
+from garda.methods.advent import Adversarial
+from garda.methods.base import Method, SharedSettings
+from garda.methods.cotta import SelfTraining
+from garda.methods.fda_replay import StyleBank
+from garda.methods.garda import Garda
+from garda.methods.garda_paper import GardaPaper
+from garda.methods.histogram import Histogram
+from garda.methods.oracles import Joint, Supervised
+from garda.methods.source_only import Randomised, SourceOnly
+from garda.methods.tent import Entropy
+from garda.training.device import Compute
+
+METHODS: dict[str, type[Method]] = {
+    "adversarial": Adversarial,
+    "batchnorm": BatchNorm,
+    "entropy": Entropy,
+    "garda": Garda,
+    "garda_paper": GardaPaper,
+    "histogram": Histogram,
+    "joint": Joint,
+    "randomised": Randomised,
+    "self_training": SelfTraining,
+    "source_only": SourceOnly,
+    "style_bank": StyleBank,
+    "supervised": Supervised,
+}
+
+
+def build_method(name: str, settings: SharedSettings, task: Task) -> Method:
+    """A method on its device.
+
+    Args:
+        name: a key of :data:`METHODS`.
+        settings: with a block for every method as an attribute of its name (:mod:`garda.handover.settings`).
+        task: what is segmented.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    return METHODS[name](task, settings, getattr(settings, name), Compute(settings.compute))

@@ -1,0 +1,117 @@
+"""What replay needs of a generator, and how a family of generators learns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from monai.networks.nets import BasicUNet
+from torch import Tensor, nn
+
+from garda.core.config import Config
+from garda.data.dataset import Slices
+from garda.data.task import Task
+from garda.training.cache import Stages
+from garda.training.device import Compute
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A batch of anatomies: everything random about an image except its domain.
+
+    Attributes:
+        code: (B, L) or (B, L, h, w) latent code.
+        noise: further standard normal tensors of B elements each.
+    """
+
+    code: Tensor
+    noise: tuple[Tensor, ...] = ()
+
+    def __getitem__(self, part: slice | Tensor) -> Anatomy:
+        """A part of the batch."""
+        return Anatomy(self.code[part], tuple(noise[part] for noise in self.noise))
+
+
+class Generator(nn.Module, ABC):
+    """Draws images of any domain it has met.
+
+    Attributes:
+        domains: names of the domains met, in order; index 0 is the source.
+    """
+
+    domains: tuple[str, ...]
+
+    @abstractmethod
+    def add_domain(self, name: str) -> None:
+        """Make room for one more domain; what it draws for the others stays as it is."""
+
+    @abstractmethod
+    def draw(self, count: int) -> Anatomy:
+        """``count`` random anatomies from torch's global generator, on the generator's device."""
+
+    @abstractmethod
+    def sample(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
+        """The anatomies as the given domains show them.
+
+        Args:
+            anatomy: B anatomies.
+            domains: (B,) int64 indices into :attr:`domains`.
+
+        Returns:
+            (B, C, H, W) float32 in [0, 1].
+        """
+
+    def round_look(self) -> None:
+        """Round what only the last domain uses to what float16 holds, in place; nothing where there is no such part."""
+        return None
+
+    def kept_state(self) -> dict[str, Tensor]:
+        """The state as it is written: what was rounded takes half the room, and nothing is lost."""
+        return self.state_dict()
+
+    def labels(self, anatomy: Anatomy) -> Tensor | None:
+        """The anatomies' label maps, (B, K, H, W) probabilities; None where a generator knows none."""
+        return None
+
+
+S = TypeVar("S", bound=Config)
+G = TypeVar("G", bound=Generator)
+
+
+class Recipe(ABC, Generic[S, G]):
+    """Learns a generator from the source and each target's look after it."""
+
+    def __init__(self, task: Task, settings: S, compute: Compute) -> None:
+        self.task, self.settings, self.compute = task, settings, compute
+
+    @abstractmethod
+    def build(self) -> G:
+        """An untrained generator that has met no domain."""
+
+    @abstractmethod
+    def check(self, segmenter: BasicUNet) -> None:
+        """Refuse, before anything is learnt, what could only fail hours later.
+
+        Args:
+            segmenter: an untrained one.
+
+        Raises:
+            ConfigError: settings that do not fit the task.
+            CheckpointError: weights that are asked for and cannot be had.
+        """
+
+    @abstractmethod
+    def learn_source(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> G:
+        """A generator of the labelled source.
+
+        Args:
+            domain: its name.
+            slices: its training slices, with labels.
+            stages: the pieces of training.
+            teacher: the source segmenter, frozen.
+        """
+
+    @abstractmethod
+    def learn_look(self, previous: G, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> G:
+        """A generator that also draws an unlabelled target; ``previous`` is left as it is."""

@@ -1,0 +1,90 @@
+"""The segmentation of a whole volume, and the statistics by which a network normalises."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from monai.inferers import SlidingWindowInferer
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from garda.core.config import Config
+from garda.data.dataset import Slices
+from garda.data.task import Task
+from garda.data.volume import Volume, grid_for
+from garda.training.device import Compute
+from garda.training.loop import Stage
+
+
+def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, batch: int = 16) -> Tensor:
+    """Segment a whole volume on its own grid; what the crop left out is background.
+
+    Args:
+        segmenter: in evaluation mode, on ``compute``'s device.
+        volume: any volume read for ``task``.
+        task: gives the network's grid.
+        compute: device and precision.
+        batch: slices or windows computed at once.
+
+    Returns:
+        (D, H, W) int64 class indices on the CPU.
+    """
+    grid = grid_for(volume, task)
+    image = grid.to_network(volume.image)
+    one_window = tuple(image.shape[-2:]) == tuple(task.size)
+    infer = SlidingWindowInferer(task.size, sw_batch_size=batch, overlap=0.25, mode="gaussian")
+
+    def network(windows: Tensor) -> Tensor:
+        with compute.autocast():
+            return segmenter(compute.place(windows)).float()
+
+    with torch.inference_mode():
+        parts = (compute.place(part) for part in image.split(batch))
+        logits = (network(part) if one_window else infer(part, network) for part in parts)
+        labels = [grid.to_volume(torch.softmax(part, dim=1)).argmax(dim=1).cpu() for part in logits]
+    return torch.cat(labels)
+
+
+class StatisticsSettings(Config):
+    """How normalisation statistics are estimated.
+
+    Attributes:
+        batches: number of batches that are averaged.
+        batch: slices a batch.
+    """
+
+    batches: PositiveInt = 50
+    batch: int = Field(default=16, ge=2)
+
+
+def estimate_statistics(
+    network: nn.Module, slices: Slices, settings: StatisticsSettings, stage: Stage, compute: Compute
+) -> None:
+    """Replace a network's running means and variances by their plain averages over batches of a domain; in place.
+
+    It takes seconds: a stop in between keeps nothing, and the stage begins again.
+
+    Args:
+        network: on ``compute``'s device.
+        slices: the domain's images.
+        settings: how many.
+        stage: seeds the batches, is told progress and seconds.
+        compute: device and precision.
+
+    Raises:
+        Interrupted: a stop was asked for; the statistics are of no use then.
+    """
+
+    def images() -> Iterator[Tensor]:
+        for step in range(settings.batches):
+            stage.stopping.check(stage.name)
+            yield compute.place(slices.batch(step, settings.batch, stage.seed).image)
+            stage.progress(step + 1, settings.batches)
+
+    started = time.monotonic()
+    with compute.autocast():
+        update_bn(images(), network)
+    stage.ended(time.monotonic() - started)

@@ -1,0 +1,192 @@
+"""What a segmenter learns from: labels, or replayed images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import BasicUNet
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from garda.core.config import Config
+from garda.data import augment
+from garda.data.augment import AppearanceSettings, GeometrySettings, RandomisationSettings
+from garda.data.dataset import Batch
+from garda.data.task import Task
+from garda.models import unet
+from garda.models.generator import Generator
+from garda.models.unet import SegmenterSettings
+from garda.training import loop, sharding
+from garda.training.device import Compute
+from garda.training.loop import Stateful
+
+
+class LessonSettings(Config):
+    """What both lessons of the segmenter share.
+
+    Attributes:
+        steps: number of steps.
+        batch: slices a step.
+        optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
+        learning_rate: at the first step; falls to 0 by a cosine where ``decay`` is True.
+        weight_decay: of the optimizer.
+    """
+
+    steps: PositiveInt
+    batch: int = Field(default=16, ge=2)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: PositiveFloat
+    decay: bool = True
+    weight_decay: NonNegativeFloat = 1e-4
+
+
+class LabelLessonSettings(LessonSettings):
+    """How the source segmenter learns.
+
+    Attributes:
+        loss: ``dice_ce`` is soft Dice plus cross entropy, ``ce`` cross entropy alone.
+        geometry: augmentation of image and label; None for none.
+        appearance: plain augmentation of the image; None for none.
+        randomisation: appearance randomisation, before the plain augmentation; None for none.
+    """
+
+    steps: PositiveInt = 600
+    learning_rate: PositiveFloat = 2e-3
+    loss: Literal["dice_ce", "ce"] = "dice_ce"
+    geometry: GeometrySettings | None = GeometrySettings()
+    appearance: AppearanceSettings | None = AppearanceSettings()
+    randomisation: RandomisationSettings | None = None
+
+
+class ReplayLessonSettings(LessonSettings):
+    """How a segmenter learns from replayed images alone (GarDA, section 3.4).
+
+    Attributes:
+        temperature: softens both answers (Hinton et al. 2015).
+    """
+
+    steps: PositiveInt = 300
+    learning_rate: PositiveFloat = 5e-4
+    temperature: PositiveFloat = 2.0
+
+
+class FromLabels:
+    """Learn the source from its labels."""
+
+    def __init__(self, task: Task, network: SegmenterSettings, lesson: LabelLessonSettings, compute: Compute) -> None:
+        self.segmenter = compute.prepare(unet.build_segmenter(task, network)).train()
+        self._task, self._lesson, self._compute = task, lesson, compute
+        self._optimizer = _optimizer(self.segmenter, lesson)
+        self._loss = (
+            DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
+            if lesson.loss == "dice_ce"
+            else _CrossEntropy()
+        )
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Network and optimizer."""
+        return {"segmenter": self.segmenter, "optimizer": self._optimizer}
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step on a labelled batch."""
+        if batch.label is None:
+            raise ValueError("FromLabels needs labels")
+        image, label = self._compute.place(batch.image), batch.label.to(self._compute.device)
+        if self._lesson.geometry is not None:
+            motion = augment.draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
+            image, label = augment.move_image(image, motion), augment.move_label(label, motion)
+        if self._lesson.randomisation is not None:
+            image = augment.randomise_appearance(image, self._lesson.randomisation)
+        if self._lesson.appearance is not None:
+            image = augment.change_appearance(image, self._lesson.appearance)
+        rate = self._lesson.learning_rate
+        loop.set_rate(self._optimizer, rate, step, self._lesson.steps, decay=self._lesson.decay)
+        part = sharding.part(len(image))
+        with self._compute.autocast():
+            logits = self.segmenter(image[part])
+        loss = self._loss(logits.float(), label[part].unsqueeze(1))
+        loop.descend(self._optimizer, loss)
+        return {"segmentation": loss.detach()}
+
+
+class FromReplay:
+    """Learn from replayed images alone: the teacher reads an anatomy in the source's look, the student in any look.
+
+    The teacher's soft answer to G(z, 0) is the lesson for the student's answer to G(z, d), d drawn from all domains
+    seen: L = -mean sum softmax(teacher / T) log softmax(student / T), T the temperature.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        generator: Generator,
+        lesson: ReplayLessonSettings,
+        compute: Compute,
+    ) -> None:
+        self.segmenter = compute.prepare(student).train().requires_grad_(True)
+        self._teacher = compute.prepare(teacher).eval().requires_grad_(False)
+        self._generator = compute.prepare(generator).eval().requires_grad_(False)
+        self._lesson, self._compute = lesson, compute
+        self._optimizer = _optimizer(self.segmenter, lesson)
+
+    def state(self) -> Mapping[str, Stateful]:
+        """The student and its optimizer; teacher and generator never change."""
+        return {"segmenter": self.segmenter, "optimizer": self._optimizer}
+
+    def step(self, batch: None, step: int) -> Mapping[str, Tensor]:
+        """One step on freshly replayed images."""
+        lesson = self._lesson
+        with torch.no_grad(), self._compute.autocast():
+            part = sharding.part(lesson.batch)
+            anatomy = self._generator.draw(lesson.batch)[part]
+            domains = torch.randint(len(self._generator.domains), (lesson.batch,))[part]
+            answer = self._teacher(self._generator.sample(anatomy, torch.zeros_like(domains))).float()
+            image = self._generator.sample(anatomy, domains)
+        loop.set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps, decay=lesson.decay)
+        with self._compute.autocast():
+            logits = self.segmenter(image)
+        loss = distillation(logits.float(), answer, lesson.temperature)
+        loop.descend(self._optimizer, loss)
+        return {"distillation": loss.detach()}
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Cross entropy of the softened answers (Hinton et al. 2015, section 2; without its factor T^2, as published).
+
+    Args:
+        student: (B, K, H, W) logits.
+        teacher: (B, K, H, W) logits.
+        temperature: T > 0.
+    """
+    return F.cross_entropy(student / temperature, torch.softmax(teacher / temperature, dim=1))
+
+
+class _CrossEntropy(nn.Module):
+    """Cross entropy with the label shaped as MONAI's losses want it, (B, 1, H, W)."""
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(logits, label.squeeze(1))
+
+
+def _optimizer(network: nn.Module, lesson: LessonSettings) -> torch.optim.Optimizer:
+    if lesson.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), lr=lesson.learning_rate, momentum=0.9, weight_decay=lesson.weight_decay
+        )
+    return torch.optim.AdamW(
+        network.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay, fused=True
+    )
+
+
+def continue_lesson(
+    start: BasicUNet, task: Task, network: SegmenterSettings, lesson: LabelLessonSettings, compute: Compute
+) -> FromLabels:
+    """A lesson from labels whose network begins with the weights of ``start``, which is left as it is."""
+    learner = FromLabels(task, network, lesson, compute)
+    learner.segmenter.load_state_dict(start.state_dict())
+    return learner

@@ -1,0 +1,339 @@
+"""How the style generator learns: from a source's images, then from the look of a target's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from monai.networks.nets import BasicUNet
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from garda.core.config import Config
+from garda.data import augment
+from garda.data.augment import ImitatedGeometrySettings
+from garda.data.dataset import Batch, Slices
+from garda.data.task import Task
+from garda.models.features import FeatureSettings, adain, build_encoder
+from garda.models.generator import Recipe
+from garda.models.stylegan import Discriminator, StyleGenerator, StyleSettings
+from garda.training import distributed, loop, sharding
+from garda.training.cache import Stages
+from garda.training.device import Compute
+from garda.training.loop import Stage, Stateful
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+class AdversarialSettings(Config):
+    """What both adversarial lessons share (GarDA, section 4.2).
+
+    Attributes:
+        steps: number of steps.
+        batch: images a step.
+        learning_rate: of Adam, for generator and discriminator.
+        r1: gamma, weight of the gradient penalty (Mescheder et al. 2018).
+        r1_interval: the penalty is applied every so many steps, that much stronger (Karras et al. 2020, section 3.1).
+        average_images: half-life of the averaged weights, in images shown; reached after a quarter of the steps.
+    """
+
+    steps: PositiveInt
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 2.5e-4
+    r1: NonNegativeFloat = 5.0
+    r1_interval: PositiveInt = 16
+    average_images: PositiveInt = 500_000
+
+
+class ImageLessonSettings(AdversarialSettings):
+    """How the generator learns the source.
+
+    Attributes:
+        widths: output channels of the image discriminator's convolutions.
+        geometry: geometric augmentation of what the discriminator sees, real and fake; None for none.
+    """
+
+    steps: PositiveInt = 1500
+    widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128, 128, 128), min_length=1)
+    geometry: ImitatedGeometrySettings | None = ImitatedGeometrySettings()
+
+
+class StyleLessonSettings(AdversarialSettings):
+    """How the generator learns a target's look.
+
+    Attributes:
+        widths: output channels of the feature discriminator's convolutions.
+        content: weight of the content loss.
+        distillation: weight of the image distillation.
+    """
+
+    steps: PositiveInt = 500
+    widths: tuple[PositiveInt, ...] = Field(default=(128, 128, 128), min_length=1)
+    content: NonNegativeFloat = 10.0
+    distillation: NonNegativeFloat = 1.0
+
+    @property
+    def real_images(self) -> int:
+        """Real target images a step: the half of the batch that does not repeat old domains."""
+        return self.batch - self.batch // 2
+
+
+class Adversarial:
+    """What both lessons of the generator share: the duel in which it learns."""
+
+    _duel: Duel
+
+    @property
+    def generator(self) -> StyleGenerator:
+        """The averaged weights: the ones that are kept."""
+        return self._duel.averaged
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Both networks, both optimizers, the averaged weights; what is frozen never changes."""
+        return self._duel.state()
+
+
+class FromImages(Adversarial):
+    """Learn to draw the source (Goodfellow et al. 2014, non-saturating loss)."""
+
+    def __init__(
+        self, task: Task, domain: str, network: StyleSettings, lesson: ImageLessonSettings, compute: Compute
+    ) -> None:
+        generator = StyleGenerator(task.channels, task.size, network)
+        generator.add_domain(domain)
+        discriminator = Discriminator(task.channels, task.size, lesson.widths, (domain,))
+        self._task, self._lesson, self._compute = task, lesson, compute
+        self._duel = Duel(generator, discriminator, lesson, compute)
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step of the discriminator, then one of the generator on the same images."""
+        duel, count = self._duel, len(batch.image)
+        part = sharding.part(count)
+        real = self._move(self._compute.place(batch.image)[part], count)
+        domains = torch.zeros(len(real), dtype=torch.long)
+        with self._compute.autocast():
+            fake = self._move(duel.generator(duel.generator.draw(count)[part], domains), count)
+        losses = duel.teach_discriminator(fake, real, domains, step)
+        return losses | duel.teach_generator(fake, domains, {})
+
+    def _move(self, image: Tensor, count: int) -> Tensor:
+        """This process's images of a batch of ``count``."""
+        if self._lesson.geometry is None:
+            return image
+        motion = augment.draw_motion(count, self._lesson.geometry, self._task.any_orientation, image.device)
+        return augment.move_image(image, motion[sharding.part(count)])
+
+
+class FromStyle(Adversarial):
+    """Learn one more domain's look, keep the old ones (GarDA, section 3.3).
+
+    Half of each batch repeats old domains, where G_k must equal G_{k-1} (image distillation, same code and noise). The
+    other half learns the new look: its features are judged against AdaIN(features of G_{k-1}(z, 0), features of real
+    target images).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        domain: str,
+        previous: StyleGenerator,
+        encoder: nn.Module,
+        lesson: StyleLessonSettings,
+        compute: Compute,
+    ) -> None:
+        self._lesson, self._compute = lesson, compute
+        self._previous = compute.prepare(previous).eval().requires_grad_(False)
+        self._encoder = compute.prepare(encoder)
+        generator = copy.deepcopy(previous).requires_grad_(True)
+        generator.add_domain(domain)
+        channels, height, width = feature_shape(self._encoder, task, compute)
+        discriminator = Discriminator(channels, (height, width), lesson.widths, generator.domains)
+        self._duel = Duel(generator, discriminator, lesson, compute)
+
+    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+        """One step; no image is drawn or encoded twice in it.
+
+        Args:
+            batch: real target images, :attr:`StyleLessonSettings.real_images` of them.
+            step: the step's number.
+        """
+        duel, count = self._duel, self._lesson.batch
+        old = count - self._lesson.real_images
+        new_domain = len(duel.generator.domains) - 1
+        before = torch.cat([torch.randint(new_domain, (old,)), torch.zeros(count - old, dtype=torch.long)])
+        domains = torch.cat([before[:old], torch.full((count - old,), new_domain)])
+        part, images = sharding.part(old, count - old), batch.image[sharding.part(len(batch.image))]
+        anatomy, before, domains = duel.generator.draw(count)[part], before[part], domains[part]
+        old //= distributed.size()
+        with torch.no_grad(), self._compute.autocast():
+            target = self._encoder(self._compute.place(images))
+            replayed = self._previous(anatomy, before)  # not cut to [0, 1], as what it is compared with
+            known = self._encoder(replayed).float()
+        real = torch.cat([known[:old], adain(known[old:], target)])
+        with self._compute.autocast():
+            drawn = duel.generator(anatomy, domains)
+            fake = self._encoder(drawn).float()
+        losses = duel.teach_discriminator(fake, real, domains, step)
+        content = F.mse_loss(adain(fake[old:], known[old:]), known[old:])
+        distillation = F.l1_loss(drawn[:old], replayed[:old])
+        also = {"content": (self._lesson.content, content), "distillation": (self._lesson.distillation, distillation)}
+        return losses | duel.teach_generator(fake, domains, also)
+
+
+class Duel:
+    """Generator against discriminator: losses, optimizers and averaged weights of both lessons.
+
+    L_D = E softplus(D(fake)) + E softplus(-D(real)) + lazy R1;  L_G = E softplus(-D(fake)) + further losses.
+    """
+
+    def __init__(
+        self, generator: StyleGenerator, discriminator: Discriminator, lesson: AdversarialSettings, compute: Compute
+    ) -> None:
+        self.generator = compute.prepare(generator).train()
+        self._discriminator = compute.prepare(discriminator).train()
+        self._lesson, self._compute = lesson, compute
+        self._average = AveragedModel(self.generator, multi_avg_fn=_averaging(lesson))
+        lazy = lesson.r1_interval / (lesson.r1_interval + 1)
+        self._optimizers = {
+            "generator_optimizer": torch.optim.Adam(
+                self.generator.parameters(), lr=lesson.learning_rate, betas=(0.0, 0.99), fused=True
+            ),
+            "discriminator_optimizer": torch.optim.Adam(
+                self._discriminator.parameters(), lr=lesson.learning_rate * lazy, betas=(0.0, 0.99**lazy), fused=True
+            ),
+        }
+
+    @property
+    def averaged(self) -> StyleGenerator:
+        """A copy of the averaged generator, in evaluation mode, without gradients."""
+        averaged: StyleGenerator = copy.deepcopy(self._average.module)  # type: ignore[assignment]
+        return averaged.eval().requires_grad_(False)
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Everything that changes."""
+        networks = {"generator": self.generator, "discriminator": self._discriminator, "average": self._average}
+        return networks | self._optimizers
+
+    def teach_discriminator(self, fake: Tensor, real: Tensor, domains: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator; ``fake`` and ``real`` are (B, C, H, W) of the same domains."""
+        with self._compute.autocast():
+            judged_fake = self._discriminator(fake.detach(), domains)
+            judged_real = self._discriminator(real.detach(), domains)
+        loss = F.softplus(judged_fake).mean() + F.softplus(-judged_real).mean()
+        losses = {"discriminator": loss.detach()}
+        if step % self._lesson.r1_interval == 0:
+            penalty = r1_penalty(self._discriminator, real, domains)
+            loss = loss + penalty * (self._lesson.r1 / 2 * self._lesson.r1_interval)
+            losses["r1"] = penalty.detach()
+        loop.descend(self._optimizers["discriminator_optimizer"], loss)
+        return losses
+
+    def teach_generator(
+        self, fake: Tensor, domains: Tensor, further: Mapping[str, tuple[float, Tensor]]
+    ) -> dict[str, Tensor]:
+        """One step of the generator; ``further`` holds (weight, loss) by name."""
+        self._discriminator.requires_grad_(False)
+        with self._compute.autocast():
+            loss = F.softplus(-self._discriminator(fake, domains)).mean()
+        losses = {"generator": loss.detach()} | {name: value.detach() for name, (_, value) in further.items()}
+        loss = loss + sum(weight * value for weight, value in further.values())
+        loop.descend(self._optimizers["generator_optimizer"], loss)
+        self._discriminator.requires_grad_(True)
+        self._average.update_parameters(self.generator)
+        return losses
+
+
+@torch.no_grad()
+def feature_shape(encoder: Callable[[Tensor], Tensor], task: Task, compute: Compute) -> tuple[int, int, int]:
+    """(channels, height, width) of the features of an image at the task's size."""
+    with compute.autocast():
+        _, channels, height, width = encoder(compute.place(torch.zeros(1, task.channels, *task.size))).shape
+    return channels, height, width
+
+
+def r1_penalty(discriminator: Callable[[Tensor, Tensor], Tensor], real: Tensor, domains: Tensor) -> Tensor:
+    """Mean squared norm of D's gradient at real data, in float32 (Mescheder et al. 2018, equation 9)."""
+    real = real.detach().float().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(real, domains).sum(), real, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+def _averaging(lesson: AdversarialSettings) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """Exponential averaging whose half-life grows to ``average_images`` over the first quarter of the steps."""
+    growth = 4 * lesson.average_images / lesson.steps
+
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        half_life = min(lesson.average_images, growth * int(count))
+        get_ema_multi_avg_fn(0.5 ** (lesson.batch / half_life))(averaged, current, count)
+
+    return update
+
+
+class StyleRecipeSettings(Config):
+    """The published generator (GarDA, sections 3.2 and 3.3).
+
+    Attributes:
+        network: architecture.
+        images: how it learns the source.
+        style: how it learns a target's look.
+        features: the frozen encoder in which looks are compared.
+    """
+
+    network: StyleSettings = StyleSettings()
+    images: ImageLessonSettings = ImageLessonSettings()
+    style: StyleLessonSettings = StyleLessonSettings()
+    features: FeatureSettings = FeatureSettings()
+
+
+class StyleRecipe(Recipe[StyleRecipeSettings, StyleGenerator]):
+    """Adversarial learning of the source, then of each target's look with distillation of the older ones."""
+
+    def build(self) -> StyleGenerator:
+        """An untrained style generator."""
+        return StyleGenerator(self.task.channels, self.task.size, self.settings.network)
+
+    def check(self, segmenter: BasicUNet) -> None:
+        """Refuse widths that do not fit the task's size, and a feature encoder whose weights cannot be had."""
+        settings, task = self.settings, self.task
+        height, width = (side >> settings.features.halvings for side in task.size)
+        with torch.device("meta"):
+            self.build()
+            Discriminator(task.channels, task.size, settings.images.widths, ("any",))
+            Discriminator(1, (height, width), settings.style.widths, ("any",))
+        build_encoder(settings.features, segmenter)
+
+    def learn_source(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> StyleGenerator:
+        """From the source's images; labels and teacher are not looked at."""
+        lesson = self.settings.images
+
+        def build() -> StyleGenerator:
+            generator = self.build()
+            generator.add_domain(domain)
+            return generator
+
+        def learn(stage: Stage) -> StyleGenerator:
+            return loop.fit(
+                lambda: FromImages(self.task, domain, self.settings.network, lesson, self.compute),
+                lambda step: slices.batch(step, lesson.batch, stage.seed),
+                lesson.steps,
+                stage,
+            ).generator
+
+        decides = self.settings.model_dump(mode="json", include={"network", "images"})
+        return stages.shelf.take("style", decides, stages("generator"), build, learn)
+
+    def learn_look(
+        self, previous: StyleGenerator, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet
+    ) -> StyleGenerator:
+        """From the features of the target's images."""
+        encoder = build_encoder(self.settings.features, teacher)
+        stage, lesson = stages("generator"), self.settings.style
+        return loop.fit(
+            lambda: FromStyle(self.task, domain, previous, encoder, lesson, self.compute),
+            lambda step: slices.batch(step, lesson.real_images, stage.seed),
+            lesson.steps,
+            stage,
+        ).generator

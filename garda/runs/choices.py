@@ -1,0 +1,203 @@
+"""How good a choice without labels was: every candidate's Dice, which the choice itself never saw.
+
+For research: it keeps the candidates' weights in the run folder and reads the target's test labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from garda.core import files
+from garda.core.errors import RunFolderError
+from garda.evaluation.measures import Row
+from garda.evaluation.tables import Wide
+from garda.models.choice import Candidate, choose
+from garda.runs import compare_rows
+from garda.training import weights
+
+CANDIDATES = "candidates.csv"  # in a run folder
+_REMEDY = "delete it; garda run --judge-choice into this folder writes it again"
+
+
+def keep_candidates(folder: Path, candidates: Sequence[Candidate]) -> None:
+    """Write candidates into ``folder``; errors as in :func:`garda.core.files.replacing`."""
+    tensors = {f"{candidate.step}/{name}": value for candidate in candidates for name, value in candidate.own.items()}
+    weights.save_weights(folder / "candidates.safetensors", tensors)
+    files.write_json(
+        folder / "candidates.json", {str(candidate.step): dict(candidate.scores) for candidate in candidates}
+    )
+
+
+def load_candidates(folder: Path) -> list[Candidate]:
+    """Read what :func:`keep_candidates` wrote, in the order of their steps.
+
+    Raises:
+        CheckpointError: the weights are missing or damaged.
+        RunFolderError: the scores are.
+    """
+    scores: Mapping[str, Mapping[str, float]] = files.read_json(folder / "candidates.json")
+    own: dict[str, dict] = {step: {} for step in scores}
+    for key, value in weights.read_weights(folder / "candidates.safetensors").items():
+        step, _, name = key.partition("/")
+        own.setdefault(step, {})[name] = value
+    if own.keys() != scores.keys():
+        raise RunFolderError(folder, "candidates and their scores do not belong together", "give a new --out folder")
+    return [Candidate(int(step), own[step], scores[step]) for step in sorted(scores, key=int)]
+
+
+def _nan(value: float) -> float:
+    if not math.isnan(value):
+        raise ValueError(value)
+    return value
+
+
+class Judged(BaseModel):
+    """A line of ``CANDIDATES``; columns beside these are the candidate's label-free scores.
+
+    Attributes:
+        stage: of the run.
+        domain: its target.
+        step: steps that the candidate had learnt.
+        chosen: whether it is the one that was chosen.
+        dice: its mean Dice over the target's test patients; NaN where none of them has the class.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    stage: NonNegativeInt
+    domain: str
+    step: NonNegativeInt
+    chosen: bool
+    dice: Annotated[float, Field(ge=0, le=1.001)] | Annotated[float, AfterValidator(_nan)]
+
+
+def judge(
+    path: Path, stage: int, domain: str, candidates: Sequence[Candidate], dice: Callable[[Candidate], float]
+) -> None:
+    """Add a stage's candidates to the table of all; a line that stands there already is replaced.
+
+    Args:
+        path: ``CANDIDATES``, a :class:`Judged` a line.
+        stage: the stage.
+        domain: its domain.
+        candidates: those among which was chosen.
+        dice: a candidate's mean Dice over the domain's test patients.
+
+    Raises:
+        RunFolderError: the table is damaged, or cannot be written.
+    """
+    chosen = candidates[choose(candidates)].step
+    lines = [line.model_dump() for line in read_candidates(path) if line.stage != stage]
+    for candidate in candidates:
+        facts = {"stage": stage, "domain": domain, "step": candidate.step, "chosen": candidate.step == chosen}
+        lines.append({**facts, "dice": dice(candidate), **candidate.scores})
+    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[-1]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**line, "chosen": int(line["chosen"])} for line in lines)
+
+
+def read_candidates(path: Path) -> list[Judged]:
+    """The table that :func:`judge` writes, of each stage one chosen line; none where there is no table.
+
+    Raises:
+        RunFolderError: it is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = [Judged.model_validate(line) for line in csv.DictReader(file, strict=True)]
+    except (OSError, UnicodeDecodeError, csv.Error, ValidationError):
+        raise RunFolderError(path, "is damaged", _REMEDY) from None
+    chosen = Counter(line.stage for line in lines if line.chosen)
+    if any(chosen[line.stage] != 1 for line in lines):
+        raise RunFolderError(path, "expected one chosen candidate a stage", _REMEDY)
+    return lines
+
+
+CHOICE_TITLE = "Dice of the checkpoint chosen without labels, and of the best one of its stage"
+COST_TITLE = "Dice by which choices without labels fall short of the best checkpoint"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The choice of one stage.
+
+    Attributes:
+        row: name of the comparison's row.
+        seed: of the run.
+        domain: the stage's target.
+        candidates: how many there were.
+        step: steps that the chosen one had learnt.
+        dice: its mean Dice over the target's test patients.
+        best: the best candidate's.
+        last: the last candidate's.
+    """
+
+    row: str
+    seed: int
+    domain: str
+    candidates: int
+    step: int
+    dice: float
+    best: float
+    last: float
+
+    @property
+    def short(self) -> float:
+        """What the choice costs; 0 for the best one."""
+        return self.best - self.dice
+
+
+def find_choices(out: Path, rows: Sequence[Row]) -> list[Chosen]:
+    """Every choice that was judged in a comparison's folder, row by row, seed by seed, stage by stage.
+
+    Stages whose domain shows no Dice, for want of the class, are left out.
+
+    Raises:
+        RunFolderError: a run's table of candidates is damaged.
+    """
+    found = []
+    for row in rows:
+        for seed in row.runs:
+            stages: dict[int, list[Judged]] = defaultdict(list)
+            for line in read_candidates(compare_rows.run_folder(out, row.method, row.label, seed) / CANDIDATES):
+                stages[line.stage].append(line)
+            for _, lines in sorted(stages.items()):
+                if any(math.isnan(line.dice) for line in lines):
+                    continue
+                (chosen,) = (line for line in lines if line.chosen)
+                best, last = max(line.dice for line in lines), lines[-1].dice
+                found.append(Chosen(row.name, seed, chosen.domain, len(lines), chosen.step, chosen.dice, best, last))
+    return found
+
+
+def choice_table(choices: Sequence[Chosen]) -> Wide:
+    """A line a choice."""
+    dice = ("Dice of the chosen", "of the best", "of the last", "short by")
+    heading = ("row", "seed", "domain", "candidates", "steps of the chosen", *dice)
+    return Wide(CHOICE_TITLE, None, heading, [_line(choice) for choice in choices], words=3)
+
+
+def cost_table(choices: Sequence[Chosen]) -> Wide:
+    """A line a row of the comparison: by how much its choices fall short, on average and at worst."""
+    lines: list[tuple[str, ...]] = []
+    for name in dict.fromkeys(choice.row for choice in choices):
+        short = [choice.short for choice in choices if choice.row == name]
+        lines.append((name, str(len(short)), f"{fmean(short):.3f}", f"{max(short):.3f}"))
+    return Wide(COST_TITLE, None, ("row", "choices", "on average", "at worst"), lines, words=1)
+
+
+def _line(choice: Chosen) -> tuple[str, ...]:
+    dice = (f"{value:.3f}" for value in (choice.dice, choice.best, choice.last, choice.short))
+    return (choice.row, str(choice.seed), choice.domain, str(choice.candidates), str(choice.step), *dice)

@@ -1,0 +1,330 @@
+"""One hop: a package comes, this site's unlabelled scans are learnt, a package goes on. Nothing else travels.
+
+What is learnt is what :mod:`garda.runs.run` would have learnt at this place of the sequence, to the bit: the same seed,
+the same stages, the same knowledge before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from garda.core import files
+from garda.core.config import SettingsOrigin
+from garda.core.console import Reporter
+from garda.core.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
+from garda.core.pseudonyms import Pseudonyms
+from garda.core.signals import Stopping
+from garda.data import checks
+from garda.data.sequence import Domain, DomainSequence, read_domain
+from garda.evaluation import evaluator
+from garda.evaluation.evaluator import TestScans
+from garda.evaluation.metrics import Score
+from garda.evaluation.results import summarise
+from garda.handover import format, ledger, load, signing, verify
+from garda.handover.format import SETUP
+from garda.handover.load import HERE, Learnt
+from garda.handover.settings import make_plan
+from garda.handover.signing import Trusted
+from garda.handover.verify import Verified
+from garda.methods.base import Bound
+from garda.runs import audit
+from garda.runs.plan import check_folder, claim
+from garda.runs.run import describe
+from garda.runs.stage import (
+    Run,
+    forget_training,
+    learn,
+    learn_along,
+    make_private,
+    score,
+    seal_stage,
+    stage_name,
+    tell_fall,
+)
+from garda.runs.tracking import Tracker
+from garda.training import distributed, sharding
+
+
+@dataclass(frozen=True)
+class Hop:
+    """What one site does with a package.
+
+    Attributes:
+        package: what came: a folder, a zip file, or a run folder for its last stage.
+        manifest: CSV of this site's scans; its name is the domain's, unless ``name`` says otherwise.
+        data: the folder that its paths are relative to.
+        out: what goes on: a folder, or a zip file where the name ends so.
+        tracker: receives metrics.
+        reporter: tells the user.
+        stopping: asked within the stage.
+        pseudonyms: key this site's digests.
+        name: the domain's name.
+        changes: settings of this machine; none that decides a result.
+        trusted: whose signatures count; every line of the ledger must bear one. Empty for not asking.
+        expected: the package's digest, as another channel has told it; empty for not asking.
+        key: signs this site's line.
+        forced: keep what the gate refuses; recorded in the ledger.
+        audited: whether the generator is audited, while the images are there.
+    """
+
+    package: Path
+    manifest: Path
+    data: Path
+    out: Path
+    tracker: Tracker
+    reporter: Reporter
+    stopping: Stopping
+    pseudonyms: Pseudonyms
+    name: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    trusted: Collection[Trusted] = ()
+    key: Ed25519PrivateKey | None = None
+    forced: bool = False
+    audited: bool = False
+    expected: str = ""
+
+    @property
+    def domain(self) -> str:
+        """The domain's name."""
+        return self.name or self.manifest.stem
+
+    @property
+    def work(self) -> Path:
+        """A run folder for the time of learning, beside ``out``; goes when the package is there."""
+        return work_folder(self.out)
+
+
+def work_folder(out: Path) -> Path:
+    """Where a hop to ``out`` works.
+
+    Raises:
+        ConfigError: a path without a name.
+    """
+    if not out.name:
+        raise ConfigError("--out", f"{out} names no folder and no file", "give one that is to be written")
+    return out.absolute().with_name(f".{out.name}.work")
+
+
+def adapt(hop: Hop) -> Path:
+    """Learn this site and write the package that goes on; the same call again goes on where the last one ended.
+
+    Returns:
+        ``hop.out``.
+
+    Raises:
+        GardaError: the package, the manifest or a scan does not fit; nothing is learnt before all have been read.
+        Refused: the gate has refused what was learnt; the package is written, with what was known before.
+        Interrupted: a stop was asked for; a checkpoint has been written.
+    """
+    with format.opened(hop.package) as folder:
+        verified = verify.verify(folder, hop.trusted, hop.expected)
+        if hop.out.exists():
+            return _find_done(hop, folder)
+        learnt = load.load_package(folder, hop.changes)
+        if isinstance(learnt.method, Bound):
+            what = f"is of {learnt.setup.method!r}, which needs the images of earlier sites"
+            raise PackageError(folder / SETUP, what, "take a package of a method under the contract")
+        run = _prepare(hop, verified, learnt)
+        domain = run.sequence.domains[-1]
+        settings = run.settings
+        plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest, hop.forced)
+        check_folder(run.out, plan)
+        learnt.method.check()
+        sharding.check_batches(settings, plan.settings, distributed.count())
+        to_learn = [] if run.kept(domain).exists() else [domain]
+        checks.check(run.sequence, hop.data, checks.needed_cases(run.sequence, to_learn), hop.reporter)
+        make_private(run.out)
+        with claim(run.out, plan), distributed.leading(run.stopping, bool(to_learn)):
+            hop.tracker.start(describe(run.sequence, plan))
+            try:
+                _learn(run, verified, learnt, folder)
+            except BaseException as error:
+                hop.tracker.finish("stopped" if isinstance(error, Interrupted) else "failed")
+                raise
+            hop.tracker.finish("finished")
+            _deliver(run.kept(domain), hop.out)
+    _remove(run.out)
+    return _check_passed(hop)
+
+
+def enlist(changes: Mapping[str, Any], devices: int, nodes: int) -> bool:
+    """Whether this process leads a hop, whose machine's settings are ``changes``."""
+    compute = {**HERE["compute"], **changes.get("compute", {})}
+    return distributed.enlist(devices, nodes, compute["accelerator"])
+
+
+def follow(hop: Hop) -> None:
+    """The part of a process that does not lead, as in :func:`garda.runs.run.follow_sequence`."""
+    with format.opened(hop.package) as folder:
+        learnt = load.load_package(folder, hop.changes)
+        run = _prepare(hop, verify.verify(folder, hop.trusted, hop.expected), learnt)
+        with distributed.following(hop.stopping):
+            learn_along(run, learnt.method, lambda domain: learnt.knowledge)
+
+
+def _find_done(hop: Hop, package: Path) -> Path:
+    """What stands where this hop's package is to be, if it is that."""
+    try:
+        with format.opened(hop.out) as there:
+            lines = ledger.read_lines(there)
+            found = verify.verify(there)
+            done = lines[:-1] == ledger.read_lines(package) and found.entries[-1].domain == hop.domain
+            done = done and _is_as_asked(hop, found)
+    except PackageError:
+        done = False
+    if not done:
+        raise RunFolderError(hop.out, "exists already, and is not what this hop gives", "give another --out")
+    _remove(hop.work)
+    return _check_passed(hop)
+
+
+def _is_as_asked(hop: Hop, found: Verified) -> bool:
+    """Whether a finished hop was made from this manifest and with these options."""
+    last, number = found.entries[-1], len(found.entries)
+    read_domain(hop.manifest, hop.domain, last.stage, format.read_task(found.setup, hop.out))  # a missing one is told
+    manifest = hop.pseudonyms.digest("manifest", hashlib.sha256(hop.manifest.read_bytes()).hexdigest())
+    mine = None if hop.key is None else signing.public_digits(hop.key)
+    signed = mine is None or any((own.line, own.key) == (number, mine) for own in found.signatures)
+    audited = last.audit is not None or not hop.audited
+    forced = last.forced or not hop.forced or last.decision != "refuse"
+    return last.manifest == manifest and signed and audited and forced
+
+
+def _remove(work: Path) -> None:
+    try:
+        if work.exists():
+            shutil.rmtree(work)
+    except OSError as error:
+        raise files.describe(error, work) from error
+
+
+def _check_passed(hop: Hop) -> Path:
+    """The package, unless the gate has refused what was learnt."""
+    with format.opened(hop.out) as folder:
+        last = verify.verify(folder).entries[-1]
+    if not last.learnt:
+        what = f"{last.domain} was refused and the package stays what it was, with a line that says so"
+        raise Refused(
+            hop.out, f"{what}: {last.reasons[0]}", "look at the scans; to overrule, give --force and another --out"
+        )
+    return hop.out
+
+
+def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
+    if hop.domain in learnt.knowledge.domains:
+        raise DataError(hop.manifest, f"{hop.domain!r} has been met already", "give the site another --name")
+    task, setup = learnt.method.task, learnt.setup
+    index = len(verified.entries)
+    before = tuple(Domain(entry.domain, entry.stage, ()) for entry in verified.entries)
+    sequence = DomainSequence(
+        name=setup.name,
+        task=task,
+        source=before[0],
+        targets=(*before[1:], read_domain(hop.manifest, hop.domain, index, task)),
+        method=setup.method,
+        settings=learnt.settings,
+        origin=SettingsOrigin(hop.package / SETUP, (("--set", hop.changes),)),
+        digests={hop.domain: hashlib.sha256(hop.manifest.read_bytes()).hexdigest()},
+        seed=setup.seed,
+    )
+    run = Run(sequence, hop.data, hop.work, hop.tracker, hop.reporter, hop.stopping, hop.pseudonyms)
+    return replace(run, key=hop.key, forced=hop.forced, audited=hop.audited)
+
+
+def _learn(run: Run, verified: Verified, learnt: Learnt, previous: Path) -> None:
+    """Learn, score and seal the last domain, as far as that has not been done."""
+    domain = run.sequence.domains[-1]
+    knowledge = None
+    if not run.kept(domain).exists():
+        knowledge = learn(run, learnt.method, domain, learnt.knowledge, verified.entries[0].reference)
+    if run.audited and not format.is_package(run.kept(domain)):
+        knowledge = knowledge or learnt.method.load(run.kept(domain))
+        audit.audit_stage(run, learnt.method, domain, knowledge)
+    forget_training(run, domain)
+    if not format.is_package(run.kept(domain)):
+        knowledge = knowledge or learnt.method.load(run.kept(domain))
+        scores = _score(run, learnt, replace(learnt, knowledge=knowledge), domain)
+        _publish(run, domain, scores)
+        tell_fall(run, domain, scores)
+        seal_stage(run, verified.setup, domain, previous, scores)
+
+
+def _score(run: Run, before: Learnt, after: Learnt, domain: Domain) -> Sequence[Score]:
+    """The site's own test scans, read by what came and by what goes on."""
+    if not checks.labelled_cases(domain):
+        return []
+    came = score(run, before.method, domain, before.knowledge, [domain], "scores-before")
+    same = after.method.reads_equally(before.knowledge, after.knowledge, domain.name)
+    goes = came if same else score(run, after.method, domain, after.knowledge, [domain])
+    return [*(replace(row, stage=domain.index - 1) for row in came), *goes]
+
+
+def _publish(run: Run, domain: Domain, scores: Sequence[Score]) -> None:
+    """Hand the site's Dice and HD95 after the stage to the tracker."""
+    results = [result for result in summarise(scores) if result.stage == domain.index]
+    values = {f"dice/{result.domain}/{result.name}": result.dice for result in results}
+    values |= {f"hd95/{result.domain}/{result.name}": result.hd95 for result in results}
+    known = {name: value for name, value in values.items() if value is not None}
+    run.tracker.stage_ended(stage_name(domain), domain.index, known)
+
+
+def _deliver(package: Path, out: Path) -> None:
+    """The sealed package in its place, whole or not at all."""
+    try:
+        if out.suffix == ".zip":
+            format.pack(package, out)
+        else:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(package, out)
+    except OSError as error:
+        raise files.describe(error, out) from error
+
+
+def evaluate_package(
+    package: Path,
+    manifests: Sequence[Path],
+    data: Path,
+    reporter: Reporter,
+    pseudonyms: Pseudonyms,
+    trusted: Collection[Trusted] = (),
+) -> list[Score]:
+    """Score a package on every labelled test scan of some sites; nothing is written.
+
+    Args:
+        package: a folder, a zip file, or a run folder for its last stage.
+        manifests: CSV files; each one's name is its domain's, by which the domain's own share of the network is found.
+        data: the folder that their paths are relative to.
+        reporter: tells the user.
+        pseudonyms: stand for patients and scans.
+        trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
+
+    Raises:
+        GardaError: the package, a manifest or a scan does not fit.
+    """
+    with format.opened(package) as folder:
+        verified = verify.verify(folder, trusted)
+        learnt = load.load_package(folder)
+    task, stage = learnt.method.task, len(verified.entries) - 1
+    domains = [read_domain(manifest, manifest.stem, stage, task) for manifest in manifests]
+    unlabelled = [domain for domain in domains if not checks.labelled_cases(domain)]
+    raise_all([DataError(d.name, "has no labelled test scan", "give a manifest with one") for d in unlabelled])
+    raise_all(
+        checks.check_cases([case for domain in domains for case in checks.labelled_cases(domain)], task, data, reporter)
+    )
+    for domain in domains:
+        if domain.name not in learnt.knowledge.domains:
+            reporter.line(f"{domain.name} has not been met under this name: read as another site's scans")
+    stems = [manifest.stem for manifest in manifests]
+    twice = [manifest for manifest in manifests if stems.count(manifest.stem) > 1]
+    raise_all([DataError(manifest, "has the name of another manifest", "rename one") for manifest in twice[:1]])
+    scans = TestScans(domains, data, pseudonyms)
+    bar = reporter.bar("scores")
+    return evaluator.score_scans(scans, learnt.method, learnt.knowledge, stage, verified.setup.seed, bar)

@@ -1,0 +1,208 @@
+"""A tracker that cannot fail a run: events are written to a file first and sent to a store when it answers.
+
+Each event is a line of ``tracking.jsonl`` with a number. ``tracking.json`` says, for each store, up to which number it
+has been served and the ids that it gave to the run and its stages. An event can be sent twice, if the process was
+killed between sending and taking note; it then carries the same time, and a store takes it as the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+
+from garda.core import files
+from garda.runs import tracking
+from garda.runs.tracking import Event, Kind, RunDescription, Status
+
+JOURNAL, STATE = "tracking.jsonl", "tracking.json"
+SEND_SECONDS = 10.0  # between two deliveries in the course of a stage, so that curves can be watched
+
+
+@dataclass(frozen=True)
+class _Delivery:
+    """What a store has been served."""
+
+    delivered: NonNegativeInt = 0
+    ids: dict[str, str] = field(default_factory=dict)
+
+
+_DELIVERIES = TypeAdapter(dict[str, _Delivery])
+
+
+class Store(Protocol):
+    """Where events are sent.
+
+    Attributes:
+        name: tells one store from another; holds no password.
+    """
+
+    name: str
+
+    def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        """Take events in order; may raise anything, and is then given the same events again.
+
+        Args:
+            events: at least one; the first ever is a start. Events that were taken before change nothing.
+            ids: what the store calls the run (``""``) and each stage (its name); the store adds what it makes.
+        """
+
+
+class Journalled:
+    """A :class:`~garda.runs.tracking.Tracker` over a run folder and a store."""
+
+    def __init__(self, out: Path, store: Store, tell: Callable[[str], None]) -> None:
+        """Nothing is read or written before :meth:`start`.
+
+        Args:
+            out: the run folder.
+            store: where events are sent.
+            tell: gets one line when the store or the journal fails for the first time.
+        """
+        self._out, self._store, self._tell = out, store, tell
+        self._told, self._reachable = False, True
+        self._key = uuid.uuid4().hex
+        self._stages: Sequence[str] = ()
+        self._last = 0
+        self._delivered, self._ids = 0, dict[str, str]()
+        self._pending: list[Event] = []
+        self._last_step: dict[tuple[str, str, str], int] = {}
+        self._metrics: dict[tuple[int, str], float] = {}
+        self._sent = 0.0
+
+    def start(self, run: RunDescription) -> None:
+        """See :class:`~garda.runs.tracking.Tracker`; what an earlier process could not send is sent now."""
+        self._take_up()
+        self._stages = run.stages
+        self._add("start", asdict(run) | {"key": self._key})
+        self._send()
+
+    def losses(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """See :class:`~garda.runs.tracking.Tracker`; costs one written line, and a delivery every ten seconds."""
+        name, part = _split(stage, self._stages)
+        new = {loss: value for loss, value in values.items() if step > self._last_step.get((name, part, loss), -1)}
+        if new:
+            self._add("losses", {"stage": name, "part": part, "step": step, "values": new})
+        if self._reachable and time.monotonic() - self._sent > SEND_SECONDS:
+            self._send()
+
+    def stage_ended(self, stage: str, stage_index: int, metrics: Mapping[str, float]) -> None:
+        """See :class:`~garda.runs.tracking.Tracker`."""
+        seen = stage_index + 1
+        new = {
+            name: value
+            for name, value in metrics.items()
+            if math.isfinite(value) and self._metrics.get((seen, name)) != value
+        }
+        self._add("stage_ended", {"stage": stage, "seen": seen, "metrics": new})
+        self._send()
+
+    def artifact(self, path: Path) -> None:
+        """See :class:`~garda.runs.tracking.Tracker`; sent with what comes next."""
+        self._add("artifact", {"path": path.relative_to(self._out).as_posix()})
+
+    def finish(self, status: Status) -> None:
+        """See :class:`~garda.runs.tracking.Tracker`."""
+        self._add("finish", {"status": status})
+        self._send()
+
+    def _take_up(self) -> None:
+        """Go on from what earlier processes left in the run folder."""
+        served = _read_deliveries(self._out / STATE).get(self._store.name, _Delivery())
+        self._delivered, self._ids = served.delivered, served.ids
+        self._last = self._delivered
+        try:
+            for event in _read(self._out / JOURNAL):
+                self._remember(event)
+                self._key = event.values.get("key", self._key)
+        except OSError as error:
+            self._tell_once(JOURNAL, error)
+        self._pending = [event for event in self._pending if event.number > self._delivered]
+
+    def _remember(self, event: Event) -> None:
+        """Take note of an event: it is to be sent, and is not to be told again."""
+        self._last = max(self._last, event.number)
+        self._pending.append(event)
+        values = event.values
+        if event.kind == "losses":
+            self._last_step |= {(values["stage"], values["part"], loss): values["step"] for loss in values["values"]}
+        elif event.kind == "stage_ended":
+            self._metrics |= {(values["seen"], name): value for name, value in values["metrics"].items()}
+
+    def _add(self, kind: Kind, values: dict[str, Any]) -> None:
+        event = Event(self._last + 1, time.time_ns() // 1_000_000, kind, values)
+        self._remember(event)
+        try:
+            _append(self._out / JOURNAL, json.dumps(asdict(event)))
+        except OSError as error:
+            self._tell_once(JOURNAL, error)
+
+    def _send(self) -> None:
+        self._sent = time.monotonic()
+        if not self._pending:
+            return
+        try:
+            self._store.deliver(self._pending, self._ids)
+            self._delivered, self._pending = self._pending[-1].number, []
+            self._write_deliveries()
+            self._reachable = True
+        except Exception as error:  # whatever a store raises, a run goes on
+            self._reachable = False
+            self._tell_once(self._store.name, error)
+
+    def _write_deliveries(self) -> None:
+        served = _read_deliveries(self._out / STATE)
+        served[self._store.name] = _Delivery(self._delivered, self._ids)
+        files.write_json(self._out / STATE, {name: asdict(delivery) for name, delivery in served.items()})
+
+    def _tell_once(self, where: str, error: Exception) -> None:
+        if self._told:
+            return
+        self._told = True
+        self._tell(  # the error's own text may hold passwords and this machine's paths
+            f"{where}: tracking does not work ({type(error).__name__}) and the run goes on; "
+            "see that it can be reached and written, and what is missing is sent later, "
+            "or when the same command is run again"
+        )
+
+
+def _split(name: str, stages: Sequence[str]) -> tuple[str, str]:
+    """``1-SiteB-generator`` as (``1-SiteB``, ``generator``) where the first is one of ``stages``."""
+    fitting = [stage for stage in stages if name == stage or name.startswith(f"{stage}-")]
+    stage = max(fitting, key=len, default=name)
+    return stage, name[len(stage) + 1 :]
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line in one write; a line that a killed process left unfinished is closed first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        end = file.tell()
+        file.seek(max(0, end - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(f"{chr(10) if torn else ''}{line}\n".encode())
+
+
+def _read(path: Path) -> Iterator[Event]:
+    """The events of a journal; a line that is not whole, or says something else, is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        event = tracking.parse_event(line)
+        if event is not None:
+            yield event
+
+
+def _read_deliveries(path: Path) -> dict[str, _Delivery]:
+    """What was noted about deliveries; nothing where the file is damaged, since sending again does no harm."""
+    try:
+        return _DELIVERIES.validate_json(path.read_bytes(), strict=True)
+    except (OSError, ValidationError):
+        return {}

@@ -1,0 +1,298 @@
+"""MLflow as a store: a parent run for the sequence, a child run for each stage.
+
+The experiment is the sequence's name and the parent run is called by method, label and seed, so that MLflow's
+comparison view sets methods and seeds of one sequence side by side. The parent has the settings, the manifests as
+dataset inputs, the artifacts, and the scores against the number of domains seen; a child has its stage's losses.
+
+An SQLite store records absolute paths of its own folder (MLflow's ``artifact_uri``): artifacts of a store that was
+moved are still files in ``mlartifacts``, but the UI no longer finds them. No other path is recorded.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from garda.core import files
+from garda.core.errors import ConfigError, RunFolderError
+from garda.runs.journal import Journalled
+from garda.runs.tracking import Event, Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput, Run
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+KEY_CHARACTERS, VALUE_CHARACTERS, DIGEST_CHARACTERS = 250, 6000, 36  # the most that MLflow takes
+METRICS_A_CALL, PARAMETERS_A_CALL = 1000, 100
+OFFLINE = {  # a hospital's network may end at the door, and a store that is down must not hold up training
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
+KEY_TAG, STAGE_TAG, PARENT_TAG = "garda.run", "garda.stage", "mlflow.parentRunId"
+LABEL_TAG = "garda.label"
+
+
+class MLflow:
+    """A :class:`~garda.runs.journal.Store` in MLflow, by its client alone and without its global state."""
+
+    def __init__(self, out: Path, uri: str | None = None, home: Path | None = None, label: str = "") -> None:
+        """Nothing is opened before the first delivery.
+
+        Args:
+            out: the run folder.
+            uri: MLflow's tracking URI; by default the file ``mlflow.db`` in ``home``.
+            home: a folder for several runs; by default the run folder.
+            label: stands in the run's name and is a tag; empty for none.
+        """
+        database = (home or out).resolve() / DATABASE
+        self._out, self._label = out, label
+        self._uri = uri or f"sqlite:///{database}"
+        self.name = _without_login(uri) if uri else os.path.relpath(database, out.resolve())
+
+    def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        """See :class:`~garda.runs.journal.Store`; raises what MLflow and the network raise."""
+        take = {
+            "start": self._start,
+            "losses": self._losses,
+            "stage_ended": self._stages_ended,
+            "artifact": self._artifacts,
+            "finish": self._finish,
+        }
+        for kind, group in itertools.groupby(events, key=lambda event: event.kind):
+            take[kind](list(group), ids)
+
+    @cached_property
+    def _artifact_root(self) -> str | None:
+        """Where artifacts of a database store go, as a URI; None lets a server decide."""
+        scheme = urlsplit(self._uri).scheme.split("+")[0]
+        if scheme == "sqlite":
+            database = Path(self._uri.partition(":///")[2].partition("?")[0])
+            return database.resolve().with_name(ARTIFACTS).as_uri()
+        return (self._out.resolve() / ARTIFACTS).as_uri() if scheme in ("postgresql", "mysql", "mssql") else None
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        _silence()
+        from mlflow import MlflowClient
+
+        if self._artifact_root:
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            # the first to open a database notes a folder for MLflow's "Default" experiment: the working directory,
+            # which may be the data folder, unless it is told another
+            SqlAlchemyStore(self._uri, self._artifact_root)
+        return MlflowClient(self._uri, registry_uri=self._uri)
+
+    def _start(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        run = events[-1].values
+        domains = [domain for domain, _, _ in run["manifests"]]
+        if "" not in ids:
+            tags = {KEY_TAG: run["key"], STAGE_TAG: ""}
+            variant = f"{run['method']} ({self._label})" if self._label else run["method"]
+            name = f"{variant} seed {run['seed']}"
+            ids[""] = self._make(self._experiment(run["name"]), name, tags, events[0].time)
+        self._open(ids[""])
+        tags = {f"garda.manifest.{domain}": digest for domain, digest, _ in run["manifests"]}
+        tags |= {LABEL_TAG: self._label} if self._label else {}
+        self._set_tags(ids[""], tags | {"garda.domains": " > ".join(domains)})
+        self._set_parameters(ids[""], flatten({"method": run["method"], "seed": run["seed"]} | run["parameters"]))
+        contexts = itertools.chain(["source"], itertools.repeat("target"))
+        datasets = [_dataset(context, *row) for context, row in zip(contexts, run["manifests"], strict=False)]
+        self._client.log_inputs(ids[""], datasets=datasets)
+
+    def _losses(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        from mlflow.entities import Metric
+
+        points: dict[str, list[Metric]] = {}
+        for event in events:
+            values = event.values
+            for loss, value in values["values"].items():
+                key = metric_name("/".join(filter(None, ("loss", values["part"], loss))))
+                points.setdefault(values["stage"], []).append(Metric(key, value, event.time, values["step"]))
+        for stage, metrics in points.items():
+            child = self._child(stage, events[0].time, ids)
+            self._open(child)
+            for batch in _batches(metrics, METRICS_A_CALL):
+                self._client.log_batch(child, metrics=batch, synchronous=True)
+
+    def _stages_ended(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        from mlflow.entities import Metric
+
+        for event in events:
+            seen, scores = event.values["seen"], event.values["metrics"]
+            metrics = [Metric(metric_name(name), value, event.time, seen) for name, value in scores.items()]
+            for batch in _batches(metrics, METRICS_A_CALL):
+                self._client.log_batch(ids[""], metrics=batch, synchronous=True)
+            self._end(self._child(event.values["stage"], event.time, ids), "FINISHED", event.time)
+
+    def _artifacts(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        """Send each file once, as it is now; one that is gone has nothing to show."""
+        for path in dict.fromkeys(Path(event.values["path"]) for event in events):
+            if (self._out / path).is_file():
+                folder = path.parent.as_posix() if path.parent.name else None
+                self._client.log_artifact(ids[""], str(self._out / path), folder)
+
+    def _finish(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        event = events[-1]
+        for run_id in reversed(ids.values()):
+            self._end(run_id, ENDS[event.values["status"]], event.time)
+
+    def _experiment(self, name: str) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        return self._client.create_experiment(name, artifact_location=self._artifact_root)
+
+    def _child(self, stage: str, time: int, ids: dict[str, str]) -> str:
+        if stage not in ids:
+            parent: Run = self._client.get_run(ids[""])
+            tags = {KEY_TAG: parent.data.tags[KEY_TAG], STAGE_TAG: stage, PARENT_TAG: ids[""]}
+            ids[stage] = self._make(parent.info.experiment_id, stage, tags, time)
+        return ids[stage]
+
+    def _make(self, experiment: str, name: str, tags: dict[str, str], time: int) -> str:
+        """The run with these tags: found, if it was made just before a process was killed."""
+        query = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
+        for run in self._client.search_runs([experiment], query):
+            if run.data.tags.get(STAGE_TAG) == tags[STAGE_TAG]:
+                return str(run.info.run_id)
+        made = self._client.create_run(experiment, start_time=time, tags=tags, run_name=name)
+        return str(made.info.run_id)
+
+    def _open(self, run_id: str) -> None:
+        if self._client.get_run(run_id).info.status != "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+
+    def _end(self, run_id: str, status: str, time: int) -> None:
+        if self._client.get_run(run_id).info.status == "RUNNING":
+            self._client.set_terminated(run_id, status, time)
+
+    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for batch in _batches([RunTag(metric_name(key), value) for key, value in tags.items()], PARAMETERS_A_CALL):
+            self._client.log_batch(run_id, tags=batch, synchronous=True)
+
+    def _set_parameters(self, run_id: str, parameters: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        for batch in _batches([Param(key, value) for key, value in parameters.items()], PARAMETERS_A_CALL):
+            self._client.log_batch(run_id, params=batch, synchronous=True)
+
+
+def _without_login(uri: str) -> str:
+    """``uri`` without its ``user:password@``."""
+    return re.sub(r"//[^/@\s]+@", "//", uri)
+
+
+def _silence() -> None:
+    """Send nothing to MLflow's makers and print warnings alone, also where MONAI has imported MLflow before."""
+    for name, value in OFFLINE.items():
+        os.environ.setdefault(name, value)
+    from mlflow.telemetry import set_telemetry_client
+
+    set_telemetry_client()
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as MLflow's parameters: ``{"a": {"b": 1}}`` as ``{"a.b": "1"}``.
+
+    Values are JSON, text without its quotes; of an absolute path the file's name alone is kept. Keys and values are cut
+    to the lengths that MLflow takes.
+    """
+    flat: dict[str, str] = {}
+    for name, value in settings.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{key}.")
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        flat[metric_name(key)] = (Path(text).name if Path(text).is_absolute() else text)[:VALUE_CHARACTERS]
+    return flat
+
+
+def metric_name(name: str) -> str:
+    """The nearest name that MLflow takes: letters, digits, ``_-.:/`` and spaces, a plain path, 250 characters."""
+    cleaned = re.sub(r"[^/\w.\- :]", "_", name)
+    parts = ("_" if part in ("", ".", "..") else part for part in cleaned.split("/"))
+    return "/".join(parts)[:KEY_CHARACTERS].rstrip("/")
+
+
+def _dataset(context: str, domain: str, digest: str, cases: Mapping[str, int]) -> DatasetInput:
+    """A manifest as MLflow's dataset: its name, its digest and how many cases it has, none of them named."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=domain,
+        digest=digest[:DIGEST_CHARACTERS],
+        source_type="manifest",
+        source=json.dumps({"manifest": f"{domain}.csv"}),
+        profile=json.dumps({"cases": dict(cases)}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+HOST = "127.0.0.1"
+
+
+def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
+    """Become MLflow's server over ``out/mlflow.db``; does not return. Ctrl-C ends it.
+
+    Args:
+        out: a run folder, or another folder with an ``mlflow.db``.
+        port: port on 127.0.0.1, 1 to 65535.
+        tell: gets the address.
+
+    Raises:
+        RunFolderError: there is no store in ``out``.
+        GardaError: the port cannot be opened.
+    """
+    database = out.resolve() / DATABASE
+    if not database.is_file():
+        raise RunFolderError(out, f"holds no {DATABASE}", "give the --out folder of `garda run`")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            what = f"port {port} cannot be opened ({files.reason(error)})"
+            raise ConfigError("--port", what, "give another port") from None
+    tell(f"http://{HOST}:{port} shows {out} (Ctrl-C ends it)")
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{database}"]
+    command += ["--artifacts-destination", str(database.with_name(ARTIFACTS))]
+    os.execve(sys.executable, command, {**OFFLINE, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
+
+
+def open_tracker(out: Path, tell: Callable[[str], None], home: Path | None = None, label: str = "") -> Tracker:
+    """The tracker of the run folder ``out``; nothing is written before its ``start``.
+
+    Args:
+        out: the run folder. MLflow's store is ``mlflow.db`` in it, unless the environment variable
+            ``MLFLOW_TRACKING_URI`` names another.
+        tell: is told, once, that the store cannot be written.
+        home: where ``mlflow.db`` lies instead, for runs that are to share one.
+        label: tells variants of a method apart; empty for none.
+    """
+    return Journalled(out, MLflow(out, os.environ.get("MLFLOW_TRACKING_URI"), home, label), tell)

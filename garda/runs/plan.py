@@ -1,0 +1,72 @@
+"""Whether a command may go on in a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from garda.core import files
+from garda.core.errors import RunFolderError
+from garda.handover import setup
+from garda.handover.setup import Plan
+
+TORN = ".*.tmp"  # what a killed process may leave of a file that it was replacing
+
+
+@contextmanager
+def claim(out: Path, plan: Plan) -> Iterator[None]:
+    """Hold the run folder ``out`` for this plan.
+
+    A new folder takes the plan; one that holds the same plan goes on; one whose targets are a beginning of the plan's
+    targets is extended.
+
+    Raises:
+        RunFolderError: the folder holds another plan (names the first key that differs), is in use by another process,
+            or cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise files.describe(error, out) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(out, "is in use by another run", "wait for it, or give another --out") from None
+        except OSError as error:
+            raise files.describe(error, out / ".lock") from error
+        check_folder(out, plan)
+        for torn in out.glob(TORN):
+            torn.unlink(missing_ok=True)
+        files.write_json(out / "plan.json", plan.model_dump(mode="json"))
+        yield
+
+
+def check_folder(out: Path, plan: Plan) -> None:
+    """Look whether :func:`claim` would take ``out``, and write nothing; errors as there."""
+    try:
+        foreign = out.exists() and (not out.is_dir() or any(map(_is_foreign, out.iterdir())))
+        planned = (out / "plan.json").exists()
+    except OSError as error:
+        raise RunFolderError(out, f"cannot be read ({files.reason(error)})", "give another --out folder") from None
+    if planned:
+        _compare(out / "plan.json", setup.read_plan(out), plan)
+    elif foreign:
+        raise RunFolderError(out, "holds something that is not a run of garda", "give a new --out folder")
+
+
+def _is_foreign(path: Path) -> bool:
+    """True for what a run that was killed at its very start cannot have left."""
+    return path.name != ".lock" and not path.match(TORN)
+
+
+def _compare(file: Path, old: Plan, new: Plan) -> None:
+    shorter = new.model_copy(update={"domains": new.domains[: len(old.domains)]})
+    difference = setup.differing_key(old.model_dump(mode="json"), shorter.model_dump(mode="json"))
+    if difference is not None:
+        raise RunFolderError(
+            file, f"the folder holds another plan, {difference} differs", "undo the change, or give a new --out folder"
+        )

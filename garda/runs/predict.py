@@ -1,0 +1,183 @@
+"""Segment new images with what a run has learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from garda.core.console import Reporter
+from garda.core.errors import DataError, GardaError, raise_all
+from garda.data import checks, dicom, dicom_seg, layouts
+from garda.data.dicom_seg import Origin
+from garda.data.manifest import Case
+from garda.data.scan import ScanFile, split_archive
+from garda.data.task import Task
+from garda.data.volume import Volume, in_stored_order, prediction_name, read_volume, write_label_map
+from garda.handover import format, load, verify
+from garda.handover.load import OTHER, Learnt
+from garda.handover.onnx import LIBRARY, OnnxNetwork, require
+from garda.handover.signing import Trusted
+from garda.methods.knowledge import Knowledge
+from garda.models import inference
+from garda.training import loop
+
+
+@dataclass(frozen=True)
+class Scan:
+    """An image, and where its label map goes."""
+
+    image: Path
+    target: Path
+
+    @property
+    def case(self) -> Case:
+        """The image as a manifest would name it."""
+        return Case(self.image.name, "", "test", str(self.image.absolute()), (), (), str(self.image))
+
+
+def predict(
+    source: Path,
+    images: Sequence[Path],
+    out: Path,
+    reporter: Reporter,
+    stage: int | None = None,
+    domain: str | None = None,
+    trusted: Collection[Trusted] = (),
+    expected: str = "",
+    onnx: bool = False,
+) -> list[Path]:
+    """Write a label map for each image, in the image's own space; for DICOM also a DICOM-SEG, where highdicom is there.
+
+    Args:
+        source: a package, as a folder or a zip file, or a run folder.
+        images: image files, folders with one DICOM series each, zipped studies, or folders of these.
+        out: where the label maps go.
+        reporter: tells the user.
+        stage: of a run folder, the stage whose segmenter is used; None for the last one learnt.
+        trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
+        domain: the domain that the images come from; None for the last one met, ``other`` for one that has not been
+            met. It decides something for methods that keep parameters for each domain.
+        expected: the package's digest, as another channel has told it; empty for not asking.
+        onnx: let ONNX Runtime compute the network, in float32, in place of torch.
+
+    Returns:
+        the files written, in the order of ``images``: a label map each, and the DICOM-SEG beside it.
+
+    Raises:
+        RunFolderError: the run has no such stage, or has not learnt it yet.
+        PackageError: there is no package, or it is damaged.
+        ConfigError: no such domain has been met, or ONNX Runtime is missing.
+        GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
+            written. Or a series cannot become a DICOM-SEG, which is told after every label map has been written.
+    """
+    if onnx:
+        require("--runtime onnx", LIBRARY)
+    _check_exist(images)
+    scans = _name_outputs(*_spread(images), out)
+    with format.opened(source, stage) as folder:
+        found = verify.verify(folder, trusted, expected)
+        learnt = load.load_package(folder)
+    reporter.line(_describe_choice(learnt.knowledge, domain))
+    domain, task = load.choose_domain(learnt.knowledge, domain), learnt.method.task
+    answer = _prepare(learnt, domain, onnx)
+    raise_all(checks.check_cases([scan.case for scan in scans], task, Path(), reporter))
+    origin: Origin | None = Origin(found.setup.name, found.setup.method, found.digest, domain)
+    if not dicom_seg.can_write_dicom_seg():
+        origin = None
+        if any(dicom.is_dicom(scan.image) for scan in scans):
+            reporter.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
+    return _write_all(scans, task, answer, origin, reporter)
+
+
+def _describe_choice(knowledge: Knowledge, domain: str | None) -> str:
+    """Whose scans the images are taken for; what else there was, where nobody has chosen."""
+    chosen = load.choose_domain(knowledge, domain)
+    others = ", ".join(name for name in (*knowledge.domains, OTHER) if name != chosen)
+    return f"read as scans of {chosen}" + ("" if domain else f", the last site met; --domain for others': {others}")
+
+
+def _check_exist(images: Sequence[Path]) -> None:
+    missing = [image for image in images if not (split_archive(image) or (image,))[0].exists()]
+    raise_all([DataError(image, "does not exist", "check the path") for image in missing])
+
+
+def _spread(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Images with the names of their label maps; a folder that is no DICOM series stands for all images below it.
+
+    Raises:
+        DataError: it holds none, or label maps beside them.
+    """
+    paths, names = [], []
+    for image in images:
+        if not image.is_dir() or dicom.is_series(image):
+            paths.append(image)
+            names.append(prediction_name(image))
+            continue
+        layouts.refuse_labels(image)
+        found = list(layouts.find_images(image))
+        if not found:
+            raise DataError(image, "is a folder without an image or a DICOM series", "check the path")
+        paths += [path for _, path in found]
+        names += [path.with_name(key.replace("/", "_")).name + _suffix(path) for key, path in found]
+    return paths, names
+
+
+def _suffix(image: Path) -> str:
+    """What a label map's name ends with."""
+    name = prediction_name(image)
+    return next(end for end in (".nii.gz", ".nii", ".png") if name.endswith(end))
+
+
+def _name_outputs(images: Sequence[Path], names: Sequence[str], out: Path) -> list[Scan]:
+    targets = [out / name for name in names]
+    for index, target in enumerate(targets):
+        if target in targets[:index]:
+            raise DataError(
+                images[index],
+                f"would be written to {target}, as another image",
+                "predict them apart, or give the folder that holds both",
+            )
+        existing = next((file for file in (target, dicom_seg.dicom_seg_name(target)) if file.exists()), None)
+        if existing is not None:
+            raise DataError(existing, "exists already", "give another --out folder, or remove it")
+    return [Scan(image, target) for image, target in zip(images, targets, strict=True)]
+
+
+def _prepare(learnt: Learnt, domain: str, onnx: bool) -> Callable[[Volume], Tensor]:
+    """What gives a volume of a domain its label map."""
+    method, knowledge = learnt.method, learnt.knowledge
+    own = method.network(knowledge, domain)
+    network = OnnxNetwork(own, method.task.channels) if onnx else method.compute.prepare(own).eval()
+    return lambda volume: inference.segment(
+        network, method.standardise(knowledge, volume, domain), method.task, method.compute
+    )
+
+
+def _write_all(
+    scans: Sequence[Scan], task: Task, answer: Callable[[Volume], Tensor], origin: Origin | None, reporter: Reporter
+) -> list[Path]:
+    """Label maps, and a DICOM-SEG beside those of DICOM unless ``origin`` is None; the next scan is read meanwhile."""
+    written: list[Path] = []
+    problems: list[GardaError] = []
+    progress = reporter.bar("predict")
+    with (
+        loop.unheard(),
+        loop.read_ahead(scans, lambda scan: read_volume(scan.case, task, Path(), with_label=False)) as volumes,
+    ):
+        for index, (scan, volume) in enumerate(zip(scans, volumes, strict=True)):
+            label_map = answer(volume)
+            write_label_map(label_map, volume, scan.target)
+            written.append(scan.target)
+            if origin is not None and dicom.is_dicom(scan.image):
+                file, path = ScanFile(scan.image, "image", str(scan.image)), dicom_seg.dicom_seg_name(scan.target)
+                try:
+                    dicom_seg.write_dicom_seg(in_stored_order(label_map, volume), file, task, path, origin)
+                    written.append(path)
+                except DataError as error:
+                    problems.append(error)
+            progress(index + 1, len(scans))
+    raise_all(problems)
+    return written

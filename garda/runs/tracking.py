@@ -1,0 +1,184 @@
+"""What a run tells, and the twin that only remembers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from garda.data.manifest import Split
+
+Status = Literal["finished", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a run is, before anything is learnt.
+
+    Attributes:
+        name: the sequence's name; runs of one sequence are shown side by side.
+        method: the method's name.
+        seed: the run's seed.
+        parameters: settings, nested as they are; plain values.
+        manifests: per domain, source first: name, SHA-256 (hex) of the manifest file, number of cases by split.
+        stages: names of the stages, in order.
+    """
+
+    name: str
+    method: str
+    seed: int
+    parameters: Mapping[str, Any]
+    manifests: Sequence[tuple[str, str, Mapping[Split, int]]]
+    stages: Sequence[str]
+
+
+class Tracker(Protocol):
+    """Listens to one run. No call raises because a store is out of reach."""
+
+    def start(self, run: RunDescription) -> None:
+        """A run begins or goes on; comes before all else, once a process."""
+
+    def losses(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Losses of a training step, by name; the caller thins them to at most 500 steps a stage.
+
+        Args:
+            stage: a stage's name, or that name, ``-`` and a part of the stage (``1-SiteB-generator``).
+            step: counts up within the stage or part; a step that came before is a repetition and is left out.
+            values: each loss by name.
+        """
+
+    def stage_ended(self, stage: str, stage_index: int, metrics: Mapping[str, float]) -> None:
+        """A stage has been learnt and scored; may be called again, only what is new counts.
+
+        Args:
+            stage: the stage's name.
+            stage_index: 0 for the source; ``stage_index + 1`` domains have been seen.
+            metrics: such as ``dice/<domain>/<class>``; a value that is not finite is undefined and left out.
+        """
+
+    def artifact(self, path: Path) -> None:
+        """A file in the run folder is worth showing; later calls replace it.
+
+        Raises:
+            ValueError: the file lies outside the run folder.
+        """
+
+    def finish(self, status: Status) -> None:
+        """The process is done with the run."""
+
+
+@dataclass
+class InMemory:
+    """A :class:`Tracker` that only remembers.
+
+    Attributes:
+        runs: each description it was started with.
+        curves: (stage, loss name) -> {step: value}.
+        metrics: (stage index, metric name) -> value.
+        artifacts: files, each once, in the order of their first mention.
+        status: how the run ended; None while it goes on.
+    """
+
+    runs: list[RunDescription] = field(default_factory=list)
+    curves: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
+    metrics: dict[tuple[int, str], float] = field(default_factory=dict)
+    artifacts: list[Path] = field(default_factory=list)
+    status: Status | None = None
+
+    def start(self, run: RunDescription) -> None:
+        """See :class:`Tracker`."""
+        self.runs.append(run)
+        self.status = None
+
+    def losses(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """See :class:`Tracker`."""
+        for name, value in values.items():
+            self.curves.setdefault((stage, name), {}).setdefault(step, value)
+
+    def stage_ended(self, stage: str, stage_index: int, metrics: Mapping[str, float]) -> None:
+        """See :class:`Tracker`."""
+        self.metrics |= {(stage_index, name): value for name, value in metrics.items()}
+
+    def artifact(self, path: Path) -> None:
+        """See :class:`Tracker`."""
+        if path not in self.artifacts:
+            self.artifacts.append(path)
+
+    def finish(self, status: Status) -> None:
+        """See :class:`Tracker`."""
+        self.status = status
+
+
+Kind = Literal["start", "losses", "stage_ended", "artifact", "finish"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that a run told.
+
+    Attributes:
+        number: counts up from 1 within a run folder.
+        time: milliseconds since 1970.
+        kind: the :class:`~garda.runs.tracking.Tracker` call.
+        values: plain values. start: the run's description, and ``key``, the run folder's own random name. losses:
+            stage, part ("" for none), step, values. stage_ended: stage, seen (number of domains), metrics. artifact:
+            path, relative to the run folder. finish: status.
+    """
+
+    number: int
+    time: int
+    kind: Kind
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Start(RunDescription):
+    key: str
+
+
+@dataclass(frozen=True)
+class _Losses:
+    stage: str
+    part: str
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _StageEnded:
+    stage: str
+    seen: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Artifact:
+    path: str
+
+
+@dataclass(frozen=True)
+class _Finish:
+    status: Status
+
+
+_EVENT = TypeAdapter(Event)
+_VALUES: dict[Kind, TypeAdapter[Any]] = {
+    "start": TypeAdapter(_Start),
+    "losses": TypeAdapter(_Losses),
+    "stage_ended": TypeAdapter(_StageEnded),
+    "artifact": TypeAdapter(_Artifact),
+    "finish": TypeAdapter(_Finish),
+}
+
+
+def parse_event(line: str) -> Event | None:
+    """The event that a journal's line holds; None where it is torn, or of another shape."""
+    try:
+        event = _EVENT.validate_json(line, strict=True)
+        _VALUES[event.kind].validate_python(event.values)
+    except ValidationError:
+        return None
+    return event

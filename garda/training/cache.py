@@ -1,0 +1,99 @@
+"""The pieces of training of a stage, and the shelf on which runs share networks that equal settings make equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from garda.core import files
+from garda.core.errors import CheckpointError
+from garda.training.loop import Stage
+from garda.training.weights import load_weights, save_weights
+
+N = TypeVar("N", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """A folder of finished networks of a source stage, by the digest of all that decides them.
+
+    Only what has learnt from the source may lie here: no run keeps a target's networks for another.
+
+    Attributes:
+        folder: where they lie; None shares nothing.
+        context: what decides every network of a run: version, task, seed, compute settings, manifest of the source.
+    """
+
+    folder: Path | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def take(
+        self, part: str, settings: Mapping[str, Any], stage: Stage, build: Callable[[], N], learn: Callable[[Stage], N]
+    ) -> N:
+        """The network of a part of the source stage: from the shelf, or learnt and put there.
+
+        Args:
+            part: such as ``segmenter``.
+            settings: what decides the network beside the context.
+            stage: where it is learnt; told the seconds that learning took, whichever run learnt it.
+            build: an untrained network of the same architecture.
+            learn: learns it.
+
+        Returns:
+            the network in evaluation mode, without gradients.
+
+        Raises:
+            CheckpointError: what lies there is damaged.
+            RunFolderError: the folder cannot be written.
+        """
+        if self.folder is None:
+            return learn(stage).eval().requires_grad_(False)
+        decided = {"context": self.context, "part": part, "settings": settings}
+        digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
+        weights, facts = (self.folder / f"{part}-{digest[:16]}.{kind}" for kind in ("safetensors", "json"))
+        if facts.exists():
+            seconds = files.read_json(facts).get("seconds")
+            if not isinstance(seconds, float):
+                raise CheckpointError(facts, "is damaged", "delete it, the network is learnt again")
+            stage.ended(seconds)
+            return load_weights(weights, build()).requires_grad_(False)
+        spent = [0.0]
+        network = learn(replace(stage, ended=spent.append)).eval().requires_grad_(False)
+        stage.ended(spent[-1])
+        save_weights(weights, network.state_dict())
+        files.write_json(facts, {"seconds": spent[-1], **decided})
+        return network
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The pieces of training of one domain's stage.
+
+    Attributes:
+        open: ``"segmenter"`` -> the piece of that name, seeded and with its own folder.
+        shelf: where runs share what they learn from the source.
+        offer: receives the candidates among which a method has chosen, with their label-free scores.
+    """
+
+    open: Callable[[str], Stage]
+    shelf: Shelf = field(default_factory=Shelf)
+    offer: Callable[[Sequence[Any]], None] = lambda candidates: None
+
+    def __call__(self, part: str) -> Stage:
+        """The piece of that name."""
+        return self.open(part)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and buffers: what decides a network that learns from it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,121 @@
+"""Where and how numbers are computed: device, precision and memory format, through Lightning Fabric.
+
+Training code asks for ``prepare`` and ``autocast`` and never names a device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from garda.core.config import Config
+from garda.core.errors import ConfigError
+from garda.training import distributed
+
+M = TypeVar("M", bound=nn.Module)
+# options of mallopt(3): what may be free at the heap's end before it goes back to the system (-1: anything), how much
+# more than is needed the heap grows by, and how many blocks may lie outside of it
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+REUSED = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 2**28}
+
+
+class ComputeSettings(Config):
+    """Device and precision.
+
+    Attributes:
+        accelerator: ``auto`` takes a GPU where there is one.
+        precision: ``bf16`` computes convolutions in bfloat16 and keeps weights, losses and statistics in float32.
+        threads: CPU threads; None leaves torch's own choice. Equal results need an equal number.
+        deterministic: let torch take deterministic operations on a GPU where it has them, at a price in speed, and
+            name in a warning each one that it does not have.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["bf16", "32"] = "bf16"
+    threads: int | None = Field(default=None, gt=0)
+    deterministic: bool = False
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """YAML reads an unquoted 32 as a number."""
+        return str(value) if isinstance(value, int) else value
+
+
+class Compute:
+    """One process's device and precision."""
+
+    def __init__(self, settings: ComputeSettings) -> None:
+        """Claim the device; on a CPU, let the whole process keep the memory that it frees (:func:`set_allocation`).
+
+        Raises:
+            ConfigError: the device is not there.
+        """
+        from lightning_fabric import Fabric
+        from lightning_fabric.plugins.environments import LightningEnvironment
+
+        distributed.quieten()
+        if settings.accelerator == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("compute.accelerator", "no CUDA device is available", "use auto or cpu")
+        if settings.accelerator == "mps" and not torch.backends.mps.is_available():
+            raise ConfigError("compute.accelerator", "no MPS device is available", "use auto or cpu")
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+        precision: Any = {"bf16": "bf16-mixed", "32": "32-true"}[settings.precision]
+        self._fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=[distributed.local_rank()] if _has_gpus(settings.accelerator) else 1,
+            precision=precision,
+            plugins=LightningEnvironment(),  # one process is one device here, whatever a cluster has started
+        )
+        if self.device.type == "cuda" and settings.precision == "bf16" and not _computes_bf16():
+            raise ConfigError("compute.precision", "this GPU cannot compute in bfloat16", "use '32'")
+        if self.device.type == "cpu":
+            set_allocation(REUSED)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds networks and batches."""
+        return self._fabric.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within it, convolutions and matrix products run in the chosen precision."""
+        return self._fabric.autocast()
+
+    def prepare(self, module: M) -> M:
+        """``module`` on the device, its convolution weights channels-last."""
+        return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def place(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) on the device, channels-last."""
+        return image.to(device=self.device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def _has_gpus(accelerator: str) -> bool:
+    return accelerator in ("auto", "cuda") and torch.cuda.is_available()
+
+
+def _computes_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def set_allocation(options: Mapping[int, int]) -> None:
+    """Tell glibc's malloc what to do with freed memory; with another libc nothing happens.
+
+    By default each tensor of more than 32 MiB gets fresh pages from the system and gives them back, time and again in
+    every step; ``REUSED`` keeps them for the next one, in the main thread, where everything is learnt. It costs memory,
+    since holes are not always filled.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        for option, value in options.items():
+            libc.mallopt(option, value)
+    except (AttributeError, OSError):
+        return

@@ -1,0 +1,273 @@
+"""The only training loop: seeded step by step, checkpointed, and exactly resumable.
+
+Every step's random numbers are a function of the stage's seed and the step's number, so that a run which was killed at
+any moment and goes on from an older checkpoint repeats the lost steps bit by bit.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from garda.core import files
+from garda.core.errors import CheckpointError, Interrupted, TrainingError
+from garda.core.seeds import derive_seed
+from garda.core.signals import EXIT_CODES, Stopping
+from garda.training import distributed, sharding
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
+
+CHECKPOINT = "checkpoint.pt"
+LOSS_POINTS = 500  # logged points of one loss in one stage, at most
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: modules, optimizers, averaged models."""
+
+    def state_dict(self) -> Any:
+        """Everything the object needs to go on."""
+
+    def load_state_dict(self, state_dict: Any) -> Any:
+        """Take up what :meth:`state_dict` gave."""
+
+
+class Objective(Protocol):
+    """What one stage learns."""
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Everything that changes from step to step, by name; a checkpoint holds exactly this."""
+
+    def step(self, batch: Any, step: int) -> Mapping[str, Tensor]:
+        """Learn from one batch and return each loss as a detached scalar, by name."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of training and its folder.
+
+    Attributes:
+        name: such as ``1-SiteB-generator``.
+        folder: where the checkpoint lies.
+        seed: the stage's seed; everything random follows from it.
+        stopping: asked after every step.
+        log: receives (step, losses), at most ``LOSS_POINTS`` times.
+        progress: receives (steps done, steps in all) after every step.
+        checkpoint_seconds: time between two checkpoints.
+        ended: receives the seconds of training at the stage's end, those before an interruption included.
+    """
+
+    name: str
+    folder: Path
+    seed: int
+    stopping: Stopping = field(default_factory=Stopping)
+    log: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None
+    progress: Callable[[int, int], None] = lambda done, total: None
+    checkpoint_seconds: float = 60.0
+    ended: Callable[[float], None] = lambda seconds: None
+
+    @property
+    def checkpoint(self) -> Path:
+        """The stage's only checkpoint."""
+        return self.folder / CHECKPOINT
+
+
+O = TypeVar("O", bound=Objective)  # noqa: E741
+
+
+def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: Stage) -> O:
+    """Build an objective inside the seeded stage and train it, or go on where a checkpoint ends.
+
+    Of several processes (:mod:`garda.training.distributed`) all learn, and the leader's checkpoints count.
+
+    Args:
+        build: makes the objective; called after seeding, since networks draw their first weights from it.
+        batch: the batch of a step, a pure function of the step's number, called in a thread of its own while the step
+            before is computed.
+        steps: number of steps.
+        stage: folder, seed and what listens.
+
+    Returns:
+        The trained objective; its last checkpoint stays until the stage's folder is removed.
+
+    Raises:
+        CheckpointError: the checkpoint is truncated or of another configuration.
+        TrainingError: a loss is not finite; names stage, loss and step.
+        Interrupted: a stop was asked for; a checkpoint has been written.
+    """
+    torch.manual_seed(derive_seed(stage.seed, "build"))
+    objective = build()
+    step, before = (0, 0.0) if distributed.is_follower() else _restore(objective, stage)
+    step, before = _join(objective, step, before, stage)
+    kept = step
+    stride = max(1, -(-steps // LOSS_POINTS))
+    started = saved = time.monotonic()
+    with stage.stopping.deferred(), distributed.together(), read_ahead(range(step, steps), batch) as batches:
+        for drawn in batches:
+            torch.manual_seed(derive_seed(stage.seed, step))
+            losses = _checked(objective.step(drawn, step), stage, step)
+            if step % stride == 0:
+                stage.log(step, losses)
+            step += 1
+            stage.progress(step, steps)
+            asked = distributed.largest(stage.stopping.exit_code or 0)  # a later signal is for the next step to see
+            if asked or time.monotonic() - saved > stage.checkpoint_seconds:
+                _save(objective, step, stage, before + time.monotonic() - started)
+                kept, saved = step, time.monotonic()
+            if asked:
+                raise Interrupted(stage.name, asked)
+        seconds = before + time.monotonic() - started
+        if kept < step:
+            _save(objective, step, stage, seconds)
+    stage.ended(seconds)
+    return objective
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down a loss that is this process's mean over its part of the batch."""
+    optimizer.zero_grad()
+    loss.backward()
+    sharding.average_gradients(weight for group in optimizer.param_groups for weight in group["params"])
+    optimizer.step()
+
+
+def _checked(losses: Mapping[str, Tensor], stage: Stage, step: int) -> dict[str, float]:
+    values = dict(zip(losses, sharding.mean(torch.stack([*losses.values()])).tolist(), strict=True))
+    for name, value in values.items():
+        if value != value or abs(value) == float("inf"):
+            raise TrainingError(
+                f"stage {stage.name}, step {step}",
+                f"loss {name!r} is {value}",
+                "lower the learning rate, or use compute.precision '32'",
+            )
+    return values
+
+
+def _save(objective: Objective, step: int, stage: Stage, seconds: float) -> None:
+    if distributed.is_follower():
+        return
+    with files.replacing(stage.checkpoint) as temporary:
+        temporary.write_bytes(_pack(objective, step, stage, seconds))
+
+
+def _pack(objective: Objective, step: int, stage: Stage, seconds: float) -> memoryview:
+    state = {name: part.state_dict() for name, part in objective.state().items()}
+    buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
+    torch.save({"seed": stage.seed, "step": step, "seconds": seconds, "state": state}, buffer)
+    return buffer.getbuffer()
+
+
+def _join(objective: Objective, step: int, seconds: float, stage: Stage) -> tuple[int, float]:
+    """Let all processes begin with the leader's state: networks that were built alike may still differ by rounding."""
+    if distributed.count() == 1:
+        return step, seconds
+    packed = distributed.share(None if distributed.is_follower() else bytes(_pack(objective, step, stage, seconds)))
+    if not distributed.is_follower():
+        return step, seconds
+    if packed is None:
+        raise Interrupted(stage.name, EXIT_CODES[signal.SIGTERM])  # between two lessons, for the leader alone to tell
+    saved = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+    for name, part in objective.state().items():
+        part.load_state_dict(saved["state"][name])
+    return int(saved["step"]), float(saved["seconds"])
+
+
+def _restore(objective: Objective, stage: Stage) -> tuple[int, float]:
+    """The step to go on with and the seconds spent so far; zeros where there is no checkpoint."""
+    if not stage.checkpoint.exists():
+        return 0, 0.0
+    remedy = "delete it to repeat the stage from its start"
+    try:
+        saved = torch.load(stage.checkpoint, map_location="cpu", weights_only=True)
+        step, seed, seconds, state = saved["step"], saved["seed"], saved["seconds"], saved["state"]
+    except Exception:  # torch raises many kinds for a damaged file
+        raise CheckpointError(stage.checkpoint, "is truncated or damaged", remedy) from None
+    if seed != stage.seed:
+        raise CheckpointError(stage.checkpoint, f"was written with stage seed {seed}, not {stage.seed}", remedy)
+    try:
+        for name, part in objective.state().items():
+            part.load_state_dict(state[name])
+    except (KeyError, ValueError, RuntimeError):
+        raise CheckpointError(stage.checkpoint, "belongs to another configuration", remedy) from None
+    return int(step), float(seconds)
+
+
+def set_rate(
+    optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, *, warm_up: int = 0, decay: bool = True
+) -> None:
+    """Set a step's learning rate, a function of the step alone, so that nothing else needs to be kept.
+
+    Args:
+        optimizer: all of its groups are set.
+        rate: the highest.
+        step: the step's number.
+        steps: number of steps; the rate falls to 0 over them by a cosine.
+        warm_up: steps over which the rate rises by a line.
+        decay: False for a rate that does not fall.
+    """
+    falling = (1 + math.cos(math.pi * step / steps)) / 2 if decay else 1.0
+    rising = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = rate * falling * rising
+
+
+def averaging(steps: int) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """For :class:`torch.optim.swa_utils.AveragedModel`: a plain mean at first, then exponential over ``steps``."""
+
+    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
+        get_ema_multi_avg_fn(1 - 1 / min(int(count) + 1, steps))(averaged, current, count)
+
+    return update
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@contextmanager
+def read_ahead(items: Iterable[T], read: Callable[[T], R]) -> Iterator[Iterator[R]]:
+    """What ``read`` makes of each item, in their order; within the block a thread reads at most one item ahead.
+
+    An error of ``read`` is raised when its item's turn comes. A block that ends early, by an error or a signal, waits
+    for the item that is being read, so that ``read`` removes what it has unpacked, and begins no other.
+    """
+    reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    try:
+        yield _in_turn(reader, items, read)
+    finally:
+        reader.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """No warning is heard within the block, in whichever thread.
+
+    Python's filters are common to all threads: of two that change them at a time one undoes what the other has set, and
+    a warning that quotes a DICOM header would be printed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _in_turn(reader: ThreadPoolExecutor, items: Iterable[T], read: Callable[[T], R]) -> Iterator[R]:
+    coming: deque[Future[R]] = deque()
+    for item in items:
+        coming.append(reader.submit(read, item))
+        if len(coming) > 1:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()

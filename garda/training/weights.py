@@ -1,0 +1,74 @@
+"""Network weights as safetensors files, which hold tensors and no code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from garda.core import files
+from garda.core.errors import CheckpointError
+
+N = TypeVar("N", bound=nn.Module)
+HALF = torch.finfo(torch.float16)
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors; errors as in :func:`garda.core.files.replacing`."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors; no code of the file is executed. Errors as in :func:`load_weights`."""
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(path, "no such file", "copy the whole folder") from None
+    except (SafetensorError, OSError):
+        raise CheckpointError(path, "is truncated or damaged", "copy the file again") from None
+
+
+def load_weights(path: Path, network: N) -> N:
+    """Fill ``network`` and put it into evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or belongs to another network.
+    """
+    another = CheckpointError(path, "holds weights of another network", "use the settings it was trained with")
+    weights, own = read_weights(path), network.state_dict()
+    if not all(_serves(tensor, own[name]) for name, tensor in weights.items() if name in own):
+        raise another
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise another from None
+    return network.eval()
+
+
+def round_weights(network: nn.Module) -> None:
+    """Round float32 weights to the nearest values that float16 holds, in place.
+
+    A tensor stays as it is whose largest value is beyond float16's range, or below its normal numbers, where little
+    would be left of it.
+    """
+    for tensor in network.state_dict().values():
+        if tensor.dtype == torch.float32 and HALF.tiny <= float(tensor.abs().max()) <= HALF.max:
+            tensor.copy_(tensor.half())
+
+
+def halve(tensor: Tensor) -> Tensor:
+    """A float32 tensor as float16 where that loses nothing; any other as it is."""
+    short = tensor.half()
+    return short if tensor.dtype == torch.float32 and torch.equal(short.float(), tensor) else tensor
+
+
+def _serves(found: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor of a file is of its network's kind; float16 serves where it takes up half the room."""
+    return found.dtype == wanted.dtype or (found.dtype, wanted.dtype) == (torch.float16, torch.float32)
