@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import os
 import subprocess
@@ -110,12 +111,12 @@ def garda(*words: object, program: Path | None = None) -> None:
 
 
 def _call(command: list[str]) -> tuple[int, str]:
-
+    cli = importlib.import_module("garda.cli")
     told = io.StringIO()
     sys.argv = ["garda", *command]
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         try:
-            main()
+            cli.main()
         except SystemExit as end:
             return int(end.code or 0), told.getvalue()
     return 0, told.getvalue()
