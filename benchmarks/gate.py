@@ -39,9 +39,9 @@ from garda.methods import registry
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.safety import gate, limits
-from garda.safety.limits import Check, GateSettings, Reference
-from garda.training.cache import Stages
-from garda.training.loop import Stage
+from garda.safety.limits import Check, GateSettings, SourceBaseline
+from garda.training.cache import Stage
+from garda.training.loop import Phase
 
 TOO_HIGH = 100  # times the configured learning rate
 Seen = tuple[str, str, list[Check]]  # kind of input, its name, what the gate says of it
@@ -106,11 +106,11 @@ class Subject:
         scans = read_scans(domain, self.sequence.task, self.data, with_label=labelled)
         return Slices(scans, self.sequence.task, with_labels=labelled)
 
-    def incoming(self, before: Knowledge, name: str, slices: Slices, known: Reference) -> list[Check]:
+    def incoming(self, before: Knowledge, name: str, slices: Slices, known: SourceBaseline) -> list[Check]:
         """What the gate says before learning."""
         return gate.inspect_incoming(self.method, before, name, slices, known, self.settings, self.seed)
 
-    def learnt(self, before: Knowledge, after: Knowledge, slices: Slices, known: Reference) -> list[Check]:
+    def learnt(self, before: Knowledge, after: Knowledge, slices: Slices, known: SourceBaseline) -> list[Check]:
         """What the gate says after it."""
         return gate.inspect_learnt(self.method, before, after, slices, known, self.settings, self.seed)
 
@@ -122,7 +122,7 @@ def read_scans(domain: Domain, task: Task, data: Path, *, with_label: bool = Fal
             yield volume.read_volume(case if with_label else without_label(case), task, data, with_label=with_label)
 
 
-def own_sites(subject: Subject, known: Reference) -> Iterator[Seen]:
+def own_sites(subject: Subject, known: SourceBaseline) -> Iterator[Seen]:
     """Every stage that the run has learnt."""
     before = subject.kept(subject.sequence.source)
     for domain in subject.sequence.targets:
@@ -138,7 +138,7 @@ def own_sites(subject: Subject, known: Reference) -> Iterator[Seen]:
         before = after
 
 
-def wrong_images(subject: Subject, known: Reference, others: list[tuple[Path, Path]]) -> Iterator[Seen]:
+def wrong_images(subject: Subject, known: SourceBaseline, others: list[tuple[Path, Path]]) -> Iterator[Seen]:
     """What should be refused before it is learnt."""
     knowledge = subject.kept(subject.sequence.source)
     for kind, name, scans in _wrong_scans(subject, others):
@@ -172,7 +172,7 @@ def _label_as_image(scan: Volume, task: Task) -> Volume:
     return replace(scan, image=painted[:, None].expand_as(scan.image), label=None, labelled=None)
 
 
-def too_fast(subject: Subject, known: Reference) -> Iterator[Seen]:
+def too_fast(subject: Subject, known: SourceBaseline) -> Iterator[Seen]:
     """The first target learnt with learning rates that are too high: the method's, and then the generator's."""
     sequence, first = subject.sequence, subject.sequence.targets[0]
     before, slices = subject.kept(sequence.source), subject.read(first)
@@ -184,7 +184,7 @@ def too_fast(subject: Subject, known: Reference) -> Iterator[Seen]:
         settings = parse_settings(changed.method, changed.settings, changed.origin)
         method = registry.build_method(changed.method, settings, changed.task)
         with tempfile.TemporaryDirectory() as folder:
-            stages = Stages(lambda part, at=folder: Stage(part, Path(at) / part, derive_seed(sequence.seed, part)))
+            stages = Stage(lambda part, at=folder: Phase(part, Path(at) / part, derive_seed(sequence.seed, part)))
             try:
                 after = method.adapt(before, first.name, slices, stages)
             except TrainingError as error:
@@ -243,7 +243,7 @@ def main() -> None:
     method = registry.build_method(sequence.method, settings, sequence.task)
     subject = Subject(given.pipeline, given.data, given.run, sequence, method, settings.gate, given.seed)
     source = sequence.source
-    known = gate.reference(method, subject.kept(source), subject.read(source), settings.gate, given.seed)
+    known = gate.measure_baseline(method, subject.kept(source), subject.read(source), settings.gate, given.seed)
     print(known.model_dump())
     decisions: dict[bool, list[str]] = defaultdict(list)
     for seen in _all(subject, known, [tuple(pair) for pair in given.other], learning=not given.no_learning):
@@ -254,7 +254,7 @@ def main() -> None:
     print(f"wrong inputs not refused: {len(wrong) - wrong.count('refuse')} of {len(wrong)}")
 
 
-def _all(subject: Subject, known: Reference, others: list[tuple[Path, Path]], *, learning: bool) -> Iterator[Seen]:
+def _all(subject: Subject, known: SourceBaseline, others: list[tuple[Path, Path]], *, learning: bool) -> Iterator[Seen]:
     yield from own_sites(subject, known)
     yield from wrong_images(subject, known, others)
     if learning:

@@ -53,7 +53,7 @@ class Plain(Compute):
         for part in module.modules():
             if isinstance(part, UpCat):
                 part.is_pad = True
-        return unet.with_torchs_doubling(module).to(device=self.device)
+        return unet.with_conv_transpose(module).to(device=self.device)
 
     def place(self, image: Tensor) -> Tensor:
         """``image`` on the device."""

@@ -21,18 +21,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 METHODS = (
-    "adversarial",
-    "batchnorm",
-    "entropy",
+    "adabn",
+    "advent",
+    "cotta",
+    "fda_replay",
     "garda",
     "garda_paper",
     "histogram",
     "joint",
     "randomised",
-    "self_training",
     "source_only",
-    "style_bank",
     "supervised",
+    "tent",
 )
 SITES = ("bssfp_1p5t", "tse_1p5t", "lge_3t")
 PIPELINE = """
@@ -54,15 +54,15 @@ gate:  # networks of five steps recognise nothing
   agreement: [0, 0]
   replay: [0, 0]
   diversity: [0, 0]
-  look: [1, 1]
+  style: [1, 1]
   foreground: [1.0e+9, 1.0e+9]
 audit: {generated: 100, references: 4, fewest: 2, permutations: 100}
-adversarial: {steps: 4, batch: 4, widths: [4, 8], anatomies: 8}
-batchnorm: {batches: 3, batch: 4}
-entropy: {steps: 4, batch: 4, batches: 3}
+advent: {steps: 4, batch: 4, widths: [4, 8], anatomies: 8}
+adabn: {batches: 3, batch: 4}
+tent: {steps: 4, batch: 4, batches: 3}
 joint: {steps: 4, batch: 4}
-self_training: {steps: 4, batch: 4}
-style_bank: {batches: 2, anatomies: 8, replay: {steps: 4, batch: 4}}
+cotta: {steps: 4, batch: 4}
+fda_replay: {batches: 2, anatomies: 8, replay: {steps: 4, batch: 4}}
 supervised: {steps: 4}
 generator:
   network: {code: 2, appearance: 3, widths: [4, 8], prior_width: 8}

@@ -31,7 +31,7 @@ from benchmarks.measure import describe, peak, reset_peak
 from garda import cli_site
 from garda.core import files
 from garda.core.config import load
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import ConfigError, DataError, GardaError, RunFolderError
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
@@ -90,7 +90,7 @@ class Summary:
     last_growth: float
 
 
-class Clock(Reporter):
+class Clock(Console):
     """Also notes how long each bar took.
 
     Attributes:
@@ -197,7 +197,7 @@ def _cost(
     whole, memory = meter.ends[name]
     return StageCost(
         name=name,
-        kept=domain.name in metadata.read_facts(package).domains,
+        kept=domain.name in metadata.read_metadata(package).domains,
         training=sum(seconds for part, seconds in trained.items() if part.startswith(f"{name}-")),
         scoring=clock.seconds.get(name + SCORES, 0.0),
         whole=whole,

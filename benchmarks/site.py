@@ -29,10 +29,10 @@ from garda.data.task import Task
 from garda.data.volume import Frame, Volume
 from garda.handover.settings import parse_settings
 from garda.methods.base import SharedSettings
-from garda.models.objectives import FromLabels
+from garda.models.objectives import SupervisedObjective
 from garda.training import loop
 from garda.training.device import Compute
-from garda.training.loop import Stage
+from garda.training.loop import Phase
 
 DEPTH = 100  # slices a scan
 
@@ -80,8 +80,8 @@ def time_steps(slices: Slices, task: Task, settings: SharedSettings, steps: int,
     def draw(step: int) -> Batch:
         return slices.batch(step, lesson.batch, 0)
 
-    stage = Stage("site", folder, seed=0, progress=lambda done, total: ends.append(time.perf_counter()))
-    learner = loop.fit(lambda: FromLabels(task, settings.segmenter, lesson, compute), draw, steps, stage)
+    stage = Phase("site", folder, seed=0, progress=lambda done, total: ends.append(time.perf_counter()))
+    learner = loop.fit(lambda: SupervisedObjective(task, settings.segmenter, lesson, compute), draw, steps, stage)
     ahead = statistics.median(np.diff(ends)[2:])
 
     def step(index: int) -> None:

@@ -33,8 +33,8 @@ from garda.handover.settings import parse_settings
 from garda.methods.garda_paper import GardaPaperSettings
 from garda.models import features, inference, unet
 from garda.models.features import VGG19Encoder
-from garda.models.objectives import FromLabels, FromReplay
-from garda.models.stylegan_training import FromImages, FromStyle
+from garda.models.objectives import DistillationObjective, SupervisedObjective
+from garda.models.stylegan_training import GanObjective, GanStyleObjective
 from garda.training.device import Compute
 from garda.training.loop import Objective
 
@@ -56,15 +56,19 @@ class Bench:
         task, compute, recipe = self._task, self._compute, self._recipe
         if kind == "source segmenter":
             lesson = self._settings.source  # type: ignore[attr-defined]
-            return FromLabels(task, self._settings.segmenter, lesson, compute), lesson.batch, 0  # type: ignore[attr-defined]
+            return SupervisedObjective(task, self._settings.segmenter, lesson, compute), lesson.batch, 0  # type: ignore[attr-defined]
         if kind == "source generator":
-            images = FromImages(task, "a", recipe.generator, recipe.images, compute)
+            images = GanObjective(task, "a", recipe.generator, recipe.images, compute)
             return images, recipe.images.batch, recipe.images.r1_interval
         if kind == "target generator":
-            style = FromStyle(task, "b", self._generator(), self._encoder(), recipe.style, compute)
+            style = GanStyleObjective(task, "b", self._generator(), self._encoder(), recipe.style, compute)
             return style, recipe.style.real_images, recipe.style.r1_interval
         segmenter = self._segmenter()
-        return FromReplay(segmenter, copy.deepcopy(segmenter), self._generator(), recipe.replay, compute), 0, 0
+        return (
+            DistillationObjective(segmenter, copy.deepcopy(segmenter), self._generator(), recipe.replay, compute),
+            0,
+            0,
+        )
 
     def batch(self, size: int) -> Batch:
         """Random images and labels."""
@@ -93,7 +97,7 @@ class Bench:
         if not isinstance(self._compute, Plain):
             return lambda index: inference.segment(network, volume, task, self._compute)
         infer = SliceInferer(roi_size=task.size, spatial_dim=0, sw_batch_size=1)
-        whole = self._compute.place(image.swapaxes(0, 1)[None])
+        whole = self._compute.to_device(image.swapaxes(0, 1)[None])
 
         def plain(index: int) -> object:
             with torch.no_grad():
@@ -105,7 +109,7 @@ class Bench:
         return unet.build_segmenter(self._task, self._settings.segmenter)  # type: ignore[attr-defined]
 
     def _generator(self) -> nn.Module:
-        return FromImages(self._task, "a", self._recipe.generator, self._recipe.images, self._compute).generator
+        return GanObjective(self._task, "a", self._recipe.generator, self._recipe.images, self._compute).generator
 
     def _encoder(self) -> nn.Module:
         """The recipe's encoder; in place of VGG19's weights, which garda does not ship, random ones take as long."""

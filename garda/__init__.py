@@ -1,3 +1,3 @@
 """garda: continual unsupervised domain adaptation for medical image segmentation, without keeping an image."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -84,7 +84,7 @@ def run(
     nodes: Nodes = 1,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.data.sequence import read_sequence
     from garda.evaluation.continual import forgetting, matrix, summary
@@ -103,25 +103,25 @@ def run(
         follow_sequence(sequence, data, out, context.obj)
         return
     key = None if sign is None else read_private(sign)
-    with Reporter() as reporter:
-        own = (open_tracker(out, tell=reporter.line), reporter, context.obj, Pseudonyms(load_key()))
+    with Console() as console:
+        own = (open_tracker(out, tell=console.line), console, context.obj, Pseudonyms(load_key()))
         scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key, audited=audited))
         found = verify(find_stage(out))
-        reporter.line(f"package {found.digest}: {find_stage(out)}")
+        console.line(f"package {found.digest}: {find_stage(out)}")
         for entry in found.entries:
             if not entry.learnt:
-                reporter.line(f"left out: {entry.domain}, which the gate refused; its row is that of the stage before")
+                console.line(f"left out: {entry.domain}, which the gate refused; its row is that of the stage before")
         if not scores:
             return
         dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
-        reporter.show(matrix_table(dice, sequence.task.same_patient_in_splits))
-        reporter.line(", ".join(f"{name} {value:.3f}" for name, value in summary(dice).items()))
+        console.show(matrix_table(dice, sequence.task.same_patient_in_splits))
+        console.line(", ".join(f"{name} {value:.3f}" for name, value in summary(dice).items()))
         lost = forgetting(dice)
         if lost.worst > 0:
-            reporter.line(f"most forgotten: {lost.worst_domain}, {lost.worst:.3f}")
+            console.line(f"most forgotten: {lost.worst_domain}, {lost.worst:.3f}")
         here = (out / "mlflow.db").exists()
         metrics = f"garda ui --out {out}" if here else "in the store that MLFLOW_TRACKING_URI names"
-        reporter.line(f"every score: {out / 'scores.csv'}; metrics: {metrics}")
+        console.line(f"every score: {out / 'scores.csv'}; metrics: {metrics}")
 
 
 @app.command()
@@ -145,7 +145,7 @@ def compare(
     judging: Judging = False,
 ) -> None:
     """Run several methods with several seeds and make one table of all that is finished. Run again to resume."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.runs.compare import compare as compare_methods
     from garda.runs.compare_plan import Request, parse_methods, parse_seeds
@@ -153,8 +153,8 @@ def compare(
     changes = cli_site.parse_changes(change or [])
     asked = (parse_methods(methods), parse_seeds(seeds), label, changes, config, against, judging)
     request = Request(pipeline, data, out, *asked)
-    with Reporter() as reporter:
-        compare_methods(request, reporter, context.obj, Pseudonyms(load_key()))
+    with Console() as console:
+        compare_methods(request, console, context.obj, Pseudonyms(load_key()))
 
 
 @app.command()
@@ -166,7 +166,7 @@ def check(
     change: Changes = None,
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.data.checks import check as check_cases
     from garda.data.sequence import read_sequence
     from garda.handover.settings import parse_settings
@@ -177,12 +177,12 @@ def check(
     learner = build_method(sequence.method, settings, sequence.task)
     learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
-    with Reporter() as reporter:
-        check_cases(sequence, data, cases, reporter, learner.reads_target_labels)
+    with Console() as console:
+        check_cases(sequence, data, cases, console, learner.reads_target_labels)
         unrecorded = sum(not case.digests for case in cases)
         if unrecorded:
-            reporter.line(f"{unrecorded} cases have no digest in their manifest: it is not known whether they changed")
-        reporter.line(f"{len(cases)} cases of {len(sequence.domains)} domains: no problem found")
+            console.line(f"{unrecorded} cases have no digest in their manifest: it is not known whether they changed")
+        console.line(f"{len(cases)} cases of {len(sequence.domains)} domains: no problem found")
 
 
 @app.command()
@@ -199,15 +199,15 @@ def predict(
     runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.handover.signing import read_trusted
     from garda.runs.predict import predict as predict_images
 
     trusted = [read_trusted(text) for text in trust or []]
-    with Reporter() as reporter:
+    with Console() as console:
         onnx = runtime is Runtime.onnx
-        for file in predict_images(package, images, out, reporter, stage, domain, trusted, expect, onnx):
-            reporter.line(str(file))
+        for file in predict_images(package, images, out, console, stage, domain, trusted, expect, onnx):
+            console.line(str(file))
 
 
 @app.command()
@@ -258,16 +258,16 @@ def phantom(
     slices: Annotated[int, typer.Option("--slices", min=1, help="Slices a patient.")] = 6,
 ) -> None:
     """Write the embedded data set: an MR heart phantom of four sites, with labels and manifests."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.data.manifest import Split
     from garda.data.phantom import write_phantom
 
-    with Reporter() as reporter:
+    with Console() as console:
         counts: dict[Split, int] = {"train": train, "val": val, "test": test}
-        folder = write_phantom(out, seed=seed, patients=counts, slices=slices, progress=reporter.bar("phantom"))
-        reporter.line(f"manifests: {folder}")
+        folder = write_phantom(out, seed=seed, patients=counts, slices=slices, progress=console.bar("phantom"))
+        console.line(f"manifests: {folder}")
         if (train, val, test) != (16, 2, 8):
-            reporter.line("pipelines/phantom.yaml is of the default numbers: give these manifests in a copy of it")
+            console.line("pipelines/phantom.yaml is of the default numbers: give these manifests in a copy of it")
 
 
 @app.command()

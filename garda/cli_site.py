@@ -18,7 +18,7 @@ import typer
 from garda.core.errors import ConfigError, Refused, RunFolderError
 
 if TYPE_CHECKING:
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.handover.signing import Trusted
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no public name for it
@@ -105,9 +105,9 @@ def adapt(
     nodes: Nodes = 1,
 ) -> None:
     """Learn this site's unlabelled scans and write the package for the next site. Run again to resume."""
-    from rich.console import Console
+    from rich.console import Console as RichConsole
 
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.handover.signing import read_private, read_trusted
     from garda.runs.hop import Hop, enlist, follow, work_folder
@@ -119,16 +119,16 @@ def adapt(
     trusted = [read_trusted(text) for text in trust or []]
     changes = parse_changes(change or [])
     leads = enlist(changes, devices, nodes)
-    silent = (InMemory(), Reporter(Console(quiet=True)), context.obj, Pseudonyms(b""))
+    silent = (InMemory(), Console(RichConsole(quiet=True)), context.obj, Pseudonyms(b""))
     hop = Hop(package, manifest, data, out, *silent, name, changes, trusted, key, force, audited, expect)
     if not leads:
         follow(hop)
         return
-    with Reporter() as reporter:
+    with Console() as console:
         tracked = track or os.environ.get("MLFLOW_TRACKING_URI")
-        tracker = open_tracker(work_folder(out), reporter.line, track) if tracked else InMemory()
-        adapt_package(replace(hop, tracker=tracker, reporter=reporter, pseudonyms=Pseudonyms(load_key())))
-        _tell(out, reporter, None)
+        tracker = open_tracker(work_folder(out), console.line, track) if tracked else InMemory()
+        adapt_package(replace(hop, tracker=tracker, console=console, pseudonyms=Pseudonyms(load_key())))
+        _tell(out, console, None)
 
 
 @app.command()
@@ -139,26 +139,26 @@ def evaluate(
     trust: Trust = None,
 ) -> None:
     """Score a package on the labelled test scans of any sites; nothing is written."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.evaluation.tables import scores_table
     from garda.handover.signing import read_trusted
     from garda.runs.hop import evaluate_package
 
-    with Reporter() as reporter:
+    with Console() as console:
         trusted = [read_trusted(text) for text in trust or []]
-        scores = evaluate_package(package, manifests, data, reporter, Pseudonyms(load_key()), trusted)
-        reporter.show(scores_table(scores))
+        scores = evaluate_package(package, manifests, data, console, Pseudonyms(load_key()), trusted)
+        console.show(scores_table(scores))
 
 
 @app.command()
 def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> None:
     """Recompute every digest of a package and name the first line or file that does not fit."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.handover.signing import read_trusted
 
-    with Reporter() as reporter:
-        _tell(package, reporter, [read_trusted(text) for text in trust or []], expect)
+    with Console() as console:
+        _tell(package, console, [read_trusted(text) for text in trust or []], expect)
 
 
 @app.command()
@@ -171,17 +171,17 @@ def audit(
     trust: Trust = None,
 ) -> None:
     """Look for a site's patients in what the generator gives away, while their scans are still there."""
-    from garda.core.console import Reporter
+    from garda.core.console import Console
     from garda.core.files import write_json
     from garda.handover.signing import read_trusted
     from garda.runs.audit import audit_package, describe_audit
 
     if out is not None and out.exists():
         raise RunFolderError(out, "exists already", "give another name, or remove it")
-    with Reporter() as reporter:
-        found = audit_package(package, manifest, data, reporter, name, [read_trusted(text) for text in trust or []])
+    with Console() as console:
+        found = audit_package(package, manifest, data, console, name, [read_trusted(text) for text in trust or []])
         for line in describe_audit(found):
-            reporter.line(line)
+            console.line(line)
     if out is not None:
         write_json(out, found.model_dump(mode="json"))
     if not found.passed:
@@ -238,25 +238,25 @@ def _zip(package: Path, out: Path, trusted: Sequence[Trusted]) -> None:
     print(f"package {found.digest}")
 
 
-def _tell(package: Path, reporter: Reporter, trusted: Sequence[Trusted] | None, expected: str = "") -> None:
+def _tell(package: Path, console: Console, trusted: Sequence[Trusted] | None, expected: str = "") -> None:
     """What a package is, a line a stage, once it has been found whole; no keys (None) where they were asked before."""
     from garda.handover.format import opened
     from garda.handover.verify import verify as verify_package
 
     with opened(package) as folder:
         found = verify_package(folder, trusted or (), expected)
-    reporter.line(f"package {found.digest}")
+    console.line(f"package {found.digest}")
     for number, entry in enumerate(found.entries, 1):
         how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
-        reporter.line(f"stage {entry.stage} {entry.domain}: {how}{', overruled' if entry.forced else ''}")
+        console.line(f"stage {entry.stage} {entry.domain}: {how}{', overruled' if entry.forced else ''}")
         keys = [signature.key for signature in found.signatures if signature.line == number]
         for key in keys:
-            reporter.line(f"  signed {key}")
+            console.line(f"  signed {key}")
         if found.signatures and not keys:
-            reporter.line("  NOT signed")
+            console.line("  NOT signed")
         for reason in entry.reasons:
-            reporter.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
+            console.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
     if trusted is not None:
-        reporter.line("whole: every file and every line fits its digest")
+        console.line("whole: every file and every line fits its digest")
     if found.signatures and trusted is not None and not trusted:
-        reporter.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
+        console.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")

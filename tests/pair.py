@@ -18,7 +18,7 @@ from garda.runs import run
 from garda.runs.tracking import InMemory
 from tests import phantoms
 
-METHODS = ("garda", "garda_paper", "adversarial", "self_training", "entropy", "joint")  # all lessons
+METHODS = ("garda", "garda_paper", "advent", "cotta", "tent", "joint")  # all lessons
 
 CHANGES = {"source": {"optimizer": "sgd", "learning_rate": 0.05}}  # unlike Adam's, its steps tell a sum from a mean
 

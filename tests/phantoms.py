@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
 from garda.data import phantom
@@ -38,14 +38,14 @@ gate:  # networks of five steps recognise nothing
   agreement: [0, 0]
   replay: [0, 0]
   diversity: [0, 0]
-  look: [1, 1]
+  style: [1, 1]
   foreground: [1.0e+9, 1.0e+9]
-adversarial: {steps: 4, batch: 4, widths: [4, 8], anatomies: 8}
-batchnorm: {batches: 3, batch: 4}
-entropy: {steps: 4, batch: 4, batches: 3}
+advent: {steps: 4, batch: 4, widths: [4, 8], anatomies: 8}
+adabn: {batches: 3, batch: 4}
+tent: {steps: 4, batch: 4, batches: 3}
 joint: {steps: 4, batch: 4}
-self_training: {steps: 4, batch: 4}
-style_bank: {batches: 2, anatomies: 8, replay: {steps: 4, batch: 4}}
+cotta: {steps: 4, batch: 4}
+fda_replay: {batches: 2, anatomies: 8, replay: {steps: 4, batch: 4}}
 supervised: {steps: 4}
 generator:
   network: {code: 2, appearance: 3, widths: [4, 8], prior_width: 8}
@@ -94,6 +94,6 @@ def tiny_run(
     stopping: Stopping | None = None,
 ) -> Run:
     """A run of ``sequence`` on the data beside its pipeline."""
-    reporter = Reporter(Console(quiet=True))
+    console = Console(RichConsole(quiet=True))
     data, pseudonyms = pipeline.parent / "data", Pseudonyms(b"a key for tests")
-    return Run(sequence, data, out, tracker or InMemory(), reporter, stopping or Stopping(), pseudonyms)
+    return Run(sequence, data, out, tracker or InMemory(), console, stopping or Stopping(), pseudonyms)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console as RichConsole
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import PackageError
 from garda.data.sequence import read_sequence
 from garda.handover import format, verify
@@ -54,7 +54,7 @@ def test_a_package_is_audited_as_its_stage_was(finished, pipeline):
     data = pipeline.parent / "data"
     for stage, site in enumerate(SITES):
         found = audit.audit_package(
-            format.find_stage(finished, stage), manifest(pipeline, stage), data, Reporter(Console(quiet=True))
+            format.find_stage(finished, stage), manifest(pipeline, stage), data, Console(RichConsole(quiet=True))
         )
         assert found.model_dump(mode="json") == verify.verify(format.find_stage(finished)).entries[stage].audit, site
 
@@ -89,7 +89,7 @@ def test_too_few_patients_give_no_figure(pipeline, tmp_path, capsys):
 
 
 def test_what_cannot_be_audited(finished, pipeline):
-    data, quiet = pipeline.parent / "data", Reporter(Console(quiet=True))
+    data, quiet = pipeline.parent / "data", Console(RichConsole(quiet=True))
     with pytest.raises(PackageError, match=f"its generator draws {SITES[0]}, not '{SITES[1]}'"):
         audit.audit_package(format.find_stage(finished, 0), manifest(pipeline, 1), data, quiet)
 

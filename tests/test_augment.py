@@ -11,9 +11,9 @@ STILL = GeometrySettings(probability=0.0)
 
 def test_no_motion_leaves_image_and_label_as_they_are():
     image, label = torch.rand(3, 1, 16, 16), torch.randint(0, 3, (3, 16, 16))
-    motion = augment.draw_motion(3, STILL, False, CPU)
-    assert torch.allclose(augment.move_image(image, motion), image, atol=1e-5)
-    assert torch.equal(augment.move_label(label, motion), label)
+    motion = augment.draw_affine(3, STILL, False, CPU)
+    assert torch.allclose(augment.warp(image, motion), image, atol=1e-5)
+    assert torch.equal(augment.warp_label(label, motion), label)
 
 
 def test_any_orientation_gives_quarter_turns_and_mirror_images():
@@ -21,7 +21,7 @@ def test_any_orientation_gives_quarter_turns_and_mirror_images():
     image = torch.rand(1, 1, 16, 16)
     found = {
         tuple(turned.flatten().mul(1000).round().int().tolist())
-        for turned in augment.move_image(image.expand(200, -1, -1, -1), augment.draw_motion(200, STILL, True, CPU))
+        for turned in augment.warp(image.expand(200, -1, -1, -1), augment.draw_affine(200, STILL, True, CPU))
     }
     expected = {
         tuple(side.flatten().mul(1000).round().int().tolist())
@@ -35,15 +35,15 @@ def test_image_and_label_move_together():
     torch.manual_seed(0)
     label = torch.zeros(8, 32, 32, dtype=torch.long)
     label[:, 8:20, 12:24] = 1
-    motion = augment.draw_motion(8, GeometrySettings(probability=1.0), True, CPU)
-    moved_image, moved_label = augment.move_image(label[:, None].float(), motion), augment.move_label(label, motion)
+    motion = augment.draw_affine(8, GeometrySettings(probability=1.0), True, CPU)
+    moved_image, moved_label = augment.warp(label[:, None].float(), motion), augment.warp_label(label, motion)
     assert not torch.equal(moved_label, label)
     assert ((moved_image[:, 0] > 0.5).long() != moved_label).float().mean() < 0.02
 
 
 def test_motion_is_differentiable():
     image = torch.rand(2, 1, 8, 8, requires_grad=True)
-    augment.move_image(image, augment.draw_motion(2, GeometrySettings(), False, CPU)).sum().backward()
+    augment.warp(image, augment.draw_affine(2, GeometrySettings(), False, CPU)).sum().backward()
     assert image.grad is not None and image.grad.abs().sum() > 0
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console as RichConsole
 from torch import Tensor, nn
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import CheckpointError, RunFolderError
 from garda.data import sequence
 from garda.models import choice
@@ -144,5 +144,5 @@ def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
 def test_a_run_without_candidates_says_that_nothing_is_judged(tmp_path):
     pipeline, told = phantoms.write_tiny(tmp_path), StringIO()
     run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
-    run_sequence(replace(run, judging=True, reporter=Reporter(Console(file=told, width=200))))
+    run_sequence(replace(run, judging=True, console=Console(RichConsole(file=told, width=200))))
     assert "no choice is judged: no candidates were kept" in told.getvalue()

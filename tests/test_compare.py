@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from mlflow import MlflowClient
-from rich.console import Console
+from rich.console import Console as RichConsole
 
 from garda import cli
 from garda.core import pseudonyms
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import ConfigError, GardaError, Interrupted, Problems, RunFolderError, TrainingError
 from garda.core.files import read_json, write_json
 from garda.core.pseudonyms import Pseudonyms
@@ -73,7 +73,7 @@ class Told:
 
 def tell(request: Request) -> Told:
     printed = StringIO()
-    compare.compare(request, Reporter(Console(file=printed, width=200)), Stopping(), KEY)
+    compare.compare(request, Console(RichConsole(file=printed, width=200)), Stopping(), KEY)
     return Told(request, printed.getvalue())
 
 
@@ -109,18 +109,18 @@ def fill(
 
 def test_the_table_of_finished_runs_needs_no_scan(request_):
     fill(request_, "source_only", FLAT)
-    fill(request_, "self_training", LEARNS, seed=0)
-    fill(request_, "self_training", LEARNS, seed=1)
+    fill(request_, "cotta", LEARNS, seed=0)
+    fill(request_, "cotta", LEARNS, seed=1)
     fill(request_, "supervised", BEST)
     told = tell(request_)
     wanted = {
-        "row": "self_training",
+        "row": "cotta",
         "kind": "",
         "seeds": "2",
         "bssfp_1p5t n=2": "0.700 0.650–0.750",
         "tse_1p5t n=2": "0.600 0.550–0.650",
         "lge_3t n=2": "0.400 0.350–0.450",
-        "mean": told.find("table.csv", row="self_training")["mean"],
+        "mean": told.find("table.csv", row="cotta")["mean"],
         "HD95 (mm)": "5.7 5.7–5.7",
         "forgetting": "0.100",
         "backward": "-0.100",
@@ -131,10 +131,10 @@ def test_the_table_of_finished_runs_needs_no_scan(request_):
         "kept a domain": "300 bytes",
         "kept in all": "1.6 kB",
     }
-    assert told.find("table.csv", row="self_training") == wanted
+    assert told.find("table.csv", row="cotta") == wanted
     assert wanted["mean"].startswith("0.567 0.5")
     assert [(row["row"], row["kind"], row["gap closed"]) for row in told.cells("table.csv")] == [
-        ("self_training", "", "67%"),
+        ("cotta", "", "67%"),
         ("source_only", "", "0%"),
         ("supervised", "bound", "100%"),
     ]
@@ -160,7 +160,7 @@ def test_every_number_is_a_line_with_its_interval(request_):
 
 def test_a_run_under_way_is_no_row(request_):
     fill(request_, "source_only", FLAT)
-    fill(request_, "entropy", LEARNS[:2])
+    fill(request_, "tent", LEARNS[:2])
     told = tell(request_)
     assert [row["row"] for row in told.cells("table.csv")] == ["source_only"]
     assert told.cells("differences.csv") == []
@@ -194,35 +194,35 @@ def test_lone_patients_have_no_interval(request_):
 
 
 def test_rows_are_compared_with_the_best_other_one_under_the_contract(request_):
-    for method, dice in (("source_only", FLAT), ("self_training", LEARNS), ("supervised", BEST)):
+    for method, dice in (("source_only", FLAT), ("cotta", LEARNS), ("supervised", BEST)):
         fill(request_, method, dice)
     told = tell(request_)
     against = {row["row"]: row["against"] for row in told.cells("differences.csv")}
-    assert against == {"self_training": "source_only", "source_only": "self_training", "supervised": "self_training"}
-    found = told.find("differences.csv", row="self_training", domain="", **{"class": ""})
+    assert against == {"cotta": "source_only", "source_only": "cotta", "supervised": "cotta"}
+    found = told.find("differences.csv", row="cotta", domain="", **{"class": ""})
     assert [float(found[name]) for name in ("difference", "low", "high")] == pytest.approx([0.2 / 3] * 3)
 
 
 def test_only_seeds_that_both_have_are_compared(request_):
     fill(request_, "source_only", FLAT, seed=0)
-    fill(request_, "self_training", LEARNS, seed=0)
-    fill(request_, "self_training", BEST, seed=1)
-    fill(request_, "entropy", BEST, seed=1)
+    fill(request_, "cotta", LEARNS, seed=0)
+    fill(request_, "cotta", BEST, seed=1)
+    fill(request_, "tent", BEST, seed=1)
     told = tell(replace(request_, against="source_only"))
     rows = told.cells("differences.csv")
-    assert {(row["row"], row["seeds"]) for row in rows} == {("self_training", "1"), ("entropy", "0")}
-    first = told.find("differences.csv", row="self_training", domain=SITES[1], **{"class": ""})
+    assert {(row["row"], row["seeds"]) for row in rows} == {("cotta", "1"), ("tent", "0")}
+    first = told.find("differences.csv", row="cotta", domain=SITES[1], **{"class": ""})
     assert float(first["difference"]) == pytest.approx(0.4)
-    nothing = told.find("differences.csv", row="entropy", domain="", **{"class": ""})
+    nothing = told.find("differences.csv", row="tent", domain="", **{"class": ""})
     assert (nothing["difference"], nothing["patients"]) == ("", "0")
 
 
 def test_the_best_other_row_is_one_with_a_seed_in_common(request_):
     fill(request_, "source_only", FLAT, seed=0)
-    fill(request_, "self_training", LEARNS, seed=0)
-    fill(request_, "entropy", BEST, seed=1)
+    fill(request_, "cotta", LEARNS, seed=0)
+    fill(request_, "tent", BEST, seed=1)
     against = {row["row"]: row["against"] for row in tell(request_).cells("differences.csv")}
-    assert against == {"self_training": "source_only", "source_only": "self_training"}
+    assert against == {"cotta": "source_only", "source_only": "cotta"}
 
 
 def test_the_note_stands_with_every_table(request_, tmp_path):
@@ -232,7 +232,7 @@ def test_the_note_stands_with_every_table(request_, tmp_path):
         file.write("same_patient_in_splits: one [bold]volunteer[/bold] a site\n")
     request = replace(request_, pipeline=noted)
     fill(request, "source_only", FLAT)
-    fill(request, "entropy", LEARNS)
+    fill(request, "tent", LEARNS)
     told = tell(request)
     assert told.text.count("one [bold]volunteer[/bold] a site") == 4
     for name in ("table.csv", "comparison.csv", "differences.csv"):
@@ -288,7 +288,7 @@ def test_judging_reaches_the_runs(request_, monkeypatch):
 def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, tmp_path):
     fill(request_, "source_only", FLAT)
     fill(request_, "supervised", BEST)
-    fill(request_, "entropy", LEARNS)
+    fill(request_, "tent", LEARNS)
     common, (run,) = compare_plan.plan_runs(request_, KEY)
     comparison = compare.gather(request_, common, run.sequence.task)
     sizes = []
@@ -302,11 +302,11 @@ def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, 
 
 def test_a_variant_is_a_row_of_its_own(request_):
     fill(request_, "source_only", FLAT)
-    fill(request_, "entropy", LEARNS, label="fast-1.5", changes={"entropy": {"steps": 2}})
+    fill(request_, "tent", LEARNS, label="fast-1.5", changes={"tent": {"steps": 2}})
     told = tell(request_)
-    assert [row["row"] for row in told.cells("table.csv")] == ["entropy (fast-1.5)", "source_only"]
-    row = told.find("comparison.csv", row="entropy (fast-1.5)", quantity="forgetting")
-    assert (row["method"], row["label"]) == ("entropy", "fast-1.5")
+    assert [row["row"] for row in told.cells("table.csv")] == ["source_only", "tent (fast-1.5)"]
+    row = told.find("comparison.csv", row="tent (fast-1.5)", quantity="forgetting")
+    assert (row["method"], row["label"]) == ("tent", "fast-1.5")
 
 
 def refused(request: Request) -> str:
@@ -323,23 +323,23 @@ def test_words_that_say_nothing_are_refused(request_):
     assert refused(replace(request_, methods=["source_only", "sorcery"])) == (
         f"--methods: unknown method 'sorcery'; use one of {methods}"
     )
-    assert refused(replace(request_, label="a b", changes={"entropy": {"steps": 2}})) == (
+    assert refused(replace(request_, label="a b", changes={"tent": {"steps": 2}})) == (
         "--label: expected letters, digits and _.-, got 'a b'; rename the variant"
     )
-    assert refused(replace(request_, changes={"entropy": {"steps": 2}})) == (
+    assert refused(replace(request_, changes={"tent": {"steps": 2}})) == (
         "--set: makes a variant that has no name; give one with --label"
     )
     assert refused(replace(request_, label="fast")) == (
         "--label: names a variant that changes nothing; give the change with --set KEY=VALUE"
     )
-    assert refused(replace(request_, against="entropy")) == ("--against: no row 'entropy'; use one of source_only")
-    nothing = replace(request_, label="fast", changes={"entropy": {"steps": 2}})
+    assert refused(replace(request_, against="tent")) == ("--against: no row 'tent'; use one of source_only")
+    nothing = replace(request_, label="fast", changes={"tent": {"steps": 2}})
     assert refused(nothing) == (
         "--set: changes nothing that source_only reads, or sets what is set already; "
         "change another key, or leave the method out of --methods"
     )
-    wrong = replace(request_, label="fast", changes={"entropy": {"stepz": 2}})
-    assert refused(wrong) == "--set: unknown key 'entropy.stepz'; did you mean 'steps'?"
+    wrong = replace(request_, label="fast", changes={"tent": {"stepz": 2}})
+    assert refused(wrong) == "--set: unknown key 'tent.stepz'; did you mean 'steps'?"
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,", "0,,1", "-1", "1.5", str(2**31), "0;1"])
@@ -359,10 +359,8 @@ def test_lists_of_the_command_line():
 def test_all_methods_and_the_pipelines_seed_unless_told_otherwise(request_):
     _, planned = compare_plan.plan_runs(replace(request_, methods=None), KEY)
     assert [run.name for run in planned] == [f"{method} seed 0" for method in METHODS]
-    _, planned = compare_plan.plan_runs(
-        replace(request_, methods=["entropy", "joint", "entropy"], seeds=[3, 1, 3]), KEY
-    )
-    assert [run.name for run in planned] == ["entropy seed 3", "joint seed 3", "entropy seed 1", "joint seed 1"]
+    _, planned = compare_plan.plan_runs(replace(request_, methods=["tent", "joint", "tent"], seeds=[3, 1, 3]), KEY)
+    assert [run.name for run in planned] == ["tent seed 3", "joint seed 3", "tent seed 1", "joint seed 1"]
 
 
 def test_another_folder_is_refused(request_):
@@ -385,7 +383,7 @@ def test_another_comparison_is_refused(request_, tmp_path):
         "undo the change, or give a new --out folder"
     )
     write_json(folder / "plan.json", read_json(folder / "plan.json") | {"name": "foreign"})
-    foreign = replace(request_, methods=["entropy"])
+    foreign = replace(request_, methods=["tent"])
     assert refused(foreign) == f"{folder}: is a run of another comparison, name differs; move it elsewhere"
     write_json(folder / "plan.json", read_json(folder / "plan.json") | {"name": "tiny", "method": "gone"})
     assert refused(foreign) == f"{folder}: is a run of another comparison, method differs; move it elsewhere"
@@ -423,14 +421,14 @@ def test_configurations_may_differ_in_what_one_method_reads(request_, tmp_path):
 
 
 def test_all_seeds_of_a_row_have_one_plan(request_):
-    changed = {"changes": {"entropy": {"steps": 2}}, "label": "fast"}
-    folder = fill(request_, "entropy", LEARNS, seed=0, **changed)
-    again = replace(request_, methods=["entropy"], label="fast", changes={"entropy": {"steps": 3}})
+    changed = {"changes": {"tent": {"steps": 2}}, "label": "fast"}
+    folder = fill(request_, "tent", LEARNS, seed=0, **changed)
+    again = replace(request_, methods=["tent"], label="fast", changes={"tent": {"steps": 3}})
     assert refused(replace(again, seeds=[1])) == (
-        f"{folder}/plan.json: was run with other settings than entropy (fast) seed 1; give a --label, or a new --out"
+        f"{folder}/plan.json: was run with other settings than tent (fast) seed 1; give a --label, or a new --out"
     )
     assert refused(replace(again, seeds=[0])) == (
-        f"{folder}/plan.json: the folder holds another plan, settings.entropy.steps differs; "
+        f"{folder}/plan.json: the folder holds another plan, settings.tent.steps differs; "
         "undo the change, or give a new --out folder"
     )
 
@@ -460,20 +458,20 @@ def test_damaged_times_are_one_line(request_):
 
 def test_a_failed_run_costs_no_other_its_row(request_, monkeypatch):
     def learn(run: Run) -> None:
-        if run.sequence.method != "entropy":
+        if run.sequence.method != "tent":
             raise TrainingError("1-site-segmenter", "the loss is no number", "lower the learning rate")
-        fill(request_, "entropy", LEARNS)
+        fill(request_, "tent", LEARNS)
 
     monkeypatch.setattr(compare, "run_sequence", learn)
-    request = replace(request_, methods=["batchnorm", "self_training", "entropy"])
+    request = replace(request_, methods=["adabn", "cotta", "tent"])
     with pytest.raises(Problems) as caught:
         tell(request)
     assert caught.value.exit_code == 2
     assert str(caught.value).splitlines() == [
         f"{name} seed 0, 1-site-segmenter: the loss is no number; lower the learning rate"
-        for name in ("batchnorm", "self_training")
+        for name in ("adabn", "cotta")
     ]
-    assert [row["row"] for row in Told(request, "").cells("table.csv")] == ["entropy"]
+    assert [row["row"] for row in Told(request, "").cells("table.csv")] == ["tent"]
 
 
 @pytest.mark.parametrize("error", [Interrupted("0-site", 75), RunFolderError("disk", "is full", "free some space")])
@@ -486,7 +484,7 @@ def test_everything_else_stops_at_once(request_, monkeypatch, error):
 
     monkeypatch.setattr(compare, "run_sequence", learn)
     with pytest.raises(type(error)):
-        tell(replace(request_, methods=["source_only", "entropy"]))
+        tell(replace(request_, methods=["source_only", "tent"]))
     assert calls == ["source_only"]
 
 
@@ -505,8 +503,8 @@ def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeyp
     assert "0-bssfp_1p5t-segmenter:" in printed
     assert printed.splitlines()[-1] == f"every number, and pictures: {out}"
     assert {"comparison.csv", "differences.csv", "table.csv", "matrices.png", "curves.png"} <= set(os.listdir(out))
-    variant = garda("--methods", "batchnorm", "--label", "more", "--set", "batchnorm.batches=4")
-    assert "0-bssfp_1p5t-segmenter:" not in variant and "batchnorm (more) seed 0:" in variant
+    variant = garda("--methods", "adabn", "--label", "more", "--set", "adabn.batches=4")
+    assert "0-bssfp_1p5t-segmenter:" not in variant and "adabn (more) seed 0:" in variant
     again = Request(pipeline, tmp_path / "no scans", out, methods=["source_only"])
     assert compare_plan.plan_runs(again, Pseudonyms(pseudonyms.load_key()))[1][0].finished
     client = MlflowClient(f"sqlite:///{out}/mlflow.db")
@@ -514,6 +512,6 @@ def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeyp
     runs = client.search_runs([experiment.experiment_id], "tags.`garda.stage` = ''")
     assert {run.info.run_name: run.data.tags.get("garda.label") for run in runs} == {
         "source_only seed 0": None,
-        "batchnorm (more) seed 0": "more",
+        "adabn (more) seed 0": "more",
     }
     assert not list(out.glob("runs/**/mlflow.db"))

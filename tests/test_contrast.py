@@ -25,7 +25,7 @@ def slices(difference: float, spread: float, count: int = 16) -> Batch:
 def left(settings: RandomisationSettings, batch: Batch, strength: float) -> Tensor:
     torch.manual_seed(3)
     changed = augment.randomise_appearance(
-        batch.image, calibrate.weaken(settings.model_copy(update={"probability": 1.0}), strength)
+        batch.image, calibrate.scale_strength(settings.model_copy(update={"probability": 1.0}), strength)
     )
     assert batch.label is not None
     return (calibrate.contrast(changed, batch.label, 3) / calibrate.contrast(batch.image, batch.label, 3)).mean()
@@ -48,19 +48,19 @@ def test_one_foreground_class_is_compared_with_the_background():
 
 
 def test_a_strong_contrast_bears_all_and_a_faint_one_less():
-    assert calibrate.bearable_strength(SETTINGS, [slices(0.3, 0.1)], 3, 3) == 1.0
+    assert calibrate.calibrate_strength(SETTINGS, [slices(0.3, 0.1)], 3, 3) == 1.0
     faint = slices(0.05, 0.03)
-    strength = calibrate.bearable_strength(SETTINGS, [faint], 3, 3)
+    strength = calibrate.calibrate_strength(SETTINGS, [faint], 3, 3)
     assert 0 < strength < 1
     assert left(SETTINGS, faint, strength) >= SETTINGS.contrast > left(SETTINGS, faint, strength + 1 / 32)
 
 
 def test_nothing_is_weakened_where_nothing_is_to_be_kept_or_seen():
     faint = slices(0.05, 0.03)
-    assert calibrate.bearable_strength(SETTINGS.model_copy(update={"contrast": 0.0}), [faint], 3, 3) == 1.0
+    assert calibrate.calibrate_strength(SETTINGS.model_copy(update={"contrast": 0.0}), [faint], 3, 3) == 1.0
     assert faint.label is not None
-    assert calibrate.bearable_strength(SETTINGS, [Batch(faint.image, torch.zeros_like(faint.label))], 3, 3) == 1.0
-    assert calibrate.weaken(SETTINGS, 1.0) == SETTINGS
+    assert calibrate.calibrate_strength(SETTINGS, [Batch(faint.image, torch.zeros_like(faint.label))], 3, 3) == 1.0
+    assert calibrate.scale_strength(SETTINGS, 1.0) == SETTINGS
 
 
 def test_measuring_leaves_the_random_numbers_alone():
@@ -68,14 +68,14 @@ def test_measuring_leaves_the_random_numbers_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    calibrate.bearable_strength(SETTINGS, [batch], 3, 3)
+    calibrate.calibrate_strength(SETTINGS, [batch], 3, 3)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_no_strength_leaves_the_curve():
     torch.manual_seed(0)
     image = torch.rand(4, 1, 16, 16)
-    weak = calibrate.weaken(SETTINGS.model_copy(update={"probability": 1.0, "inversion": 0.0}), 0.0)
+    weak = calibrate.scale_strength(SETTINGS.model_copy(update={"probability": 1.0, "inversion": 0.0}), 0.0)
     changed = augment.randomise_appearance(image, weak)
     for before, after in zip(image.flatten(1), changed.flatten(1), strict=True):
         assert (after[before.argsort()].diff() >= -1e-5).all()
@@ -83,4 +83,4 @@ def test_no_strength_leaves_the_curve():
 
 def test_contrast_needs_labels():
     with pytest.raises(ValueError, match="needs labels"):
-        calibrate.bearable_strength(SETTINGS, [Batch(torch.rand(2, 1, 16, 16), None)], 2, 0)
+        calibrate.calibrate_strength(SETTINGS, [Batch(torch.rand(2, 1, 16, 16), None)], 2, 0)

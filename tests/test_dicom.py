@@ -20,11 +20,11 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, MRImageStorage
-from rich.console import Console
+from rich.console import Console as RichConsole
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import DataError, Problems
-from garda.core.files import private_folder, remove_leftovers
+from garda.core.files import private_temporary_folder, remove_leftovers
 from garda.data import build_manifest, dicom, dicom_seg, readers
 from garda.data.dicom_seg import Origin
 from garda.data.manifest import Case
@@ -112,8 +112,8 @@ def scan_file(path: Path) -> ScanFile:
     return ScanFile(path, f"image {path.name}", "m.csv:2")
 
 
-def quiet() -> Reporter:
-    return Reporter(Console(quiet=True))
+def quiet() -> Console:
+    return Console(RichConsole(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +233,8 @@ def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: P
     shutil.copy(nifti, tmp_path / "export" / "scan.nii.gz")
     (tmp_path / "empty").mkdir()
     said = io.StringIO()
-    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        written = predict.predict(package, [tmp_path / "export"], tmp_path / "maps", reporter)
+    with Console(RichConsole(file=said, soft_wrap=True)) as console:
+        written = predict.predict(package, [tmp_path / "export"], tmp_path / "maps", console)
         names = [path.name for path in written]
         assert names == [
             "pat1_ser1.nii.gz",
@@ -244,7 +244,7 @@ def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: P
             "scan.nii.gz",
         ]
         with pytest.raises(DataError, match="is a folder without an image or a DICOM series; check the path"):
-            predict.predict(package, [tmp_path / "empty"], tmp_path / "none", reporter)
+            predict.predict(package, [tmp_path / "empty"], tmp_path / "none", console)
     assert "read as scans of lge_3t, the last site met; --domain for others': " in said.getvalue()
 
 
@@ -254,9 +254,9 @@ def test_private_folders_go_with_their_command_or_with_the_next(tmp_path: Path, 
         (tmp_path / name / "stages").mkdir(parents=True)
         os.utime(tmp_path / name, (0, 0))
     theirs = sorted(tmp_path.iterdir())
-    with private_folder() as mine:
+    with private_temporary_folder() as mine:
         assert mine.stat().st_mode & 0o777 == mine.parent.stat().st_mode & 0o777 == 0o700
-        code = "from garda.core import files as f\nwith f.private_folder() as p: (p / 'a').touch(); f.os._exit(9)"
+        code = "import garda.core.files as f\nwith f.private_temporary_folder() as p: (p / 'a').touch(); f.os._exit(9)"
         subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
         (killed,) = set(mine.parent.iterdir()) - {mine}
         remove_leftovers()
@@ -272,13 +272,13 @@ def test_a_private_folder_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.M
     home = tmp_path / f".garda-private-{os.getuid()}"
     (tmp_path / "elsewhere").mkdir()
     home.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError), private_folder():
+    with pytest.raises(OSError), private_temporary_folder():
         pass
     home.unlink()
     home.mkdir(mode=0o777)
     home.chmod(0o777)
     (home / "planted").mkdir()
-    with pytest.raises(PermissionError, match="is not this user's alone"), private_folder():
+    with pytest.raises(PermissionError, match="is not this user's alone"), private_temporary_folder():
         pass
     remove_leftovers()
     assert (home / "planted").exists()
@@ -427,9 +427,9 @@ def test_a_name_that_pydicom_finds_odd_is_not_printed(package: Path, nifti: Path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         series = write_series(nifti, tmp_path / "series", **odd)
-    with warnings.catch_warnings(), Reporter() as reporter:
+    with warnings.catch_warnings(), Console() as console:
         warnings.simplefilter("default")
-        written = predict.predict(package, [series], tmp_path / "maps", reporter)
+        written = predict.predict(package, [series], tmp_path / "maps", console)
     assert [path.suffix for path in written] == [".gz", ".dcm"]
     said = "".join(capfd.readouterr())
     assert "Mustermann" not in said and "77771" not in said
@@ -511,8 +511,8 @@ def test_predict_writes_dicom_seg_beside_nifti(package: Path, pipeline: Path, ni
     series = write_series(nifti, tmp_path / "series")
     study = zip_study(tmp_path / "study.zip", {"DICOM": write_series(nifti, tmp_path / "other")})
     out = tmp_path / "maps"
-    with quiet() as reporter:
-        written = predict.predict(package, [series, nifti, study], out, reporter)
+    with quiet() as console:
+        written = predict.predict(package, [series, nifti, study], out, console)
     names = ["series.nii.gz", "series.seg.dcm", nifti.name, "study.nii.gz", "study.seg.dcm"]
     assert written == [out / name for name in names] and all(path.stat().st_size for path in written)
     marks = np.asarray(nib.load(out / "series.nii.gz").dataobj)
@@ -521,20 +521,20 @@ def test_predict_writes_dicom_seg_beside_nifti(package: Path, pipeline: Path, ni
     for pixels, frame in zip(segments.pixel_array, segments.PerFrameFunctionalGroupsSequence, strict=True):
         counted[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(pixels.sum())
     assert counted[1:].tolist() == np.bincount(marks.ravel(), minlength=4)[1:].tolist()
-    with quiet() as reporter, pytest.raises(DataError, match=r"series.nii.gz: exists already; give another --out"):
-        predict.predict(package, [series], out, reporter)
+    with quiet() as console, pytest.raises(DataError, match=r"series.nii.gz: exists already; give another --out"):
+        predict.predict(package, [series], out, console)
     (out / "series.nii.gz").unlink()
-    with quiet() as reporter, pytest.raises(DataError, match=r"series.seg.dcm: exists already; give another --out"):
-        predict.predict(package, [series], out, reporter)
+    with quiet() as console, pytest.raises(DataError, match=r"series.seg.dcm: exists already; give another --out"):
+        predict.predict(package, [series], out, console)
     assert dicom_seg.dicom_seg_name(Path("a/b.nii.gz")) == Path("a/b.seg.dcm")
 
 
 def test_without_highdicom_predict_says_so(package: Path, nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dicom_seg, "find_spec", lambda name: None)
     said = io.StringIO()
-    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        written = predict.predict(package, [write_series(nifti, tmp_path / "series")], tmp_path / "maps", reporter)
-        predict.predict(package, [nifti], tmp_path / "other", reporter)
+    with Console(RichConsole(file=said, soft_wrap=True)) as console:
+        written = predict.predict(package, [write_series(nifti, tmp_path / "series")], tmp_path / "maps", console)
+        predict.predict(package, [nifti], tmp_path / "other", console)
     assert [path.name for path in written] == ["series.nii.gz"]
     assert said.getvalue().count('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"') == 1
 
@@ -542,8 +542,8 @@ def test_without_highdicom_predict_says_so(package: Path, nifti: Path, tmp_path:
 def test_headers_that_fit_no_dicom_seg_cost_no_label_map(package: Path, nifti: Path, tmp_path: Path):
     bad = write_series(nifti, tmp_path / "bad", leave_out="FrameOfReferenceUID")
     good = write_series(nifti, tmp_path / "good")
-    with quiet() as reporter, pytest.raises(DataError) as error:
-        predict.predict(package, [bad, good], tmp_path / "maps", reporter)
+    with quiet() as console, pytest.raises(DataError) as error:
+        predict.predict(package, [bad, good], tmp_path / "maps", console)
     assert str(error.value) == (
         f"{bad}: image cannot become a DICOM-SEG, its headers lack FrameOfReferenceUID; "
         "send the series as the scanner wrote it; its label map has been written"
@@ -551,8 +551,8 @@ def test_headers_that_fit_no_dicom_seg_cost_no_label_map(package: Path, nifti: P
     written = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert written == ["bad.nii.gz", "good.nii.gz", "good.seg.dcm"]
     worse = write_series(nifti, tmp_path / "worse", leave_out="StudyInstanceUID")
-    with quiet() as reporter, pytest.raises(Problems, match="lack StudyInstanceUID"):
-        predict.predict(package, [bad, worse], tmp_path / "again", reporter)
+    with quiet() as console, pytest.raises(Problems, match="lack StudyInstanceUID"):
+        predict.predict(package, [bad, worse], tmp_path / "again", console)
 
 
 def test_a_header_that_names_a_patient_is_warned_of_once(package: Path, nifti: Path, tmp_path: Path):
@@ -560,12 +560,12 @@ def test_a_header_that_names_a_patient_is_warned_of_once(package: Path, nifti: P
     removed = write_series(nifti, tmp_path / "removed", PatientIdentityRemoved="YES")
     kept = write_series(nifti, tmp_path / "kept", PatientIdentityRemoved="NO")
     said = io.StringIO()
-    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        predict.predict(package, [named, removed, kept, nifti], tmp_path / "maps", reporter)
+    with Console(RichConsole(file=said, soft_wrap=True)) as console:
+        predict.predict(package, [named, removed, kept, nifti], tmp_path / "maps", console)
     assert said.getvalue().count("warning: ") == 1
     assert "warning: 2 of 4 scans are DICOM without PatientIdentityRemoved=YES: look whether" in said.getvalue()
-    with Reporter(Console(file=(said := io.StringIO()), soft_wrap=True)) as reporter:
-        predict.predict(package, [removed, nifti], tmp_path / "more", reporter)
+    with Console(RichConsole(file=(said := io.StringIO()), soft_wrap=True)) as console:
+        predict.predict(package, [removed, nifti], tmp_path / "more", console)
     assert "warning" not in said.getvalue()
 
 

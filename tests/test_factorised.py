@@ -11,13 +11,18 @@ from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
 from garda.models import factorised_training, unet
 from garda.models.factorised import FactorisedGenerator, FactorisedSettings
-from garda.models.factorised_training import Comparison, FactorisedRecipe, GeneratorSettings, ReconstructionSettings
+from garda.models.factorised_training import (
+    FactorisedTrainer,
+    GeneratorSettings,
+    ReconstructionLoss,
+    ReconstructionLossSettings,
+)
 from garda.models.flow_prior import FlowPrior
 from garda.models.generator import Anatomy
 from garda.models.unet import SegmenterSettings
-from garda.training.cache import Shelf, Stages
+from garda.training.cache import Cache, Stage
 from garda.training.device import Compute, ComputeSettings
-from garda.training.loop import Stage
+from garda.training.loop import Phase
 
 TASK = Task(name="t", classes=("background", "disc"), size=(16, 16))
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
@@ -48,8 +53,8 @@ def seeded():
     torch.manual_seed(0)
 
 
-def stages(folder: Path, shelf: Shelf | None = None) -> Stages:
-    return Stages(lambda part: Stage(part, folder / part, seed=1), shelf or Shelf())
+def stages(folder: Path, cache: Cache | None = None) -> Stage:
+    return Stage(lambda part: Phase(part, folder / part, seed=1), cache or Cache())
 
 
 def teacher():
@@ -57,8 +62,8 @@ def teacher():
     return unet.build_segmenter(TASK, SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))).eval().requires_grad_(False)
 
 
-def recipe(**changes) -> FactorisedRecipe:
-    return FactorisedRecipe(TASK, RECIPE.model_copy(update=changes), COMPUTE)
+def recipe(**changes) -> FactorisedTrainer:
+    return FactorisedTrainer(TASK, RECIPE.model_copy(update=changes), COMPUTE)
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -69,7 +74,7 @@ def test_sizes_that_do_not_fit_are_refused():
 def test_a_new_look_leaves_everything_else_as_it_was(tmp_path):
     source = recipe().learn_source("a", Discs(inverted=False), stages(tmp_path / "a"), teacher())
     before = copy.deepcopy(source.state_dict())
-    later = recipe().learn_look(source, "b", Discs(inverted=True), stages(tmp_path / "b"), teacher())
+    later = recipe().learn_style(source, "b", Discs(inverted=True), stages(tmp_path / "b"), teacher())
     assert source.domains == ("a",) and later.domains == ("a", "b")
     for name, value in source.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -81,9 +86,9 @@ def test_a_new_look_leaves_everything_else_as_it_was(tmp_path):
 
 
 def test_what_the_source_taught_is_shared_between_runs(tmp_path):
-    shelf = Shelf(tmp_path / "shelf", {"seed": 1})
-    first = recipe().learn_source("a", Discs(inverted=False), stages(tmp_path / "a", shelf), teacher())
-    again = recipe().learn_source("a", Discs(inverted=False), stages(tmp_path / "b", shelf), teacher())
+    cache = Cache(tmp_path / "shelf", {"seed": 1})
+    first = recipe().learn_source("a", Discs(inverted=False), stages(tmp_path / "a", cache), teacher())
+    again = recipe().learn_source("a", Discs(inverted=False), stages(tmp_path / "b", cache), teacher())
     assert not (tmp_path / "b").exists()
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
@@ -96,7 +101,7 @@ def test_discs_come_back_with_their_labels_and_a_target_in_its_own_look(tmp_path
     }
     learner = recipe(**lessons)
     source = learner.learn_source("a", Discs(inverted=False), stages(tmp_path / "a"), teacher())
-    both = learner.learn_look(source, "b", Discs(inverted=True), stages(tmp_path / "b"), teacher())
+    both = learner.learn_style(source, "b", Discs(inverted=True), stages(tmp_path / "b"), teacher())
     batch = Discs(inverted=False).batch(7, 32, 5)
     with torch.no_grad():
         code = both.anatomy(batch.image)
@@ -131,13 +136,13 @@ def test_the_prior_draws_the_codes_it_has_learnt():
 
 def test_equal_images_are_no_distance_apart_and_edges_count():
     image = torch.rand(2, 1, 16, 16)
-    compare = Comparison(teacher(), ReconstructionSettings(), COMPUTE)
+    compare = ReconstructionLoss(teacher(), ReconstructionLossSettings(), COMPUTE)
     assert compare(image, image) == 0
     flat = torch.zeros(2, 1, 16, 16)
     stripes = flat.clone()
     stripes[..., ::2] = 0.2
-    no_edges = Comparison(teacher(), ReconstructionSettings(edges=0, features=0), COMPUTE)
-    edges = Comparison(teacher(), ReconstructionSettings(edges=1, features=0), COMPUTE)
+    no_edges = ReconstructionLoss(teacher(), ReconstructionLossSettings(edges=0, features=0), COMPUTE)
+    edges = ReconstructionLoss(teacher(), ReconstructionLossSettings(edges=1, features=0), COMPUTE)
     assert edges(stripes, flat) - no_edges(stripes, flat) == pytest.approx(0.2, abs=1e-6)
 
 

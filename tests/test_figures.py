@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
-from rich.console import Console
+from rich.console import Console as RichConsole
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.evaluation import continual, figures, tables
 from garda.evaluation.continual import Matrix
 from garda.evaluation.metrics import Score
@@ -31,7 +31,7 @@ TWO_AND_ONE = {"first": [(0.8, 2.0), (0.9, 4.0)], "second": [(0.5, 11.0)]}
 
 def lines(table, width: int = 100, **options) -> list[str]:
     printed = StringIO()
-    Console(file=printed, width=width, **options).print(table)
+    RichConsole(file=printed, width=width, **options).print(table)
     return printed.getvalue().splitlines()
 
 
@@ -94,7 +94,7 @@ def test_domains_not_met_yet_are_dim():
 
 def test_a_table_in_a_file_is_as_wide_as_it_must_be():
     printed, wide = StringIO(), tables.matrix_table(make(TWO_AND_ONE))
-    Reporter(Console(file=printed, width=20)).show(wide)
+    Console(RichConsole(file=printed, width=20)).show(wide)
     assert "0.800–0.900" in printed.getvalue()
 
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from benchmarks.gate import hasten, main
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
-from garda.methods.base import Bound, Method, SharedSettings
+from garda.methods.base import Method, Oracle, SharedSettings
 from garda.methods.knowledge import Knowledge
 from garda.methods.registry import METHODS
 from garda.models.factorised import FactorisedGenerator, FactorisedSettings
 from garda.models.generator import Anatomy, Generator
 from garda.safety import quality
-from garda.safety.gate import inspect_incoming, inspect_learnt, reference
-from garda.safety.limits import Check, GateSettings, Reference, Verdict, Views, at_least, at_most, decide
+from garda.safety.gate import inspect_incoming, inspect_learnt, measure_baseline
+from garda.safety.limits import Check, GateDecision, GateSettings, SourceBaseline, Views, at_least, at_most, decide
 from garda.training.device import Compute, ComputeSettings
 from tests import phantoms, test_methods
 from tests.phantoms import SITES
@@ -130,7 +130,7 @@ def known(look: str | None = None, network: nn.Module | None = None, generates: 
     return Knowledge(network or Threshold(), Threshold(), generator, tuple(name for name, _ in looks))  # type: ignore[arg-type]
 
 
-SOURCE = reference(METHOD, known(), Site("plain"), LIMITS, 0)
+SOURCE = measure_baseline(METHOD, known(), Site("plain"), LIMITS, 0)
 
 
 def incoming(slices: Slices) -> list[Check]:
@@ -148,7 +148,7 @@ def decisions(checks: list[Check]) -> dict[str, str]:
 def test_a_site_that_looks_different_passes_every_check():
     before, after = incoming(Site("dim")), learnt(known("dim"))
     assert [check.name for check in before] == ["slices", "blank", "greys", "noise", "recognition"]
-    names = ["finite", "agreement", "replay", "look", "diversity", "recognition", "foreground"]
+    names = ["finite", "agreement", "replay", "style", "diversity", "recognition", "foreground"]
     assert [check.name for check in after] == names
     assert {*decisions(before).values(), *decisions(after).values()} == {"promote"}
     assert decide([*before, *after]).reasons == []
@@ -182,7 +182,7 @@ def test_a_few_slices_are_held_and_not_refused():
     [
         (known("dim", Threshold(slope=-40.0)), "agreement"),
         (known("inverted"), "replay"),
-        (known("bright"), "look"),
+        (known("bright"), "style"),
         (known("one"), "diversity"),
         (known("dim", Threshold(slope=0.5)), "recognition"),
         (known("dim", Threshold(at=-1.0)), "foreground"),
@@ -200,13 +200,13 @@ def test_weights_that_are_not_finite_are_all_that_is_told():
     generator = known("dim")
     generator.generator.weight.fill_(math.inf)  # type: ignore[union-attr, operator]
     assert decisions(learnt(generator)) == {"finite": "refuse"}
-    statistics = {"b": {"scale": torch.tensor([1.0, math.nan])}}
-    assert decisions(learnt(replace(known("dim"), statistics=statistics))) == {"finite": "refuse"}
+    domain_state = {"b": {"scale": torch.tensor([1.0, math.nan])}}
+    assert decisions(learnt(replace(known("dim"), domain_state=domain_state))) == {"finite": "refuse"}
 
 
 def test_without_a_generator_the_images_alone_decide():
     before, after = known(generates=False), replace(known(generates=False), domains=("a", "b"))
-    source = reference(METHOD, before, Site("plain"), LIMITS, 0)
+    source = measure_baseline(METHOD, before, Site("plain"), LIMITS, 0)
     assert source.replay is None and source.look is None and source.views.agreed is None
     checks = inspect_learnt(METHOD, before, after, Site("dim"), source, LIMITS, 0)
     assert decisions(checks) == {"finite": "promote", "recognition": "promote", "foreground": "promote"}
@@ -275,8 +275,8 @@ def test_the_worst_check_decides_and_stands_first_in_the_reasons():
     verdict = decide(checks)
     assert (verdict.decision, decide(checks[:2]).decision, decide(checks[:1]).decision) == ("refuse", "hold", "promote")
     assert verdict.reasons == ["a: three is no number, must be at most 0.2", "b: two is 0.85, must be at least 0.9"]
-    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
-    assert Reference.model_validate_json(SOURCE.model_dump_json()) == SOURCE
+    assert GateDecision.model_validate_json(verdict.model_dump_json()) == verdict
+    assert SourceBaseline.model_validate_json(SOURCE.model_dump_json()) == SOURCE
 
 
 def test_recognition_is_the_geometric_mean_of_the_ratios_of_the_views_that_both_have():
@@ -314,13 +314,13 @@ def test_what_observations_of_pairs_are_at_their_ends():
     assert quality.grey_distance(torch.zeros_like(inside), torch.full_like(inside, 0.25)) == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not issubclass(method, Bound)])
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not issubclass(method, Oracle)])
 def test_every_method_goes_through_the_gate(name, tmp_path):
     method = test_methods.method(name)
     source, first, second = test_methods.follow(name, tmp_path)
     limits = GateSettings(sample=4)
     labelled, target = FakeSlices(0, with_labels=True), Counted(2, with_labels=False)
-    found = reference(method, source, labelled, limits, 0)
+    found = measure_baseline(method, source, labelled, limits, 0)
     checks = inspect_incoming(method, first, "c", target, found, limits, 0)
     checks += inspect_learnt(method, first, second, target, found, limits, 0)
     assert all(check.value is not None for check in checks)

@@ -13,19 +13,19 @@ from garda.data.augment import ImitatedGeometrySettings
 from garda.data.dataset import Batch
 from garda.data.task import Task
 from garda.models import stylegan, stylegan_training, unet
-from garda.models.factorised_training import FactorisedRecipe, GeneratorSettings
+from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings
 from garda.models.features import FeatureSettings, VGG19Encoder, adain, build_encoder
-from garda.models.generator import Recipe
+from garda.models.generator import GeneratorTrainer
 from garda.models.stylegan import Discriminator, StyleGenerator, StyleSettings
 from garda.models.stylegan_training import (
-    AdversarialSettings,
-    Duel,
-    FromImages,
-    FromStyle,
-    ImageLessonSettings,
-    StyleLessonSettings,
-    StyleRecipe,
-    StyleRecipeSettings,
+    GanObjective,
+    GanSettings,
+    GanStep,
+    GanStyleObjective,
+    GanStyleSettings,
+    GanTrainingSettings,
+    StyleGanTrainer,
+    StyleGanTrainerSettings,
 )
 from garda.models.unet import SegmenterSettings
 from garda.training import loop
@@ -36,7 +36,7 @@ TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
 
 
-GENERATORS = {"style": StyleRecipe, "factorised": FactorisedRecipe}
+GENERATORS = {"style": StyleGanTrainer, "factorised": FactorisedTrainer}
 
 
 def style_generator(*domains: str) -> StyleGenerator:
@@ -51,11 +51,11 @@ def seeded():
     torch.manual_seed(0)
 
 
-def tiny_recipe(family: str) -> Recipe:
+def tiny_recipe(family: str) -> GeneratorTrainer:
     factorised = GeneratorSettings.model_validate(
         {"network": {"code": 2, "appearance": 3, "widths": [4, 8], "prior_width": 8}}
     )
-    settings = {"style": StyleRecipeSettings(network=TINY), "factorised": factorised}
+    settings = {"style": StyleGanTrainerSettings(network=TINY), "factorised": factorised}
     return GENERATORS[family](TASK, settings[family], COMPUTE)
 
 
@@ -129,7 +129,7 @@ def test_minibatch_deviation():
 
 def test_the_average_of_constant_weights_is_that_constant():
     generator = style_generator("a")
-    duel = Duel(generator, Discriminator(1, (16, 16), (4, 4), ("a",)), AdversarialSettings(steps=8), COMPUTE)
+    duel = GanStep(generator, Discriminator(1, (16, 16), (4, 4), ("a",)), GanSettings(steps=8), COMPUTE)
     before = copy.deepcopy(generator.state_dict())
     for _ in range(5):
         duel._average.update_parameters(generator)
@@ -144,10 +144,10 @@ class Mean(nn.Module):
 
 
 def test_a_generator_learns_the_brightness_of_its_source():
-    lesson = ImageLessonSettings(
+    lesson = GanTrainingSettings(
         steps=60, batch=8, learning_rate=1e-2, average_images=40, widths=(8, 8, 8), geometry=None
     )
-    objective = FromImages(TASK, "a", TINY, lesson, COMPUTE)
+    objective = GanObjective(TASK, "a", TINY, lesson, COMPUTE)
     drawn = objective.generator.draw(16)
 
     def error() -> float:
@@ -165,10 +165,10 @@ def test_a_generator_learns_the_brightness_of_its_source():
 
 def test_a_new_look_is_learnt_and_the_old_one_kept():
     source = style_generator("a").eval()
-    lesson = StyleLessonSettings(
+    lesson = GanStyleSettings(
         steps=150, batch=8, learning_rate=5e-3, average_images=40, widths=(8, 8), content=0.0, distillation=10.0
     )
-    objective = FromStyle(TASK, "b", source, Mean(), lesson, COMPUTE)
+    objective = GanStyleObjective(TASK, "b", source, Mean(), lesson, COMPUTE)
     anatomy = source.draw(16)
     old, new = torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
     before = source.sample(anatomy, old)
@@ -199,7 +199,7 @@ class Judge(nn.Module):
 
 
 class StyleStep:
-    """One step of :class:`FromStyle` on domains a, b and the new c, with a judge by hand; no weight changes.
+    """One step of :class:`GanStyleObjective` on domains a, b and the new c, with a judge by hand; no weight changes.
 
     Attributes:
         losses: what the step told.
@@ -219,10 +219,10 @@ class StyleStep:
         self.target = torch.rand(self.COUNT - self.OLD, 1, 16, 16)
         patch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
         patch.setattr(stylegan_training, "Discriminator", Judge)
-        objective = FromStyle(TASK, "c", previous, Mean(), StyleLessonSettings(steps=2, batch=self.COUNT), COMPUTE)
+        objective = GanStyleObjective(TASK, "c", previous, Mean(), GanStyleSettings(steps=2, batch=self.COUNT), COMPUTE)
         names = {id(optimizer): name for name, optimizer in objective._duel._optimizers.items()}
         note = self.descended.__setitem__
-        patch.setattr(loop, "descend", lambda optimizer, loss: note(names[id(optimizer)], loss.detach()))
+        patch.setattr(loop, "backward_step", lambda optimizer, loss: note(names[id(optimizer)], loss.detach()))
         generator, judge = objective._duel.generator, objective._duel._discriminator
         with torch.no_grad():
             for parameter in generator.parameters():
@@ -295,7 +295,7 @@ def test_motion_augments_what_the_discriminator_sees(monkeypatch, geometry):
     monkeypatch.setattr(stylegan_training, "Discriminator", Judge)
     anatomy, real = style_generator("a").draw(4), torch.rand(4, 1, 16, 16)
     monkeypatch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
-    objective = FromImages(TASK, "a", TINY, ImageLessonSettings(steps=2, batch=4, geometry=geometry), COMPUTE)
+    objective = GanObjective(TASK, "a", TINY, GanTrainingSettings(steps=2, batch=4, geometry=geometry), COMPUTE)
     with torch.no_grad():
         fake = objective._duel.generator(anatomy, torch.zeros(4, dtype=torch.long))
     objective.step(Batch(real, None), 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import Interrupted
 from garda.core.signals import Stopping
 from garda.data import manifest
@@ -64,8 +64,8 @@ def test_a_package_of_a_gpu_answers_alike_on_a_cpu(pipeline: Path, tmp_path: Pat
 def test_a_label_map_is_written_from_the_device(pipeline: Path, tmp_path: Path):
     phantoms.run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
     image = next((pipeline.parent / "data" / SITES[1] / "images").glob("*.nii.gz"))
-    with Reporter() as reporter:
-        (written,) = predict.predict(tmp_path / "run", [image], tmp_path / "maps", reporter)
+    with Console() as console:
+        (written,) = predict.predict(tmp_path / "run", [image], tmp_path / "maps", console)
     assert np.asarray(nib.load(written).dataobj).max() < 4
 
 

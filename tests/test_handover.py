@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from rich.console import Console as RichConsole
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import (
     CheckpointError,
     ConfigError,
@@ -28,10 +28,10 @@ from garda.evaluation import metrics
 from garda.handover import format, ledger, load, signing, verify
 from garda.handover.format import CARD, KNOWLEDGE, OPEN
 from garda.handover.signing import Trusted
-from garda.methods.base import Bound
+from garda.methods.base import Oracle
 from garda.methods.registry import METHODS
 from garda.runs import hop, predict, stage
-from garda.runs.hop import Hop, adapt, evaluate_package
+from garda.runs.hop import Hop
 from garda.runs.run import run_sequence
 from garda.runs.tracking import InMemory
 from tests import phantoms, test_cli
@@ -61,8 +61,8 @@ def source(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hop_to(pipeline: Path, package: Path, site: int, out: Path, **changes) -> Hop:
     manifest = pipeline.parent / "data" / "manifests" / f"{SITES[site]}.csv"
-    reporter, pseudonyms = Reporter(Console(quiet=True)), Pseudonyms(f"key of site {site}".encode())
-    made = Hop(package, manifest, pipeline.parent / "data", out, InMemory(), reporter, Stopping(), pseudonyms)
+    console, pseudonyms = Console(RichConsole(quiet=True)), Pseudonyms(f"key of site {site}".encode())
+    made = Hop(package, manifest, pipeline.parent / "data", out, InMemory(), console, Stopping(), pseudonyms)
     return replace(made, **changes)
 
 
@@ -74,13 +74,13 @@ def copy(package: Path, folder: Path) -> Path:
     return Path(shutil.copytree(package, folder / "package"))
 
 
-@pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Bound)])
+@pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Oracle)])
 def test_hop_by_hop_is_the_sequence_to_the_bit(method, pipeline, tmp_path):
     whole = tmp_path / "run"
     phantoms.run_tiny(pipeline, whole, method=method)
-    first = adapt(hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
+    first = hop.adapt(hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
     shutil.move(tmp_path / "1", tmp_path / "elsewhere")
-    second = adapt(hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
+    second = hop.adapt(hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
     assert not first.exists()
     assert knowledge(tmp_path / "elsewhere") == knowledge(format.find_stage(whole, 1))
     with format.opened(second) as folder:
@@ -116,7 +116,7 @@ def test_a_package_holds_the_scores_that_the_run_has(finished):
 
 
 def test_a_hospital_scores_what_it_has_labels_for_before_and_after(pipeline, source, finished, tmp_path):
-    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     entry = verify.verify(tmp_path / "1").entries[-1]
     assert {(result.stage, result.domain) for result in entry.scores} == {(0, SITES[1]), (1, SITES[1])}
     rows = [row for row in metrics.read_scores(finished / "scores.csv") if row.domain == SITES[1] and row.stage < 2]
@@ -125,24 +125,24 @@ def test_a_hospital_scores_what_it_has_labels_for_before_and_after(pipeline, sou
 
 def test_the_same_hop_again_changes_nothing(pipeline, source, tmp_path):
     made = hop_to(pipeline, source, 1, tmp_path / "1")
-    adapt(made)
+    hop.adapt(made)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()}
-    adapt(made)
+    hop.adapt(made)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()} == before
     with pytest.raises(RunFolderError, match="exists already, and is not what this hop gives; give another --out"):
-        adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
+        hop.adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
 
 
 def test_a_stopped_hop_goes_on(pipeline, source, finished, tmp_path):
     stop = StopAt(f"1-{SITES[1]}-adapter", 1)
     with pytest.raises(Interrupted):
-        adapt(hop_to(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
+        hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
     work = tmp_path / ".1.work"
     assert (work / "stages" / f"1-{SITES[1]}" / "training" / "adapter" / "checkpoint.pt").exists()
     assert not (tmp_path / "1").exists()
     with pytest.raises(RunFolderError, match=r"another plan, domains\.1\.manifest differs"):
-        adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
-    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+        hop.adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
+    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
     assert not work.exists()
 
@@ -155,8 +155,8 @@ def test_a_hop_killed_after_learning_goes_on(function, pipeline, source, finishe
     with monkeypatch.context() as patch:
         patch.setattr(f"garda.runs.{function}", die)
         with pytest.raises(KeyboardInterrupt):
-            adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
-    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+            hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
     verify.verify(tmp_path / "1")
 
@@ -172,7 +172,7 @@ def test_a_run_killed_while_sealing_seals_again(name, pipeline, tmp_path, monkey
             phantoms.run_tiny(pipeline, tmp_path / "run", method="source_only")
     assert (format.find_stage(tmp_path / "run") / OPEN).exists()
     with pytest.raises(PackageError, match="its stage has not been finished; run the same command again first"):
-        adapt(hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1"))
+        hop.adapt(hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1"))
     phantoms.run_tiny(pipeline, tmp_path / "run", method="source_only")
     assert len(verify.verify(format.find_stage(tmp_path / "run")).entries) == 3
 
@@ -266,9 +266,9 @@ def test_a_file_that_fits_its_digest_alone_is_found(name, what, finished, tmp_pa
 
 def test_a_package_of_a_newer_format_says_so(finished, tmp_path):
     package = copy(format.find_stage(finished), tmp_path)
-    setup = json.loads((package / "setup.json").read_text()) | {"format": 2, "new": 1}
+    setup = json.loads((package / "setup.json").read_text()) | {"format": 3, "new": 1}
     (package / "setup.json").write_text(json.dumps(setup))
-    with pytest.raises(PackageError, match="is of format 2, this version of garda knows 1; use the version"):
+    with pytest.raises(PackageError, match="is of format 3, this version of garda knows 1 to 2; use the version"):
         load.load_package(package)
 
 
@@ -380,11 +380,11 @@ def test_a_package_holds_files_and_nothing_else(finished, tmp_path):
 
 
 def test_the_same_hop_with_other_options_is_not_called_done(pipeline, source, tmp_path):
-    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     key, _ = sign(tmp_path, "a.key")
     for options in ({"key": key}, {"audited": True}, {"pseudonyms": Pseudonyms(b"another key")}):
         with pytest.raises(RunFolderError, match="is not what this hop gives"):
-            adapt(hop_to(pipeline, source, 1, tmp_path / "1", **options))
+            hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1", **options))
 
 
 def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_path, monkeypatch):
@@ -394,14 +394,14 @@ def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_
     with monkeypatch.context() as patch:
         patch.setattr("garda.runs.hop._remove", die)
         with pytest.raises(KeyboardInterrupt):
-            adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+            hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     assert (tmp_path / ".1.work").stat().st_mode & 0o777 == 0o700
-    adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
     assert not (tmp_path / ".1.work").exists()
 
 
 def test_the_accelerator_is_this_machines(pipeline, source, finished, tmp_path):
-    adapt(hop_to(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "cpu"}}))
+    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "cpu"}}))
     assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
 
 
@@ -429,8 +429,8 @@ def test_weights_are_read_without_executing_code(finished, tmp_path):
     torch.save({"w": torch.ones(1)}, package / "segmenter.safetensors")
     with pytest.raises(CheckpointError, match="is truncated or damaged"):
         load.load_package(package)
-    with Reporter() as reporter, pytest.raises(PackageError, match=r"segmenter\.safetensors: has been changed"):
-        predict.predict(package, [], tmp_path / "out", reporter)
+    with Console() as console, pytest.raises(PackageError, match=r"segmenter\.safetensors: has been changed"):
+        predict.predict(package, [], tmp_path / "out", console)
 
 
 def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
@@ -443,7 +443,7 @@ def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
             text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
         manifest.write_text(text)
     phantoms.run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
-    adapt(hop_to(folder / "pipeline.yaml", format.find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
+    hop.adapt(hop_to(folder / "pipeline.yaml", format.find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii", b"/tmp", b"P-", b"C-"]
     for file in [*format.find_stage(tmp_path / "run").iterdir(), *(tmp_path / "1").iterdir()]:
         contents = file.read_bytes()
@@ -467,8 +467,8 @@ def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
     run_sequence(replace(run, key=first))
     package = format.find_stage(tmp_path / "run", 0)
     with pytest.raises(PackageError, match=f"ledger line 1: signed by a stranger, {a}"):
-        adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
-    adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
+        hop.adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
+    hop.adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
     found = verify.verify(tmp_path / "1", [Trusted(a), Trusted(b, SITES[1])])
     assert [(signature.line, signature.key) for signature in found.signatures] == [(1, a), (2, b)]
     with pytest.raises(PackageError, match="ledger line 2: signed by a stranger"):
@@ -480,7 +480,7 @@ def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
             tmp_path / "1", [signing.sign_line(line, number, second) for number, line in enumerate(lines, 1)]
         )
         verify.verify(tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])
-    adapt(hop_to(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
+    hop.adapt(hop_to(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
     with pytest.raises(PackageError, match="ledger line 2: nobody has signed it; ask its site to sign"):
         verify.verify(tmp_path / "unsigned", [Trusted(a), Trusted(b)])
     assert len(verify.verify(tmp_path / "unsigned").signatures) == 1
@@ -535,7 +535,7 @@ def test_a_package_that_vanishes_while_it_is_learnt_from_gives_no_package(pipeli
     shutil.copytree(format.find_stage(finished, 0), tmp_path / "source")
     monkeypatch.setattr(hop, "learn", learn)
     with pytest.raises(PackageError, match="has lost its ledger since it was opened; run the same command again"):
-        adapt(hop_to(pipeline, tmp_path / "source", 1, tmp_path / "1"))
+        hop.adapt(hop_to(pipeline, tmp_path / "source", 1, tmp_path / "1"))
     assert not (tmp_path / "1").exists()
 
 
@@ -586,22 +586,22 @@ def test_what_cannot_be_adapted_is_told_and_nothing_is_written(pipeline, source,
     ]
     for made, what in cases:
         with pytest.raises((PackageError, DataError, ConfigError), match=what):
-            adapt(made)
+            hop.adapt(made)
         assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
 def test_a_package_is_scored_wherever_there_are_labels(pipeline, source, finished, tmp_path):
     manifests = [pipeline.parent / "data" / "manifests" / f"{site}.csv" for site in SITES]
-    quiet = Reporter(Console(quiet=True))
-    scores = evaluate_package(source, manifests, pipeline.parent / "data", quiet, Pseudonyms(b"a key for tests"))
+    quiet = Console(RichConsole(quiet=True))
+    scores = hop.evaluate_package(source, manifests, pipeline.parent / "data", quiet, Pseudonyms(b"a key for tests"))
     assert scores == [row for row in metrics.read_scores(finished / "scores.csv") if row.stage == 0]
 
 
 def test_a_package_predicts_as_its_run(pipeline, source, finished, tmp_path):
     image = next((pipeline.parent / "data" / SITES[1] / "images").glob("*_003.nii.gz"))
-    with Reporter(Console(quiet=True)) as reporter:
-        (one,) = predict.predict(source, [image], tmp_path / "package", reporter)
-        (other,) = predict.predict(finished, [image], tmp_path / "run", reporter, stage=0)
+    with Console(RichConsole(quiet=True)) as console:
+        (one,) = predict.predict(source, [image], tmp_path / "package", console)
+        (other,) = predict.predict(finished, [image], tmp_path / "run", console, stage=0)
     assert one.read_bytes() == other.read_bytes()
 
 

@@ -31,10 +31,10 @@ def untrained(learner: Method, domains: tuple[str, ...]) -> Knowledge:
         generator.add_domain(domain)
         for weight in generator.branches[-1].parameters():
             weight.data += 0.01 * torch.randn_like(weight)
-        generator.round_look()
+        generator.round_style()
     segmenter, teacher = (unet.build_segmenter(learner.task, learner.shared.segmenter) for _ in range(2))
     return Knowledge(
-        segmenter, teacher, generator, domains, {domain: adapter.read_own(segmenter) for domain in domains}
+        segmenter, teacher, generator, domains, {domain: adapter.adapter_state_dict(segmenter) for domain in domains}
     )
 
 
@@ -83,7 +83,7 @@ def test_a_target_branch_holds_what_float16_holds_and_the_source_one_more(tmp_pa
 
 
 def test_rounding_changes_nothing_but_the_branch(tmp_path, monkeypatch):
-    monkeypatch.setattr(FactorisedGenerator, "round_look", lambda generator: None)
+    monkeypatch.setattr(FactorisedGenerator, "round_style", lambda generator: None)
     for rounded, plain in zip(test_methods.known_by("garda"), test_methods.follow("garda", tmp_path), strict=True):
         ours, theirs = test_methods.weights(rounded), test_methods.weights(plain)
         targets = [name for name in ours if name.startswith("generator.branches.") and ".branches.0." not in name]
@@ -96,7 +96,7 @@ def test_rounding_changes_nothing_but_the_branch(tmp_path, monkeypatch):
 
 def test_knowledge_that_was_written_in_float32_is_read_and_stays_so(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(FactorisedGenerator, "round_look", lambda generator: None)
+        patch.setattr(FactorisedGenerator, "round_style", lambda generator: None)
         patch.setattr(FactorisedGenerator, "kept_state", lambda generator: generator.state_dict())
         known = test_methods.follow("garda", tmp_path)[1]
         known.save(tmp_path / "old")

@@ -18,14 +18,14 @@ from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
 from garda.handover.settings import deciding_settings, parse_settings
 from garda.methods import registry
-from garda.methods.base import Bound, Method
+from garda.methods.base import Method, Oracle
 from garda.methods.garda_paper import GardaPaper
-from garda.methods.knowledge import STATISTICS_LIMIT, Knowledge
+from garda.methods.knowledge import DOMAIN_STATE_LIMIT, Knowledge
 from garda.methods.registry import METHODS
 from garda.models.features import FeatureSettings
-from garda.models.objectives import FromLabels
-from garda.training.cache import Shelf, Stages
-from garda.training.loop import Stage
+from garda.models.objectives import SupervisedObjective
+from garda.training.cache import Cache, Stage
+from garda.training.loop import Phase
 from tests.phantoms import CONFIG
 
 NOTHING_LEARNT = ("histogram", "randomised", "source_only")  # at a target
@@ -53,16 +53,16 @@ def method(name: str) -> Method:
 
 
 def stages(folder: Path, index: int):
-    return Stages(lambda part: Stage(f"{index}-{part}", folder / f"{index}-{part}", seed=index))
+    return Stage(lambda part: Phase(f"{index}-{part}", folder / f"{index}-{part}", seed=index))
 
 
 def learn_source(learner: Method, folder: Path) -> Knowledge:
     return learner.learn_source("a", FakeSlices(0, with_labels=True), stages(folder, 0))
 
 
-def learn_target(learner: Method, knowledge: Knowledge, domain: str, opened: Stages) -> Knowledge:
+def learn_target(learner: Method, knowledge: Knowledge, domain: str, opened: Stage) -> Knowledge:
     """Give a method what it may see of a target, and a bound what it may see of all domains met."""
-    if isinstance(learner, Bound):
+    if isinstance(learner, Oracle):
         labelled = {d: d == "a" or learner.reads_target_labels for d in (*knowledge.domains, domain)}
         met = {d: FakeSlices("abc".index(d), with_labels=labelled[d]) for d in labelled}
         return learner.adapt_jointly(knowledge, met, opened)
@@ -87,11 +87,11 @@ def known_by(name: str) -> list[Knowledge]:
 
 def weights(knowledge: Knowledge) -> dict[str, torch.Tensor]:
     """Everything that is kept, by name."""
-    parts = {"segmenter": knowledge.segmenter, "teacher": knowledge.teacher, "generator": knowledge.generator}
+    parts = {"segmenter": knowledge.segmenter, "teacher": knowledge.source_segmenter, "generator": knowledge.generator}
     states = {part: network.state_dict() for part, network in parts.items() if network is not None}
     return {
         f"{part}.{name}": value.clone()
-        for part, state in {**states, **knowledge.statistics}.items()
+        for part, state in {**states, **knowledge.domain_state}.items()
         for name, value in state.items()
     }
 
@@ -101,7 +101,7 @@ def networks(learner: Method, knowledge: Knowledge) -> dict[str, torch.Tensor]:
     return {
         f"{domain}.{name}": value
         for domain in "abcd"
-        for name, value in learner.network(knowledge, domain).state_dict().items()
+        for name, value in learner.network_for(knowledge, domain).state_dict().items()
     }
 
 
@@ -121,12 +121,12 @@ def test_domains_are_named_in_order(name):
     assert [known.domains for known in known_by(name)] == [("a",), ("a", "b"), ("a", "b", "c")]
 
 
-@pytest.mark.parametrize("name", ["garda", "batchnorm", "randomised", "source_only"])
+@pytest.mark.parametrize("name", ["garda", "adabn", "randomised", "source_only"])
 def test_a_domain_that_was_met_is_read_by_the_same_network_ever_after(name):
     learner = method(name)
     _, second, third = known_by(name)
     for domain in "ab":
-        before, after = (learner.network(known, domain).state_dict() for known in (second, third))
+        before, after = (learner.network_for(known, domain).state_dict() for known in (second, third))
         assert_equal(before, after)
 
 
@@ -135,17 +135,17 @@ def test_what_reads_equally_has_networks_that_are_equal_to_the_bit(name):
     learner = method(name)
     _, second, third = known_by(name)
     for domain in "abcd":
-        before, after = (learner.network(known, domain).state_dict() for known in (second, third))
+        before, after = (learner.network_for(known, domain).state_dict() for known in (second, third))
         equal = all(torch.equal(before[key], after[key]) for key in before)
         assert learner.reads_equally(second, third, domain) == equal
 
 
 def test_garda_reads_every_domain_with_its_own_share_and_an_unknown_one_with_the_trunk():
     learner, known = method("garda"), known_by("garda")[-1]
-    shares = {domain: learner.network(known, domain).state_dict() for domain in "abcd"}
+    shares = {domain: learner.network_for(known, domain).state_dict() for domain in "abcd"}
     assert_equal(shares["d"], known.segmenter.state_dict())
-    assert_equal(known.teacher.state_dict(), known.segmenter.state_dict())
-    own = set(known.statistics["a"])
+    assert_equal(known.source_segmenter.state_dict(), known.segmenter.state_dict())
+    own = set(known.domain_state["a"])
     for domain in "abc":
         changed = {name for name, value in shares[domain].items() if not torch.equal(value, shares["d"][name])}
         assert changed and changed <= own
@@ -191,11 +191,11 @@ def test_a_target_stage_that_was_stopped_ends_with_equal_weights(name, tmp_path)
     def stop(done: int, total: int) -> None:
         stopping.exit_code = 75 if done == 2 else None
 
-    def stopped(part: str) -> Stage:
-        return Stage(part, tmp_path / f"1-{part}", seed=1, stopping=stopping, progress=stop)
+    def stopped(part: str) -> Phase:
+        return Phase(part, tmp_path / f"1-{part}", seed=1, stopping=stopping, progress=stop)
 
     with pytest.raises(Interrupted):
-        learn_target(learner, source, "b", Stages(stopped))
+        learn_target(learner, source, "b", Stage(stopped))
     again = learn_target(learner, source, "b", stages(tmp_path, 1))
     assert_equal(weights(whole), weights(again))
 
@@ -205,7 +205,7 @@ def test_networks_predict_without_gradients_and_batches(name):
     learner = method(name)
     for known in known_by(name):
         for domain in "abcd":
-            network = learner.network(known, domain)
+            network = learner.network_for(known, domain)
             assert not network.training
             assert not any(weight.requires_grad for weight in network.parameters())
 
@@ -255,10 +255,10 @@ def test_damaged_knowledge_is_told_in_one_line(tmp_path):
 def test_statistics_survive_and_stay_few(tmp_path):
     known = known_by("source_only")[0]
     numbers = {"a": {"landmarks": torch.arange(3.0)}}
-    Knowledge(known.segmenter, known.teacher, None, ("a",), numbers).save(tmp_path / "kept")
-    assert torch.equal(method("source_only").load(tmp_path / "kept").statistics["a"]["landmarks"], torch.arange(3.0))
-    with pytest.raises(ValueError, match=f"more than {STATISTICS_LIMIT}"):
-        Knowledge(known.segmenter, known.teacher, None, ("a",), {"a": {"image": torch.zeros(200, 200)}})
+    Knowledge(known.segmenter, known.source_segmenter, None, ("a",), numbers).save(tmp_path / "kept")
+    assert torch.equal(method("source_only").load(tmp_path / "kept").domain_state["a"]["landmarks"], torch.arange(3.0))
+    with pytest.raises(ValueError, match=f"more than {DOMAIN_STATE_LIMIT}"):
+        Knowledge(known.segmenter, known.source_segmenter, None, ("a",), {"a": {"image": torch.zeros(200, 200)}})
 
 
 def test_settings_name_the_file_and_the_nearest_key():
@@ -286,10 +286,10 @@ def test_garda_paper_refuses_knowledge_without_its_generator(tmp_path):
 
 
 def test_randomised_starts_randomised_and_source_only_plain_whatever_the_others_do(tmp_path):
-    assert method("randomised").source_lesson.randomisation is not None
+    assert method("randomised").source_settings.randomisation is not None
     for name, randomised in (("source_only", False), ("garda_paper", True)):
         settings = parse_settings(name, {"source": {"randomisation": {}}}, "x")
-        assert (registry.build_method(name, settings, TASK).source_lesson.randomisation is not None) == randomised
+        assert (registry.build_method(name, settings, TASK).source_settings.randomisation is not None) == randomised
 
 
 class FaintSlices(FakeSlices):
@@ -308,25 +308,29 @@ class FaintSlices(FakeSlices):
 
 def test_a_source_with_faint_classes_is_randomised_less(tmp_path, monkeypatch):
     learner, noted, used = method("randomised"), [], []
-    whole = learner.source_lesson.randomisation
-    monkeypatch.setattr("garda.methods.base.FromLabels", lambda *given: used.append(given[2]) or FromLabels(*given))
+    whole = learner.source_settings.randomisation
+    monkeypatch.setattr(
+        "garda.methods.base.SupervisedObjective", lambda *given: used.append(given[2]) or SupervisedObjective(*given)
+    )
     for slices in (FakeSlices(0, with_labels=True), FaintSlices()):
         folder = tmp_path / type(slices).__name__
-        opened = Stages(lambda part, folder=folder: Stage(part, folder, 0, log=lambda _, found: noted.append(found)))
+        opened = Stage(lambda part, folder=folder: Phase(part, folder, 0, log=lambda _, found: noted.append(found)))
         learner.learn_source("a", slices, opened)
     strengths = [found["randomisation_strength"] for found in noted if "randomisation_strength" in found]
     assert len(strengths) == 2 and strengths[1] < strengths[0] <= 1
-    assert [lesson.randomisation for lesson in used] == [calibrate.weaken(whole, strength) for strength in strengths]
+    assert [lesson.randomisation for lesson in used] == [
+        calibrate.scale_strength(whole, strength) for strength in strengths
+    ]
 
 
 def test_runs_share_what_they_learn_from_the_source(tmp_path):
     learner, seconds = method("source_only"), []
 
-    def shelved(folder: Path, seed: int) -> Stages:
-        def open_stage(part: str) -> Stage:
-            return Stage(part, folder / part, seed=seed, ended=seconds.append)
+    def shelved(folder: Path, seed: int) -> Stage:
+        def open_stage(part: str) -> Phase:
+            return Phase(part, folder / part, seed=seed, ended=seconds.append)
 
-        return Stages(open_stage, Shelf(tmp_path / "shelf", {"seed": seed}))
+        return Stage(open_stage, Cache(tmp_path / "shelf", {"seed": seed}))
 
     slices = FakeSlices(0, with_labels=True)
     first = learner.learn_source("a", slices, shelved(tmp_path / "first", 0))

@@ -21,7 +21,7 @@ from garda.handover.settings import parse_settings
 from garda.runs.tracking import InMemory
 from garda.training import distributed, loop, sharding, weights
 from garda.training.distributed import _Crew
-from garda.training.loop import Stage
+from garda.training.loop import Phase
 from garda.training.sharding import BatchNorm2d
 from tests import phantoms
 from tests.pair import CHANGES, METHODS, losses
@@ -93,7 +93,7 @@ def test_running_statistics_are_those_of_the_whole_batch(pair):
     """Of the first layer; in later ones biases that decide nothing, before a normalisation, follow rounding."""
     alone, two = (
         weights.read_weights(pair[0] / run / "stages" / f"0-{SITES[0]}" / "package" / "segmenter.safetensors")
-        for run in ("alone/self_training", "source/self_training")
+        for run in ("alone/cotta", "source/cotta")
     )
     (name,) = [name for name in alone if name.startswith("conv_0.conv_0.") and name.endswith("running_var")]
     assert two[name].tolist() == pytest.approx(alone[name].tolist(), rel=1e-3)
@@ -191,7 +191,7 @@ def test_a_stop_while_a_checkpoint_is_written_waits_for_the_next_step(tmp_path):
         def step(self, batch, step):
             return {"loss": torch.zeros(())}
 
-    stage = Stage("s", tmp_path / "s", seed=0, stopping=stopping, checkpoint_seconds=1e-9)
+    stage = Phase("s", tmp_path / "s", seed=0, stopping=stopping, checkpoint_seconds=1e-9)
     with stopping.listening(), pytest.raises(Interrupted) as caught:
         loop.fit(Objective, lambda step: None, 5, stage)
     assert caught.value.exit_code == 75
@@ -239,17 +239,17 @@ def test_halves_of_a_batch_are_shared_equally_too():
 
 def test_one_process_keeps_what_it_is_given():
     x = torch.randn(4, 3, 2, 2)
-    assert x[sharding.part(4)].data_ptr() == x.data_ptr() and x[sharding.part(1, 3)].data_ptr() == x.data_ptr()
-    assert sharding.mean(x) is x and distributed.largest(3) == 3 and distributed.share("a") == "a"
+    assert x[sharding.shard(4)].data_ptr() == x.data_ptr() and x[sharding.shard(1, 3)].data_ptr() == x.data_ptr()
+    assert sharding.mean(x) is x and distributed.largest(3) == 3 and distributed.broadcast("a") == "a"
     with distributed.together():
-        assert distributed.size() == 1
+        assert distributed.world_size() == 1
     ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)
     assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)
 
 
 def test_normalisation_by_the_whole_batch_is_torchs(monkeypatch):
     """With one process's own sums in place of the others', the formula alone is compared."""
-    monkeypatch.setattr(sharding, "size", lambda: 2)
+    monkeypatch.setattr(sharding, "world_size", lambda: 2)
     monkeypatch.setattr(sharding, "mean", lambda tensor: tensor)
     half = torch.randn(4, 3, 5, 5, dtype=torch.float64).float()
     whole = torch.cat([half, half])
@@ -262,9 +262,9 @@ def test_normalisation_by_the_whole_batch_is_torchs(monkeypatch):
 
 
 def test_several_kinds_of_rows_are_shared_each_for_itself(monkeypatch):
-    monkeypatch.setattr(sharding, "size", lambda: 2)
-    monkeypatch.setattr(sharding.distributed, "get_rank", lambda: 1)
-    assert sharding.part(4) == slice(2, 4)
-    assert sharding.part(4, 2).tolist() == [2, 3, 5]
+    monkeypatch.setattr(sharding, "world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 1)
+    assert sharding.shard(4) == slice(2, 4)
+    assert sharding.shard(4, 2).tolist() == [2, 3, 5]
     with pytest.raises(ValueError, match="cannot be shared"):
-        sharding.part(3)
+        sharding.shard(3)

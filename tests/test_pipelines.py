@@ -82,10 +82,10 @@ def test_the_published_recipe_has_the_published_sizes():
 
 @pytest.mark.parametrize("name", ["spinal_cord", "nuclei"])
 def test_the_real_sequences_have_no_problem(name, real_data):
-    from rich.console import Console
+    from rich.console import Console as RichConsole
 
-    from garda.core.console import Reporter
+    from garda.core.console import Console
 
     sequence = read_sequence(ROOT / "pipelines" / f"{name}.yaml")
     cases = [case for domain in sequence.domains for case in domain.cases]
-    checks.check(sequence, real_data, cases, Reporter(Console(quiet=True)))
+    checks.check(sequence, real_data, cases, Console(RichConsole(quiet=True)))

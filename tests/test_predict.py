@@ -14,11 +14,11 @@ from typing import Any
 import nibabel as nib
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console as RichConsole
 from torch import Tensor
 
 from garda.core import files
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import DataError, Interrupted
 from garda.core.signals import Stopping
 from garda.data import volume as volumes
@@ -45,7 +45,7 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    phantoms.run_tiny(pipeline, out, method="batchnorm")  # a network for every target
+    phantoms.run_tiny(pipeline, out, method="adabn")  # a network for every target
     return out
 
 
@@ -59,8 +59,8 @@ def images(pipeline: Path) -> list[Path]:
     return sorted((pipeline.parent / "data" / SITES[1] / "images").iterdir())[:3]
 
 
-def quiet() -> Reporter:
-    return Reporter(Console(quiet=True))
+def quiet() -> Console:
+    return Console(RichConsole(quiet=True))
 
 
 def dice(ours: Tensor, theirs: Tensor, index: int) -> float:
@@ -72,12 +72,12 @@ def test_results_come_in_order_and_an_error_at_its_turn():
     def divide(number: int) -> float:
         return 1 / number
 
-    with loop.read_ahead([1, 2, 4], divide) as results:
+    with loop.prefetch([1, 2, 4], divide) as results:
         assert list(results) == [1.0, 0.5, 0.25]
-    with loop.read_ahead([], divide) as results:
+    with loop.prefetch([], divide) as results:
         assert list(results) == []
     found = []
-    with pytest.raises(ZeroDivisionError), loop.read_ahead([1, 0, 2], divide) as results:
+    with pytest.raises(ZeroDivisionError), loop.prefetch([1, 0, 2], divide) as results:
         for result in results:
             found.append(result)
     assert found == [1.0]
@@ -90,7 +90,7 @@ def test_one_item_and_no_more_is_read_ahead():
         begun[index].set()
         return index
 
-    with loop.read_ahead(range(4), read_one) as results:
+    with loop.prefetch(range(4), read_one) as results:
         for index in results:
             following = begun[index + 1 : index + 2]
             assert all(event.wait(WAIT) for event in following)
@@ -107,7 +107,7 @@ def test_a_block_that_is_stopped_leaves_nothing_unpacked():
         yield from (2, 3)
 
     def unpack(index: int) -> int:
-        with files.private_folder() as folder:
+        with files.private_temporary_folder() as folder:
             folders.append(folder)
             if index == 1:
                 assert waiting.wait(WAIT)
@@ -116,7 +116,7 @@ def test_a_block_that_is_stopped_leaves_nothing_unpacked():
                 time.sleep(0.1)
         return index
 
-    with Stopping().listening(), pytest.raises(Interrupted), loop.read_ahead(indices(), unpack) as results:
+    with Stopping().listening(), pytest.raises(Interrupted), loop.prefetch(indices(), unpack) as results:
         assert list(results) == []
     assert len(folders) == 2 and not any(folder.exists() for folder in folders)
     assert not any(thread.name.startswith("reader") for thread in threading.enumerate())
@@ -136,7 +136,7 @@ def test_two_threads_that_silence_warnings_are_both_silent():
 
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        with loop.unheard(), loop.read_ahead(range(2), read_one) as results:
+        with loop.silenced(), loop.prefetch(range(2), read_one) as results:
             begun = warnings.catch_warnings()
             begun.__enter__()  # this thread's block begins before the reader's and ends within it
             next(results)
@@ -163,11 +163,11 @@ def test_the_next_scan_is_read_while_one_is_segmented(run, images, tmp_path, mon
         assert all(begun[image.name].wait(WAIT) for image in following)
         return own_segment(network, volume, *given)
 
-    with quiet() as reporter:
-        plain = [predict.predict(run, [image], tmp_path / "plain", reporter)[0] for image in images]
+    with quiet() as console:
+        plain = [predict.predict(run, [image], tmp_path / "plain", console)[0] for image in images]
         monkeypatch.setattr(predict, "read_volume", read_volume)
         monkeypatch.setattr(inference, "segment", segment_volume)
-        written = predict.predict(run, images, tmp_path / "maps", reporter)
+        written = predict.predict(run, images, tmp_path / "maps", console)
     assert order == [image.name for image in images]
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in plain]
 
@@ -181,8 +181,8 @@ def test_a_scan_that_vanishes_costs_no_label_map_before_it(run, images, tmp_path
         return own(case, *given, **more)
 
     monkeypatch.setattr(predict, "read_volume", read_volume)
-    with quiet() as reporter, pytest.raises(DataError, match="cannot be read; copy it again"):
-        predict.predict(run, images, tmp_path / "maps", reporter)
+    with quiet() as console, pytest.raises(DataError, match="cannot be read; copy it again"):
+        predict.predict(run, images, tmp_path / "maps", console)
     assert [path.name for path in (tmp_path / "maps").iterdir()] == [images[0].name]
 
 
@@ -222,9 +222,9 @@ def segmented(monkeypatch: pytest.MonkeyPatch, run: Path, image: Path, out: Path
         return own(network, volume, *given)
 
     own = inference.segment
-    with monkeypatch.context() as patch, quiet() as reporter:
+    with monkeypatch.context() as patch, quiet() as console:
         patch.setattr(inference, "segment", segment_volume)
-        (written,) = predict.predict(run, [image], out, reporter, **how)
+        (written,) = predict.predict(run, [image], out, console, **how)
     assert nib.load(written).shape == nib.load(image).shape
     return shown[0]
 

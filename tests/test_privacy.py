@@ -204,7 +204,7 @@ def test_encoders_that_redraw_their_own_patients_better_are_caught():
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-2)
     images = torch.cat(members)
     for _ in range(100):
-        features, _ = generator.trunk(generator.anatomy(images))
+        features, _ = generator.decoder(generator.anatomy(images))
         loss = F.mse_loss(generator.branches[0](features, generator.appearance(images)), images)
         optimizer.zero_grad()
         loss.backward()

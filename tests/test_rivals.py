@@ -20,23 +20,23 @@ from garda.data.task import Task
 from garda.data.volume import Frame, Volume
 from garda.handover.settings import parse_settings
 from garda.methods import adabn, advent, fda_replay, histogram, registry, tent
-from garda.methods.advent import AdversaryLessonSettings, FromAdversary
+from garda.methods.advent import AdventSettings, AdversarialObjective
 from garda.methods.base import Method
-from garda.methods.cotta import FromTeacher, TeacherLessonSettings
+from garda.methods.cotta import MeanTeacherObjective, MeanTeacherSettings
 from garda.methods.fda_replay import Bank
 from garda.methods.knowledge import Knowledge
 from garda.models import unet
 from garda.models.generator import Anatomy, Generator
 from garda.models.replay import Replay
 from garda.models.unet import SegmenterSettings
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute, ComputeSettings
-from garda.training.loop import Stage
+from garda.training.loop import Phase
 
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 TINY = SegmenterSettings(widths=(4, 4, 4, 4, 4, 4))
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
-LESSON = TeacherLessonSettings(batch=4)
+LESSON = MeanTeacherSettings(batch=4)
 
 
 def volume(image: torch.Tensor, label: torch.Tensor | None = None, labelled: list[bool] | None = None) -> Volume:
@@ -68,8 +68,8 @@ def method(name: str, **blocks: dict) -> Method:
     return registry.build_method(name, parse_settings(name, values | blocks, "x"), TASK)
 
 
-def stages(folder: Path) -> Stages:
-    return Stages(lambda part: Stage(part, folder / part, seed=1))
+def stages(folder: Path) -> Stage:
+    return Stage(lambda part: Phase(part, folder / part, seed=1))
 
 
 def knowledge(seed: int = 0) -> Knowledge:
@@ -145,29 +145,29 @@ def test_equal_landmarks_go_to_the_mean_of_theirs():
 def test_batchnorm_statistics_are_those_of_the_targets_images(tmp_path):
     before = knowledge()
     target = squares(1)
-    learner = method("batchnorm", batchnorm={"batches": 4, "batch": 4})
+    learner = method("adabn", adabn={"batches": 4, "batch": 4})
     after = learner.adapt(before, "b", slices(target), stages(tmp_path))
     layer = before.segmenter.conv_0.conv_0
     seen = layer.conv(target.image.half().float())
     name = "conv_0.conv_0.adn.N.running_mean"
-    assert torch.allclose(after.statistics["b"][name], seen.mean(dim=(0, 2, 3)), atol=1e-6)
-    assert not torch.allclose(after.statistics["b"][name], before.segmenter.state_dict()[name], atol=1e-3)
+    assert torch.allclose(after.domain_state["b"][name], seen.mean(dim=(0, 2, 3)), atol=1e-6)
+    assert not torch.allclose(after.domain_state["b"][name], before.segmenter.state_dict()[name], atol=1e-3)
     for untouched in ("a", "never met"):
-        state = learner.network(after, untouched).state_dict()
+        state = learner.network_for(after, untouched).state_dict()
         assert all(torch.equal(value, state[key]) for key, value in before.segmenter.state_dict().items())
-    own = learner.network(after, "b")
+    own = learner.network_for(after, "b")
     assert {k: v.tolist() for k, v in adabn.read_statistics(own).items()} == {
-        k: v.tolist() for k, v in after.statistics["b"].items()
+        k: v.tolist() for k, v in after.domain_state["b"].items()
     }
     assert all(torch.equal(a, b) for a, b in zip(own.parameters(), before.segmenter.parameters(), strict=True))
 
 
 def test_batchnorm_of_a_later_target_leaves_the_earlier_ones(tmp_path):
-    learner = method("batchnorm", batchnorm={"batches": 2, "batch": 4})
+    learner = method("adabn", adabn={"batches": 2, "batch": 4})
     first = learner.adapt(knowledge(), "b", slices(squares(1)), stages(tmp_path))
     second = learner.adapt(first, "c", slices(squares(2, inverted=True)), stages(tmp_path))
-    assert second.statistics["b"] is first.statistics["b"]
-    assert second.statistics.keys() == {"b", "c"}
+    assert second.domain_state["b"] is first.domain_state["b"]
+    assert second.domain_state.keys() == {"b", "c"}
 
 
 def test_statistics_note_their_seconds_and_stop_when_asked(tmp_path):
@@ -176,8 +176,8 @@ def test_statistics_note_their_seconds_and_stop_when_asked(tmp_path):
     def progress(step: int, total: int) -> None:
         done.append((step, total))
 
-    opened = Stages(lambda part: Stage(part, tmp_path, 1, stopping, progress=progress, ended=seconds.append))
-    learner = method("batchnorm", batchnorm={"batches": 3, "batch": 4})
+    opened = Stage(lambda part: Phase(part, tmp_path, 1, stopping, progress=progress, ended=seconds.append))
+    learner = method("adabn", adabn={"batches": 3, "batch": 4})
     learner.adapt(knowledge(), "b", slices(squares(1)), opened)
     assert done == [(1, 3), (2, 3), (3, 3)] and len(seconds) == 1 and seconds[0] > 0
     stopping.exit_code = 75
@@ -192,7 +192,7 @@ def test_entropy_is_0_where_sure_and_log_k_where_even():
 
 def test_entropy_falls_on_the_target_and_only_normalisation_learns(tmp_path):
     before, target = knowledge(), squares(1, inverted=True)
-    learner = method("entropy", entropy={"steps": 30, "batch": 8, "batches": 2, "learning_rate": 1e-2})
+    learner = method("tent", tent={"steps": 30, "batch": 8, "batches": 2, "learning_rate": 1e-2})
     plain = copy.deepcopy(before.segmenter).train()
     after = learner.adapt(before, "b", slices(target), stages(tmp_path))
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_entropy_falls_on_the_target_and_only_normalisation_learns(tmp_path):
 
 def test_entropy_predicts_with_statistics_of_the_scales_it_has_learnt(tmp_path):
     target = squares(1)
-    learner = method("entropy", entropy={"steps": 3, "batch": 8, "batches": 1})
+    learner = method("tent", tent={"steps": 3, "batch": 8, "batches": 1})
     network = learner.adapt(knowledge(), "b", slices(target), stages(tmp_path)).segmenter
     image = target.image.half().float()
     with torch.no_grad():
@@ -215,20 +215,22 @@ def test_entropy_predicts_with_statistics_of_the_scales_it_has_learnt(tmp_path):
 
 def test_fully_restored_self_training_returns_the_source(tmp_path):
     before = knowledge()
-    learner = method("self_training", self_training={"steps": 3, "batch": 4, "restoration": 1.0})
+    learner = method("cotta", cotta={"steps": 3, "batch": 4, "restoration": 1.0})
     after = learner.adapt(before, "b", slices(squares(1)), stages(tmp_path))
-    assert all(torch.equal(after.segmenter.get_parameter(n), v) for n, v in before.teacher.named_parameters())
-    changed = method("self_training", self_training={"steps": 3, "batch": 4}).adapt(
+    assert all(torch.equal(after.segmenter.get_parameter(n), v) for n, v in before.source_segmenter.named_parameters())
+    changed = method("cotta", cotta={"steps": 3, "batch": 4}).adapt(
         before, "b", slices(squares(1)), stages(tmp_path / "changed")
     )
-    assert any(not torch.equal(changed.segmenter.get_parameter(n), v) for n, v in before.teacher.named_parameters())
+    assert any(
+        not torch.equal(changed.segmenter.get_parameter(n), v) for n, v in before.source_segmenter.named_parameters()
+    )
 
 
 def test_the_teacher_is_the_average_of_weights_and_statistics():
     start = knowledge().segmenter
     lesson = LESSON.model_copy(update={"momentum": 0.75, "restoration": 0.0})
     student = copy.deepcopy(start)
-    learner = FromTeacher(student, start, TASK, lesson, COMPUTE)
+    learner = MeanTeacherObjective(student, start, TASK, lesson, COMPUTE)
     learner.step(Batch(squares(1, 4).image, None), 0)
     for part in ("conv_0.conv_0.conv.weight", "conv_0.conv_0.adn.N.running_mean"):
         old, new, average = (network.state_dict()[part] for network in (start, student, learner.teacher))
@@ -241,7 +243,7 @@ def test_without_orientation_the_teacher_answers_alike_to_mirror_images():
     lesson = LESSON.model_copy(update={"views": 4})
     turning = TASK.model_copy(update={"any_orientation": True})
     start = knowledge().segmenter
-    learner = FromTeacher(copy.deepcopy(start), start, turning, lesson, COMPUTE)
+    learner = MeanTeacherObjective(copy.deepcopy(start), start, turning, lesson, COMPUTE)
     image = squares(1, 4).image
     answer = learner._answer(image)
     assert torch.allclose(answer.sum(dim=1), torch.ones(4, 16, 16))
@@ -253,9 +255,9 @@ def test_with_orientation_further_views_change_the_appearance():
     start = knowledge().segmenter
     image = squares(1, 4).image
     one, two = (
-        FromTeacher(copy.deepcopy(start), start, TASK, LESSON.model_copy(update={"views": views}), COMPUTE)._answer(
-            image
-        )
+        MeanTeacherObjective(
+            copy.deepcopy(start), start, TASK, LESSON.model_copy(update={"views": views}), COMPUTE
+        )._answer(image)
         for views in (1, 2)
     )
     with torch.no_grad():
@@ -301,7 +303,7 @@ def test_joint_reads_labels_of_the_source_and_images_of_every_target(tmp_path):
     before = knowledge()
     met = {"a": slices(squares(0), with_labels=True), "b": slices(squares(1)), "c": slices(squares(2))}
     losses: list[dict[str, float]] = []
-    opened = Stages(lambda part: Stage(part, tmp_path, seed=1, log=lambda step, values: losses.append(dict(values))))
+    opened = Stage(lambda part: Phase(part, tmp_path, seed=1, log=lambda step, values: losses.append(dict(values))))
     after = learner.adapt_jointly(before, met, opened)
     assert after.domains == ("a", "b", "c")
     assert [*losses[0]] == ["segmentation", "consistency"]
@@ -338,7 +340,7 @@ def replaying(seed: int = 0) -> Knowledge:
 
 
 def squares_replay(count: int = 8) -> Replay:
-    return Replay(SquaresGenerator(), knowledge().teacher, count, COMPUTE)
+    return Replay(SquaresGenerator(), knowledge().source_segmenter, count, COMPUTE)
 
 
 def test_an_images_own_amplitude_changes_nothing():
@@ -392,12 +394,12 @@ def test_a_bank_shows_each_domain_in_its_look_and_the_source_unchanged():
 
 
 def test_style_bank_keeps_one_look_a_target_and_the_generator_as_it_is(tmp_path):
-    learner = method("style_bank", style_bank={"beta": 0.13, "batches": 2, "anatomies": 8, "replay": {"steps": 3}})
+    learner = method("fda_replay", fda_replay={"beta": 0.13, "batches": 2, "anatomies": 8, "replay": {"steps": 3}})
     before, bright = replaying(), replace(squares(1), image=squares(1).image + 0.1)
     first = learner.adapt(before, "b", slices(bright), stages(tmp_path / "b"))
     second = learner.adapt(first, "c", slices(squares(2, inverted=True)), stages(tmp_path / "c"))
-    assert second.statistics["b"] is first.statistics["b"] and second.statistics.keys() == {"b", "c"}
-    look = first.statistics["b"]["amplitude"]
+    assert second.domain_state["b"] is first.domain_state["b"] and second.domain_state.keys() == {"b", "c"}
+    look = first.domain_state["b"]["amplitude"]
     assert look.shape == (1, 5, 3) and look.dtype == torch.float32
     wanted = fda_replay.mean_amplitude([bright.image.half().float()], 0.13)
     assert torch.allclose(look, wanted, rtol=1e-4)
@@ -408,11 +410,11 @@ def test_style_bank_keeps_one_look_a_target_and_the_generator_as_it_is(tmp_path)
 
 def test_style_bank_refuses_a_look_that_is_too_large():
     wide = TASK.model_copy(update={"size": (512, 512), "channels": 3})
-    settings = method("style_bank", style_bank={"beta": 0.2}).shared
-    registry.build_method("style_bank", settings, TASK).check()
+    settings = method("fda_replay", fda_replay={"beta": 0.2}).shared
+    registry.build_method("fda_replay", settings, TASK).check()
     with pytest.raises(ConfigError) as caught:
-        registry.build_method("style_bank", settings, wide).check()
-    assert str(caught.value) == "style_bank.beta: a look would take 253380 bytes, more than 65536; lower it"
+        registry.build_method("fda_replay", settings, wide).check()
+    assert str(caught.value) == "fda_replay.beta: a style would take 253380 bytes, more than 65536; lower it"
 
 
 def test_self_information_sums_to_normalised_entropy():
@@ -426,9 +428,9 @@ def test_self_information_sums_to_normalised_entropy():
     assert torch.equal(maps, torch.zeros_like(maps)) and torch.isfinite(sure.grad).all()
 
 
-def adversary(**changes: float) -> FromAdversary:
-    lesson = AdversaryLessonSettings(batch=4, widths=(4, 8), anatomies=8).model_copy(update=changes)
-    return FromAdversary(copy.deepcopy(knowledge().segmenter), squares_replay(), 2, lesson, COMPUTE)
+def adversary(**changes: float) -> AdversarialObjective:
+    lesson = AdventSettings(batch=4, widths=(4, 8), anatomies=8).model_copy(update=changes)
+    return AdversarialObjective(copy.deepcopy(knowledge().segmenter), squares_replay(), 2, lesson, COMPUTE)
 
 
 def test_the_discriminator_learns_to_tell_and_the_segmenter_to_deceive():
@@ -462,13 +464,11 @@ def test_the_adversarial_weight_decides_how_far_the_target_counts():
 
 
 def test_adversarial_learns_replayed_labels_and_forgets_its_discriminator(tmp_path):
-    learner = method(
-        "adversarial", adversarial={"steps": 40, "batch": 8, "learning_rate": 1e-2, "widths": [4], "anatomies": 32}
-    )
+    learner = method("advent", advent={"steps": 40, "batch": 8, "learning_rate": 1e-2, "widths": [4], "anatomies": 32})
     before = replaying()
     after = learner.adapt(before, "b", slices(squares(1)), stages(tmp_path))
     assert dice(after.segmenter, squares(5)) > 0.8
-    assert after.generator is before.generator and after.statistics == {}
+    assert after.generator is before.generator and after.domain_state == {}
     after.save(tmp_path / "kept")
     kept = {path.name for path in (tmp_path / "kept").iterdir()}
     parts = ("segmenter", "teacher", "generator", "statistics")
@@ -476,7 +476,7 @@ def test_adversarial_learns_replayed_labels_and_forgets_its_discriminator(tmp_pa
     assert after.segmenter.state_dict().keys() == before.segmenter.state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["adversarial", "style_bank"])
+@pytest.mark.parametrize("name", ["advent", "fda_replay"])
 def test_replay_needs_a_generator(name, tmp_path):
     with pytest.raises(TypeError, match="replay needs a generator"):
         method(name).adapt(knowledge(), "b", slices(squares(1)), stages(tmp_path))
@@ -484,5 +484,5 @@ def test_replay_needs_a_generator(name, tmp_path):
 
 def test_adversarial_refuses_more_halvings_than_the_sides_have():
     with pytest.raises(ConfigError) as caught:
-        method("adversarial", adversarial={"widths": [4, 4, 4, 4]}).check()
-    assert str(caught.value) == "adversarial.widths: 5 convolutions are too many for 16 x 16; give fewer"
+        method("advent", advent={"widths": [4, 4, 4, 4]}).check()
+    assert str(caught.value) == "advent.widths: 5 convolutions are too many for 16 x 16; give fewer"

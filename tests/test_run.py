@@ -15,9 +15,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from rich.console import Console as RichConsole
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import (
     CheckpointError,
     ConfigError,
@@ -35,12 +35,12 @@ from garda.data.sequence import read_sequence
 from garda.evaluation.metrics import Score, read_scores
 from garda.handover.format import KNOWN, SIGNATURES
 from garda.methods import metadata
-from garda.methods.base import Bound
+from garda.methods.base import Oracle
 from garda.methods.registry import METHODS
 from garda.models import inference
 from garda.runs import mlflow, predict
 from garda.runs.run import run_sequence
-from garda.runs.stage import tell_fall
+from garda.runs.stage import warn_regression
 from garda.runs.tracking import InMemory
 from tests import phantoms
 from tests.phantoms import SITES
@@ -104,8 +104,8 @@ def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp
     run = phantoms.tiny_run(
         read_sequence(folder / "pipeline.yaml"), folder / "pipeline.yaml", out, mlflow.open_tracker(out, print)
     )
-    with Reporter() as reporter:
-        run_sequence(replace(run, reporter=reporter))
+    with Console() as console:
+        run_sequence(replace(run, console=console))
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii"]
     files = [path for path in out.rglob("*") if path.is_file()]
     assert {"mlflow.db", "tracking.jsonl", "scores.csv"} <= {path.name for path in files}
@@ -176,8 +176,8 @@ def test_a_damaged_plan_is_one_line(finished, pipeline, tmp_path, content):
     with pytest.raises(RunFolderError) as caught:
         phantoms.run_tiny(pipeline, tmp_path / "run")
     assert str(caught.value) == message
-    with Reporter() as reporter, pytest.raises(RunFolderError) as caught:
-        predict.predict(tmp_path / "run", [], tmp_path, reporter)
+    with Console() as console, pytest.raises(RunFolderError) as caught:
+        predict.predict(tmp_path / "run", [], tmp_path, console)
     assert str(caught.value) == message
 
 
@@ -186,12 +186,12 @@ def test_damaged_knowledge_is_one_line(finished, pipeline, tmp_path, content):
     shutil.copytree(finished[0], tmp_path / "run")
     file = tmp_path / "run" / "stages" / STAGES[2] / "package" / "knowledge.json"
     file.write_text(content)
-    with Reporter() as reporter, pytest.raises(PackageError) as caught:
-        predict.predict(tmp_path / "run", [], tmp_path / "out", reporter)
+    with Console() as console, pytest.raises(PackageError) as caught:
+        predict.predict(tmp_path / "run", [], tmp_path / "out", console)
     what = "has been changed: it is not the file of ledger line 3"
     assert str(caught.value) == f"{file}: {what}; ask for the package again"
     with pytest.raises(CheckpointError) as caught:
-        metadata.read_facts(file.parent)
+        metadata.read_metadata(file.parent)
     assert str(caught.value) == f"{file}: is damaged; copy the whole folder again"
 
 
@@ -252,7 +252,7 @@ class DeleteAfter:
     def finish(self, status): ...
 
 
-@pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Bound)])
+@pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Oracle)])
 def test_a_run_ends_though_each_domains_training_files_are_deleted_after_its_stage(method, finished, tmp_path):
     pipeline = phantoms.write_tiny(tmp_path)
     tracker = DeleteAfter(tmp_path / "data")
@@ -372,9 +372,9 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
     sequence = read_sequence(pipeline)
     case = sequence.targets[0].split("test")[0]
     image = pipeline.parent / "data" / case.image
-    with Reporter() as reporter:
-        (written,) = predict.predict(finished[0], [image], tmp_path / "out", reporter)
-        (earlier,) = predict.predict(finished[0], [image], tmp_path / "early", reporter, stage=0)
+    with Console() as console:
+        (written,) = predict.predict(finished[0], [image], tmp_path / "out", console)
+        (earlier,) = predict.predict(finished[0], [image], tmp_path / "early", console, stage=0)
     there, here = nibabel.load(image), nibabel.load(written)
     assert here.shape == there.shape and np.array_equal(here.affine, there.affine)
     assert set(np.unique(np.asarray(here.dataobj))) <= {0, 1, 2, 3}
@@ -385,12 +385,12 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
 
 def test_a_site_is_named_for_prediction(finished, pipeline, tmp_path):
     image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
-    with Reporter() as reporter:
+    with Console() as console:
         for name in (SITES[0], "other"):
-            (written,) = predict.predict(finished[0], [image], tmp_path / name, reporter, domain=name)
+            (written,) = predict.predict(finished[0], [image], tmp_path / name, console, domain=name)
             assert written.exists()
         with pytest.raises(ConfigError) as caught:
-            predict.predict(finished[0], [image], tmp_path / "typo", reporter, domain="bssfp")
+            predict.predict(finished[0], [image], tmp_path / "typo", console, domain="bssfp")
     assert str(caught.value) == f"--domain: 'bssfp' has not been met; use one of {', '.join(SITES)}, other"
 
 
@@ -413,21 +413,21 @@ def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp
 
 def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
     image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
-    with Reporter() as reporter:
+    with Console() as console:
         with pytest.raises(DataError, match="exists already; give another --out folder, or remove it"):
-            predict.predict(finished[0], [image], image.parent / ".." / "images", reporter)
+            predict.predict(finished[0], [image], image.parent / ".." / "images", console)
         broken = tmp_path.parent / "broken.nii.gz"
         broken.write_bytes(b"")
         with pytest.raises(DataError, match=r"broken\.nii\.gz"):
-            predict.predict(finished[0], [image, broken], tmp_path, reporter)
+            predict.predict(finished[0], [image, broken], tmp_path, console)
         with pytest.raises(DataError, match="as another image; predict them apart"):
-            predict.predict(finished[0], [image, image], tmp_path, reporter)
+            predict.predict(finished[0], [image, image], tmp_path, console)
         with pytest.raises(RunFolderError, match="has no stage 7; its stages are 0 to 2"):
-            predict.predict(finished[0], [image], tmp_path, reporter, stage=7)
+            predict.predict(finished[0], [image], tmp_path, console, stage=7)
         with pytest.raises(DataError, match=r"^nowhere\.png: does not exist; check the path$"):
-            predict.predict(finished[0], [image, Path("nowhere.png")], tmp_path, reporter)
+            predict.predict(finished[0], [image, Path("nowhere.png")], tmp_path, console)
         with pytest.raises(PackageError, match=r"is no package, ledger\.jsonl is missing; give a package, or a run"):
-            predict.predict(tmp_path, [image], tmp_path / "out", reporter)
+            predict.predict(tmp_path, [image], tmp_path / "out", console)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -486,17 +486,17 @@ def test_signals_end_with_a_checkpoint_and_their_exit_code(pipeline, tmp_path, n
 def test_a_site_whose_dice_falls_in_its_own_stage_is_told(pipeline, tmp_path):
     said = io.StringIO()
     sequence = read_sequence(pipeline)
-    with Reporter(Console(file=said, soft_wrap=True)) as reporter:
-        run = replace(phantoms.tiny_run(sequence, pipeline, tmp_path), reporter=reporter)
+    with Console(RichConsole(file=said, soft_wrap=True)) as console:
+        run = replace(phantoms.tiny_run(sequence, pipeline, tmp_path), console=console)
         domain = sequence.domains[1]
         rows = {"p": 0.8, "q": 0.6}
         before = [Score(0, domain.name, who, who, 0, "organ", dice, 1.0, "mm") for who, dice in rows.items()]
         for fallen, told in ((0.03, True), (0.01, False), (-0.2, False)):
             after = [replace(row, stage=1, dice=row.dice - fallen) for row in before]
             others = [replace(row, domain="another", dice=0.0) for row in after]
-            tell_fall(run, domain, [*before, *after, *others])
+            warn_regression(run, domain, [*before, *after, *others])
             assert ("fell from 0.700 to 0.670 in its own stage; look at its label maps" in said.getvalue()) == told
             said.truncate(0)
             said.seek(0)
-        tell_fall(run, domain, before)
+        warn_regression(run, domain, before)
     assert said.getvalue() == ""

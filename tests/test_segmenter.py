@@ -13,9 +13,14 @@ from garda.data.dataset import Batch
 from garda.data.task import Task
 from garda.data.volume import Frame, Volume
 from garda.models import inference, objectives, unet
-from garda.models.objectives import FromLabels, FromReplay, LabelLessonSettings, ReplayLessonSettings
+from garda.models.objectives import (
+    DistillationObjective,
+    DistillationSettings,
+    SupervisedObjective,
+    SupervisedTrainingSettings,
+)
 from garda.models.stylegan import StyleGenerator, StyleSettings
-from garda.models.unet import Doubling, SegmenterSettings
+from garda.models.unet import MatmulUpsample, SegmenterSettings
 from garda.training.device import Compute, ComputeSettings
 
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16), spacing_mm=(2.0, 2.0))
@@ -34,8 +39,8 @@ def square(count: int = 4) -> Batch:
 def test_a_bright_square_is_learnt_from_labels(loss, optimizer):
     torch.manual_seed(0)
     rate = 2e-2 if optimizer == "adamw" else 0.1
-    lesson = LabelLessonSettings(steps=30, batch=4, loss=loss, optimizer=optimizer, learning_rate=rate)
-    objective = FromLabels(TASK, TINY, lesson, COMPUTE)
+    lesson = SupervisedTrainingSettings(steps=30, batch=4, loss=loss, optimizer=optimizer, learning_rate=rate)
+    objective = SupervisedObjective(TASK, TINY, lesson, COMPUTE)
     losses = [objective.step(square(), step)["segmentation"].item() for step in range(30)]
     assert sum(losses[-5:]) < sum(losses[:5]) / 2
 
@@ -59,7 +64,7 @@ def test_the_network_is_monais():
 def test_doubling_is_a_transposed_convolution(layout):
     torch.manual_seed(0)
     other = nn.ConvTranspose2d(3, 5, kernel_size=2, stride=2)
-    ours = Doubling.like(other)
+    ours = MatmulUpsample.like(other)
     image = torch.rand(2, 3, 4, 6).to(memory_format=layout)
     drawn = ours(image)
     assert drawn.is_contiguous(memory_format=torch.channels_last)
@@ -68,13 +73,13 @@ def test_doubling_is_a_transposed_convolution(layout):
 
 
 def test_labels_are_needed():
-    objective = FromLabels(TASK, TINY, LabelLessonSettings(geometry=None, appearance=None), COMPUTE)
-    with pytest.raises(ValueError, match="FromLabels needs labels"):
+    objective = SupervisedObjective(TASK, TINY, SupervisedTrainingSettings(geometry=None, appearance=None), COMPUTE)
+    with pytest.raises(ValueError, match="SupervisedObjective needs labels"):
         objective.step(Batch(square().image, None), 0)
 
 
 def test_the_learning_rate_is_a_function_of_the_step():
-    objective = FromLabels(TASK, TINY, LabelLessonSettings(steps=10, learning_rate=1.0), COMPUTE)
+    objective = SupervisedObjective(TASK, TINY, SupervisedTrainingSettings(steps=10, learning_rate=1.0), COMPUTE)
     rates = []
     for step in (0, 5, 9):
         objective.step(square(), step)
@@ -97,8 +102,8 @@ def test_the_student_learns_the_teachers_answers_and_nothing_else_changes():
         generator.add_domain(domain)
     teacher, student = unet.build_segmenter(TASK, TINY), unet.build_segmenter(TASK, TINY).requires_grad_(False)
     frozen = copy.deepcopy([teacher.state_dict(), generator.state_dict()])
-    objective = FromReplay(
-        student, teacher, generator, ReplayLessonSettings(steps=40, batch=8, learning_rate=2e-2), COMPUTE
+    objective = DistillationObjective(
+        student, teacher, generator, DistillationSettings(steps=40, batch=8, learning_rate=2e-2), COMPUTE
     )
     losses = [objective.step(None, step)["distillation"].item() for step in range(40)]
     assert sum(losses[-5:]) < sum(losses[:5])
@@ -146,6 +151,6 @@ def test_a_device_that_is_not_there():
 @pytest.mark.parametrize("precision", ["bf16", "32"])
 def test_logits_are_float32_whatever_the_precision(precision):
     compute = Compute(ComputeSettings(accelerator="cpu", precision=precision, threads=1))
-    objective = FromLabels(TASK, TINY, LabelLessonSettings(), compute)
+    objective = SupervisedObjective(TASK, TINY, SupervisedTrainingSettings(), compute)
     loss = objective.step(square(), 0)["segmentation"]
     assert loss.dtype == torch.float32 and loss.isfinite()

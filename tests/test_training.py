@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from garda.core.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
 from garda.training import loop
-from garda.training.loop import LOSS_POINTS, Stage
+from garda.training.loop import LOSS_POINTS, Phase
 
 
 class Line:
@@ -37,8 +37,8 @@ def batch(step: int) -> Tensor:
     return torch.full((4, 2), float(step))
 
 
-def stage(folder: Path, **others) -> Stage:
-    return Stage("0-A-line", folder, seed=1, **others)
+def stage(folder: Path, **others) -> Phase:
+    return Phase("0-A-line", folder, seed=1, **others)
 
 
 def weights(objective: Line) -> list[float]:
@@ -49,7 +49,7 @@ def test_equal_seeds_give_equal_weights_whatever_came_before(tmp_path: Path):
     first = loop.fit(Line, batch, 5, stage(tmp_path / "a"))
     torch.randn(17)
     assert weights(loop.fit(Line, batch, 5, stage(tmp_path / "b"))) == weights(first)
-    other = loop.fit(Line, batch, 5, Stage("0-A-line", tmp_path / "c", seed=2))
+    other = loop.fit(Line, batch, 5, Phase("0-A-line", tmp_path / "c", seed=2))
     assert weights(other) != weights(first)
 
 
@@ -112,7 +112,7 @@ def test_a_loss_that_is_no_number_names_stage_loss_and_step(tmp_path: Path):
     with pytest.raises(TrainingError) as caught:
         loop.fit(Line, lambda step: batch(step) * (math.nan if step == 2 else 1), 5, stage(tmp_path))
     assert str(caught.value) == (
-        "stage 0-A-line, step 2: loss 'line' is nan; lower the learning rate, or use compute.precision '32'"
+        "0-A-line, step 2: loss 'line' is nan; lower the learning rate, or use compute.precision '32'"
     )
 
 
@@ -141,8 +141,8 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path):
     )
     assert here.checkpoint.stat().st_size == len(whole) // 2
     here.checkpoint.write_bytes(whole)
-    with pytest.raises(CheckpointError, match="was written with stage seed 1, not 2"):
-        loop.fit(Line, batch, 5, Stage("0-A-line", tmp_path, seed=2))
+    with pytest.raises(CheckpointError, match="was written with seed 1, not 2"):
+        loop.fit(Line, batch, 5, Phase("0-A-line", tmp_path, seed=2))
 
     class Wider(Line):
         def __init__(self) -> None:

@@ -6,18 +6,19 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console, RenderableType
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 WIDEST = 1000  # columns of a table that is not shown on a terminal
 
 
-class Reporter:
+class Console:
     """Tells what happens; draws bars only on a terminal, so that logs stay short. A context manager."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: RichConsole | None = None) -> None:
         """Report to ``console``, or to standard output."""
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or RichConsole(highlight=False, soft_wrap=True)
         if not self._console.is_terminal:
             self._console.width = WIDEST
         self._bars = Progress(
@@ -31,7 +32,7 @@ class Reporter:
             disable=not self._console.is_terminal,
         )
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Console:
         """Start drawing bars."""
         self._bars.start()
         return self

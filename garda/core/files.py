@@ -79,7 +79,7 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def private_folder() -> Iterator[Path]:
+def private_temporary_folder() -> Iterator[Path]:
     """A folder of mode 0700 below a folder of garda's own in the system's temporary folder, removed with the block.
 
     A command that is killed removes nothing; :func:`remove_leftovers` of the next one does. While a process lives it

@@ -56,7 +56,7 @@ class AppearanceSettings(Config):
     noise: NonNegativeFloat = 0.03
 
 
-def draw_motion(count: int, settings: GeometrySettings, any_orientation: bool, device: torch.device) -> Tensor:
+def draw_affine(count: int, settings: GeometrySettings, any_orientation: bool, device: torch.device) -> Tensor:
     """(B, 2, 3) affine maps from output to input in ``affine_grid``'s [-1, 1] coordinates.
 
     Args:
@@ -79,13 +79,13 @@ def draw_motion(count: int, settings: GeometrySettings, any_orientation: bool, d
     return rows.view(count, 2, 3).to(device)
 
 
-def move_image(image: Tensor, motion: Tensor) -> Tensor:
+def warp(image: Tensor, motion: Tensor) -> Tensor:
     """(B, C, H, W) moved by (B, 2, 3); differentiable; what comes from outside is reflected."""
     grid = F.affine_grid(motion.to(image.dtype), list(image.shape), align_corners=False)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def move_label(label: Tensor, motion: Tensor) -> Tensor:
+def warp_label(label: Tensor, motion: Tensor) -> Tensor:
     """(B, H, W) class indices moved as :func:`move_image` moves the image, nearest neighbour."""
     image = label.unsqueeze(1).float()
     grid = F.affine_grid(motion, list(image.shape), align_corners=False)

@@ -41,7 +41,7 @@ def contrast(image: Tensor, label: Tensor, classes: int) -> Tensor:
     return total
 
 
-def weaken(settings: RandomisationSettings, strength: float) -> RandomisationSettings:
+def scale_strength(settings: RandomisationSettings, strength: float) -> RandomisationSettings:
     """Bias field, blur, lost resolution and noise at a share of their amplitude; curves stay, they hide little."""
     changes = {
         "bias": settings.bias * strength,
@@ -52,7 +52,7 @@ def weaken(settings: RandomisationSettings, strength: float) -> RandomisationSet
     return settings.model_copy(update=changes)
 
 
-def bearable_strength(settings: RandomisationSettings, batches: Sequence[Batch], classes: int, seed: int) -> float:
+def calibrate_strength(settings: RandomisationSettings, batches: Sequence[Batch], classes: int, seed: int) -> float:
     """The largest strength for :func:`weaken` that leaves ``settings.contrast`` of the classes' contrast on average.
 
     A lesson whose images no longer show what it asks for teaches to guess from the surroundings. How much hides it
@@ -78,7 +78,7 @@ def bearable_strength(settings: RandomisationSettings, batches: Sequence[Batch],
                     raise ValueError("contrast needs labels")
                 before = contrast(batch.image, batch.label, classes)
                 after = contrast(
-                    augment.randomise_appearance(batch.image, weaken(always, strength)), batch.label, classes
+                    augment.randomise_appearance(batch.image, scale_strength(always, strength)), batch.label, classes
                 )
                 shares.append((after / before)[before > 0])
         found = torch.cat(shares)

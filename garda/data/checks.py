@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import DataError, GardaError, raise_all
 from garda.data import dicom, scan, volume
 from garda.data.manifest import Case
@@ -17,7 +17,7 @@ from garda.data.task import Task
 
 
 def check(
-    sequence: DomainSequence, data: Path, cases: Sequence[Case], reporter: Reporter, target_labels: bool = False
+    sequence: DomainSequence, data: Path, cases: Sequence[Case], console: Console, target_labels: bool = False
 ) -> None:
     """Read every given case.
 
@@ -34,13 +34,13 @@ def check(
     problems: list[GardaError] = find_gaps(sequence, target_labels)
     if not os.access(data, os.R_OK | os.X_OK):
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
-    problems += check_cases(cases, sequence.task, data, reporter)
+    problems += check_cases(cases, sequence.task, data, console)
     lessons = [case for case in sequence.source.split("train") if case in cases]
     if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
         problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
     raise_all(problems)
     if not any(labelled_cases(domain) for domain in sequence.domains):
-        reporter.line("no domain has a labelled test scan: nothing will be scored")
+        console.line("no domain has a labelled test scan: nothing will be scored")
 
 
 def _find_elsewhere(cases: Sequence[Case], data: Path) -> DataError | None:
@@ -52,7 +52,7 @@ def _find_elsewhere(cases: Sequence[Case], data: Path) -> DataError | None:
     return None
 
 
-def check_cases(cases: Sequence[Case], task: Task, data: Path, reporter: Reporter) -> list[GardaError]:
+def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console) -> list[GardaError]:
     """What is wrong with any of the cases' files, after all have been read.
 
     Also tells, once, of DICOM series whose headers do not say that the patient's identity was removed. garda keeps
@@ -62,7 +62,7 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, reporter: Reporte
         return [elsewhere]
     problems: list[GardaError] = []
     identified = 0
-    progress = reporter.bar("check")
+    progress = console.bar("check")
     for index, case in enumerate(cases):
         found = volume.check_case(case, task, data)
         file = ScanFile(data / case.image, f"image {case.image}", case.where)
@@ -71,7 +71,7 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, reporter: Reporte
         problems += found
         progress(index + 1, len(cases))
     if identified:
-        reporter.line(
+        console.line(
             f"warning: {identified} of {len(cases)} scans are DICOM without PatientIdentityRemoved=YES: look whether "
             "names are burnt into the pixels; headers are not kept"
         )

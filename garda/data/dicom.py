@@ -19,7 +19,7 @@ import numpy as np
 from garda.core import files
 from garda.data import dicom_zip, scan
 from garda.data.dicom_zip import DIRECTORY
-from garda.data.scan import LPS_TO_RAS, ScanFile, Stored
+from garda.data.scan import LPS_TO_RAS, RawImage, ScanFile
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -78,7 +78,7 @@ def is_series(folder: Path) -> bool:
     return any(file.is_file() and _is_dicom_file(file) for file in folder.iterdir() if file.name != DIRECTORY)
 
 
-def read_series(file: ScanFile) -> Stored:
+def read_series(file: ScanFile) -> RawImage:
     """The one series of a folder or a zipped study; errors as :func:`series`."""
     import SimpleITK as sitk
 
@@ -96,7 +96,7 @@ def read_series(file: ScanFile) -> Stored:
     header.set_sform(found.affine, code="scanner")
     if not found.sheared:  # which a qform cannot hold
         header.set_qform(found.affine, code="scanner")
-    return Stored(pixels, header)
+    return RawImage(pixels, header)
 
 
 def says_identity_removed(file: ScanFile) -> bool:
@@ -120,7 +120,7 @@ def series(file: ScanFile) -> Iterator[Series]:
     if packed is None:
         yield _look(file, file.path)
         return
-    with files.private_folder() as folder:
+    with files.private_temporary_folder() as folder:
         dicom_zip.unpack(file, *packed, folder)
         yield _look(file, folder)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from garda.core.errors import DataError, GardaError
 from garda.data import dicom, scan
-from garda.data.scan import ScanFile, Stored
+from garda.data.scan import RawImage, ScanFile
 
 NIFTI = (".nii.gz", ".nii")
 META_IMAGE = (".mha", ".mhd")
@@ -31,7 +31,7 @@ def split_name(path: Path) -> tuple[str, str]:
     return path.name[: len(path.name) - len(suffix)], suffix
 
 
-def read_stored(file: ScanFile, *, palette: bool = False) -> Stored:
+def read_stored(file: ScanFile, *, palette: bool = False) -> RawImage:
     """Read a scan or a label map.
 
     Args:
@@ -143,7 +143,7 @@ def _data_files(path: Path) -> list[Path]:
     return [] if name in ("", "LOCAL") else [path.parent / name]
 
 
-def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], Stored]:
+def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], RawImage]:
     if dicom.is_dicom(file.path):
         return dicom.read_series
     suffix = split_name(file.path)[1]
@@ -158,7 +158,7 @@ def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], Stored]:
     )
 
 
-def _read_nifti(file: ScanFile) -> Stored:
+def _read_nifti(file: ScanFile) -> RawImage:
     image = nib.load(file.path, mmap=False)
     if image.ndim > 4:
         raise file.error(f"has {image.ndim} dimensions", "give a 3-D image, or a 4-D one whose last axis are channels")
@@ -166,16 +166,16 @@ def _read_nifti(file: ScanFile) -> Stored:
     if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
         raise file.error("has an affine that cannot be inverted", "mend the sform or qform in its header")
     pixels = np.asarray(image.dataobj)
-    return Stored(pixels.reshape(*(*pixels.shape, 1)[:3], -1), image.header)
+    return RawImage(pixels.reshape(*(*pixels.shape, 1)[:3], -1), image.header)
 
 
-def _read_meta_image(file: ScanFile) -> Stored:
+def _read_meta_image(file: ScanFile) -> RawImage:
     import SimpleITK as sitk
 
     return scan.from_itk(sitk.ReadImage(file.path), file)
 
 
-def _read_picture(file: ScanFile, palette: bool) -> Stored:
+def _read_picture(file: ScanFile, palette: bool) -> RawImage:
     from PIL import Image
 
     with Image.open(file.path) as image:
@@ -185,7 +185,7 @@ def _read_picture(file: ScanFile, palette: bool) -> Stored:
         grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") or (image.mode == "P" and palette)
         plain = image if grey else image.convert("L" if image.mode in ("LA", "La") else "RGB")
         pixels = np.asarray(plain)
-    return Stored(pixels.reshape(*pixels.shape[:2], 1, -1).swapaxes(0, 1), None)
+    return RawImage(pixels.reshape(*pixels.shape[:2], 1, -1).swapaxes(0, 1), None)
 
 
 def _encode_png(array: np.ndarray) -> bytes:

@@ -47,7 +47,7 @@ class ScanFile:
 
 
 @dataclass(frozen=True)
-class Stored:
+class RawImage:
     """An image as its file holds it.
 
     Attributes:
@@ -68,7 +68,7 @@ def split_archive(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def from_itk(image: Any, file: ScanFile) -> Stored:
+def from_itk(image: Any, file: ScanFile) -> RawImage:
     """A SimpleITK image.
 
     Raises:
@@ -88,7 +88,7 @@ def from_itk(image: Any, file: ScanFile) -> Stored:
     header.set_sform(LPS_TO_RAS @ affine, code="scanner")
     header.set_qform(LPS_TO_RAS @ affine, code="scanner")
     pixels = sitk.GetArrayFromImage(image)
-    return Stored(pixels.reshape(*pixels.shape[:3], -1).transpose(2, 1, 0, 3), header)
+    return RawImage(pixels.reshape(*pixels.shape[:3], -1).transpose(2, 1, 0, 3), header)
 
 
 def cannot_read(error: OSError) -> tuple[str, str]:

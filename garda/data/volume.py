@@ -18,7 +18,7 @@ from garda.data import preprocess, readers, scan
 from garda.data.manifest import Case
 from garda.data.preprocess import Grid
 from garda.data.readers import NIFTI, PICTURE, Recorded
-from garda.data.scan import ScanFile, Stored
+from garda.data.scan import RawImage, ScanFile
 from garda.data.task import Task
 
 AFFINE_TOLERANCE = 1e-3  # mm, the largest difference of an entry between the affines of an image and its label
@@ -195,7 +195,7 @@ def prediction_name(image: Path) -> str:
     return name + (".png" if suffix in PICTURE else ".nii.gz")
 
 
-def _codes(stored: Stored, task: Task) -> str:
+def _codes(stored: RawImage, task: Task) -> str:
     if stored.header is None:
         return ""
     if task.plane != "acquired":
@@ -204,7 +204,7 @@ def _codes(stored: Stored, task: Task) -> str:
     return PLANES[("sagittal", "coronal", "axial")[int(world_axis)]]
 
 
-def _orient(stored: Stored, codes: str) -> tuple[np.ndarray, np.ndarray]:
+def _orient(stored: RawImage, codes: str) -> tuple[np.ndarray, np.ndarray]:
     """(D, H, W, C) pixels whose columns, rows and slices run to ``codes``, and their affine."""
     if stored.header is None:
         return stored.pixels.transpose(2, 1, 0, 3), np.eye(4)
@@ -215,7 +215,7 @@ def _orient(stored: Stored, codes: str) -> tuple[np.ndarray, np.ndarray]:
     return turned.transpose(2, 1, 0, 3), affine[:, [2, 1, 0, 3]]
 
 
-def _read_image(file: ScanFile, stored: Stored, pixels: np.ndarray, task: Task) -> np.ndarray:
+def _read_image(file: ScanFile, stored: RawImage, pixels: np.ndarray, task: Task) -> np.ndarray:
     """(D, H, W, C) pixels as (C, D, H, W) float32, C being 1 or the task's channels."""
     with np.errstate(over="ignore"):
         image = np.moveaxis(pixels, -1, 0).astype(np.float32)

@@ -54,7 +54,7 @@ def score_scans(
 
     @lru_cache(maxsize=1)
     def network(name: str) -> BasicUNet:
-        return method.compute.prepare(method.network(knowledge, name)).eval()
+        return method.compute.prepare(method.network_for(knowledge, name)).eval()
 
     for row in metrics.evaluate(
         scans.domains,

@@ -11,7 +11,7 @@ from garda.evaluation import bootstrap, continual
 from garda.evaluation.bootstrap import Interval
 from garda.evaluation.continual import Metric, PatientKey
 from garda.evaluation.metrics import Score
-from garda.methods.base import Bound
+from garda.methods.base import Oracle
 from garda.methods.registry import METHODS
 
 METRICS: tuple[Metric, ...] = ("dice", "hd95")
@@ -235,7 +235,7 @@ class Row:
     @property
     def bound(self) -> bool:
         """Whether the method is outside the contract."""
-        return issubclass(METHODS[self.method], Bound)
+        return issubclass(METHODS[self.method], Oracle)
 
     @property
     def scores(self) -> list[Score]:

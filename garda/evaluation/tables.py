@@ -13,13 +13,12 @@ import numpy as np
 
 from garda.core import files
 from garda.evaluation import bootstrap, continual
-from garda.evaluation.continual import Metric
+from garda.evaluation.continual import Matrix, Metric
 from garda.evaluation.measures import Comparison, Difference, Key, Measure, Measures
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from garda.evaluation.continual import Matrix
     from garda.evaluation.metrics import Score
 
 DICE_TITLE = "Dice after the last stage, mean over classes, patients and seeds, and its 95 % interval"

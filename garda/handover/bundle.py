@@ -21,7 +21,7 @@ from garda.core.files import describe, replacing
 from garda.data.task import Task
 from garda.handover import bundle_config
 from garda.handover.format import CARD
-from garda.handover.ledger import Entry
+from garda.handover.ledger import LedgerEntry
 from garda.handover.load import Exported
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
@@ -124,7 +124,7 @@ def _version(stage: int) -> str:
     return f"0.{stage}.0"
 
 
-def _change(entry: Entry) -> str:
+def _change(entry: LedgerEntry) -> str:
     forced = ", overruled by a person" if entry.forced else ""
     return f"stage {entry.stage}, {entry.domain}: {entry.decision}{forced}"
 

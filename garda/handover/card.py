@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from garda.data.task import Task
 from garda.evaluation.results import Result
-from garda.handover.ledger import Entry
+from garda.handover.ledger import LedgerEntry
 from garda.handover.setup import Setup
 
 NOTICE_TEXT = """# Notice
@@ -17,7 +17,7 @@ Weights may hold traces of what they were learnt from; `card.md` says what was e
 """
 
 
-def write_card(setup: Setup, task: Task, entries: Sequence[Entry], met: Sequence[str]) -> str:
+def write_card(setup: Setup, task: Task, entries: Sequence[LedgerEntry], met: Sequence[str]) -> str:
     """The card as Markdown.
 
     The last three sections are those of a predetermined change control plan (FDA, *Marketing submission
@@ -42,7 +42,7 @@ def write_card(setup: Setup, task: Task, entries: Sequence[Entry], met: Sequence
     return "\n\n".join(parts) + "\n"
 
 
-def _head(setup: Setup, task: Task, entries: Sequence[Entry], met: Sequence[str]) -> str:
+def _head(setup: Setup, task: Task, entries: Sequence[LedgerEntry], met: Sequence[str]) -> str:
     grid = f"{task.size[0]} x {task.size[1]} pixels"
     if task.spacing_mm is not None:
         grid += f" of {task.spacing_mm[0]:g} x {task.spacing_mm[1]:g} mm"
@@ -59,11 +59,11 @@ other sites without their labels and without keeping an image.
 Not a medical device. Predictions are to be checked by a person who can."""
 
 
-def _forced(entry: Entry) -> str:
+def _forced(entry: LedgerEntry) -> str:
     return ", overruled by a person" if entry.forced else ""
 
 
-def _sites(entries: Sequence[Entry]) -> Iterable[Sequence[str]]:
+def _sites(entries: Sequence[LedgerEntry]) -> Iterable[Sequence[str]]:
     yield "stage", "site", "month", "patients", "scans", "slices", "labels", "gate"
     for entry in entries:
         counts = (str(number) for number in (entry.patients, entry.scans, entry.slices))
@@ -71,7 +71,7 @@ def _sites(entries: Sequence[Entry]) -> Iterable[Sequence[str]]:
         yield str(entry.stage), entry.domain, entry.month, *counts, labels, entry.decision + _forced(entry)
 
 
-def _scores(entries: Sequence[Entry]) -> str:
+def _scores(entries: Sequence[LedgerEntry]) -> str:
     results = [result for entry in entries for result in entry.scores]
     if not results:
         return "## Scores\n\nNone of the sites had labelled test scans at hand."
@@ -89,7 +89,7 @@ def _score_rows(results: Iterable[Result]) -> Iterable[Sequence[str]]:
         yield str(result.stage), result.domain, result.name, str(result.patients), dice, distance
 
 
-def _modification(entry: Entry) -> str:
+def _modification(entry: LedgerEntry) -> str:
     learnt = "the segmentation network was learnt" if entry.stage == 0 else "the package was adapted"
     kept = sum(file.bytes for file in entry.kept)
     gone = sum(file.bytes for file in entry.deleted)
@@ -100,7 +100,7 @@ In stage {entry.stage}, {learnt} on {entry.scans} training scans of {entry.patie
 of networks in training and of their optimizers. A record of deletion is a record, not a proof."""
 
 
-def _protocol(setup: Setup, entries: Sequence[Entry]) -> str:
+def _protocol(setup: Setup, entries: Sequence[LedgerEntry]) -> str:
     return f"""## Change control: modification protocol
 
 Every stage learns with the settings of `setup.json` (SHA-256 `{entries[-1].config}`)
@@ -110,13 +110,13 @@ source's data alone. The checks, and what they gave, stand in `ledger.jsonl`: a 
 line before."""
 
 
-def _impact(entries: Sequence[Entry]) -> str:
+def _impact(entries: Sequence[LedgerEntry]) -> str:
     found = [f"- stage {entry.stage}, `{entry.domain}`: {reason}" for entry in entries for reason in entry.reasons]
     found += [f"- stage {e.stage}, `{e.domain}`: no gate was asked" for e in entries if e.decision == "ungated"]
     return "\n".join(("## Change control: impact assessment", "", *(found or ["No check of any stage failed."])))
 
 
-def _limits(entries: Sequence[Entry]) -> str:
+def _limits(entries: Sequence[LedgerEntry]) -> str:
     audited = [entry.domain for entry in entries if entry.audit is not None]
     if audited:
         audit = f"Copies and membership were examined for {', '.join(audited)}: see `audit` in `ledger.jsonl`."

@@ -8,7 +8,7 @@ from pathlib import Path
 from garda.core.errors import ConfigError, RunFolderError
 from garda.handover import bundle, format, load, onnx, verify
 from garda.handover.format import CARD, GENERATOR, NOTICE
-from garda.handover.load import Exported, Learnt
+from garda.handover.load import Exported, LoadedPackage
 from garda.handover.signing import Trusted
 from garda.methods.base import Method
 
@@ -61,7 +61,7 @@ def read_exported(
     chosen = load.choose_domain(learnt.knowledge, domain)
     _refuse_standardising(learnt)
     return Exported(
-        network=load.on_cpu(learnt.method.network(learnt.knowledge, chosen)),
+        network=load.on_cpu(learnt.method.network_for(learnt.knowledge, chosen)),
         widths=learnt.method.shared.segmenter.widths,
         task=learnt.method.task,
         name=verified.setup.name,
@@ -74,7 +74,7 @@ def read_exported(
     )
 
 
-def _refuse_standardising(learnt: Learnt) -> None:
+def _refuse_standardising(learnt: LoadedPackage) -> None:
     """A network whose images another step of the method prepares would be exported without that step."""
     if type(learnt.method).standardise is not Method.standardise:
         what = f"{learnt.setup.method!r} maps a scan's intensities before its network reads them"

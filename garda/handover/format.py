@@ -50,7 +50,7 @@ def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
     if path.is_dir():
         yield _check(find_stage(path, stage) if (path / "plan.json").exists() else path)
     elif path.is_file():
-        with files.private_folder() as folder:
+        with files.private_temporary_folder() as folder:
             try:
                 _unfold(path, folder)
                 yield _check(folder, path)
@@ -91,8 +91,8 @@ def read_setup(folder: Path) -> Setup:
     """
     try:
         values = files.read_json(folder / SETUP)
-        if isinstance(values, dict) and values.get("format", FORMAT) != FORMAT:
-            what = f"is of format {values['format']!r}, this version of garda knows {FORMAT}"
+        if isinstance(values, dict) and values.get("format") not in range(1, FORMAT + 1):
+            what = f"is of format {values.get('format')!r}, this version of garda knows 1 to {FORMAT}"
             raise PackageError(folder / SETUP, what, "use the version of garda that wrote it, or a newer one")
         return Setup.model_validate(values)
     except (ValueError, RunFolderError, RecursionError):

@@ -20,7 +20,7 @@ from garda.core.config import Config
 from garda.core.errors import PackageError
 from garda.data.sequence import DomainName
 from garda.evaluation.results import Result
-from garda.safety.limits import Reference
+from garda.safety.limits import SourceBaseline
 
 LEDGER = "ledger.jsonl"
 START = "0" * 64  # what the first line has in place of a line before it
@@ -37,7 +37,7 @@ class FileRecord(Config):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Lesson(Config):
+class StageRecord(Config):
     """What a stage was and what became of it, as known when its images are let go.
 
     Attributes:
@@ -72,11 +72,11 @@ class Lesson(Config):
     reasons: tuple[str, ...] = ()
     checks: tuple[dict[str, Any], ...] = ()
     forced: bool = False
-    reference: Reference | None = None
+    reference: SourceBaseline | None = None
     audit: dict[str, Any] | None = None
 
 
-class Entry(Lesson):
+class LedgerEntry(StageRecord):
     """A line of the ledger.
 
     Attributes:
@@ -125,18 +125,18 @@ def line_digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-def parse_lines(folder: Path, lines: Sequence[bytes]) -> list[Entry]:
+def parse_lines(folder: Path, lines: Sequence[bytes]) -> list[LedgerEntry]:
     """The entries, in order, once the chain has been found whole.
 
     Raises:
         PackageError: names the first line that does not fit.
     """
-    entries: list[Entry] = []
+    entries: list[LedgerEntry] = []
     before = START
     for number, line in enumerate(lines, 1):
         where = f"{folder / LEDGER}, line {number}"
         try:
-            entry = Entry.model_validate(json.loads(line))
+            entry = LedgerEntry.model_validate(json.loads(line))
         except (ValueError, ValidationError, RecursionError):
             raise PackageError(where, "is damaged", "ask for the package again") from None
         if encode(entry) != line:
@@ -157,6 +157,6 @@ def write_lines(folder: Path, lines: Iterable[bytes]) -> None:
         temporary.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def encode(entry: Entry) -> bytes:
+def encode(entry: LedgerEntry) -> bytes:
     """An entry as a line."""
     return json.dumps(entry.model_dump(mode="json"), sort_keys=True).encode()

@@ -17,9 +17,9 @@ from garda.core.errors import ConfigError, PackageError
 from garda.data.task import Task
 from garda.handover import format
 from garda.handover.format import SETUP
-from garda.handover.ledger import Entry
+from garda.handover.ledger import LedgerEntry
 from garda.handover.settings import Settings, deciding_settings, parse_settings
-from garda.handover.setup import Setup, differing_key
+from garda.handover.setup import Setup, differing_key, in_todays_words
 from garda.methods import registry
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
@@ -29,11 +29,11 @@ HERE = {"compute": {"accelerator": "auto"}}  # the machine need not be the one t
 
 
 @dataclass(frozen=True)
-class Learnt:
+class LoadedPackage:
     """A package, ready for use.
 
     Attributes:
-        setup: what decides the learning.
+        setup: what decides the learning, in the words of this version.
         settings: the same, with what this machine adds.
         parsed: the settings, checked.
         method: on this machine's device.
@@ -47,7 +47,7 @@ class Learnt:
     knowledge: Knowledge
 
 
-def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Learnt:
+def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> LoadedPackage:
     """Read a package's knowledge; no code of its files is executed.
 
     Args:
@@ -59,7 +59,10 @@ def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Lear
         ConfigError: its settings are not what this version understands, or a change decides a result.
         CheckpointError: weights are missing, damaged, or belong to other settings.
     """
-    setup = format.read_setup(folder)
+    try:
+        setup = in_todays_words(format.read_setup(folder))
+    except ValueError as error:
+        raise PackageError(folder / SETUP, str(error), "use the version of garda that wrote it") from None
     if setup.method not in METHODS:
         raise PackageError(folder / SETUP, f"is of an unknown method {setup.method!r}", "use a newer version of garda")
     values = config.merge(setup.settings, HERE)
@@ -70,7 +73,7 @@ def load_package(folder: Path, changes: Mapping[str, Any] | None = None) -> Lear
     if key := differing_key(decided, now):
         raise ConfigError("--set", f"{key} is what the package decides", "leave it out, or start from another source")
     method = registry.build_method(setup.method, settings, format.read_task(setup, folder))
-    return Learnt(setup, changed, settings, method, method.load(folder))
+    return LoadedPackage(setup, changed, settings, method, method.load(folder))
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Exported:
     task: Task
     name: str
     domain: str
-    entries: tuple[Entry, ...]
+    entries: tuple[LedgerEntry, ...]
     digest: str
     card: str
     notice: str

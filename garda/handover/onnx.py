@@ -89,7 +89,7 @@ def describe(exported: Exported) -> Mapping[str, str]:
 
 
 def _trace(network: BasicUNet, channels: int) -> ModelProto:
-    network = unet.with_torchs_doubling(copy.deepcopy(network))  # an operation that every program knows
+    network = unet.with_conv_transpose(copy.deepcopy(network))  # an operation that every program knows
     dim = torch.export.Dim
     free = {0: dim("batch"), 2: 16 * dim("height"), 3: 16 * dim("width")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed

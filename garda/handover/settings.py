@@ -9,11 +9,11 @@ from pydantic import create_model
 
 from garda import __version__
 from garda.core import config
-from garda.core.errors import ConfigError
+from garda.core.errors import ConfigError, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.data.sequence import DomainSequence
-from garda.handover.setup import Plan
-from garda.methods.base import Replaying, SharedSettings
+from garda.handover.setup import RENAMED_METHODS, Plan, find_old_words
+from garda.methods.base import ReplayMethod, SharedSettings
 from garda.methods.registry import METHODS
 from garda.safety.audit_report import AuditSettings
 from garda.safety.limits import GateSettings
@@ -46,10 +46,28 @@ def parse_settings(method: str, values: dict[str, Any], where: object) -> Settin
         ConfigError: an unknown method or key, or a value that does not fit.
         Problems: several of them.
     """
-    if method not in METHODS:
-        raise ConfigError(where, f"unknown method {method!r}", f"use one of {', '.join(sorted(METHODS))}")
+    check_method(method, where)
+    origin = where if isinstance(where, config.SettingsOrigin) else None
+    raise_all(
+        [
+            ConfigError(origin.of(old.split(".")) if origin else where, what, remedy)
+            for old, what, remedy in find_old_words(values)
+        ]
+    )
     blocks: Any = {name: (known.Settings, known.Settings()) for name, known in METHODS.items()}
     return config.parse(create_model("Settings", __base__=Settings, **blocks), values, where)
+
+
+def check_method(name: str, where: object) -> None:
+    """Refuse what is no method's name.
+
+    Raises:
+        ConfigError: says what it is called now, or which there are.
+    """
+    if name in RENAMED_METHODS:
+        raise ConfigError(where, f"method {name!r} is called {RENAMED_METHODS[name]!r} now", "use the new name")
+    if name not in METHODS:
+        raise ConfigError(where, f"unknown method {name!r}", f"use one of {', '.join(sorted(METHODS))}")
 
 
 def deciding_settings(method: str, settings: Settings) -> dict[str, Any]:
@@ -58,7 +76,7 @@ def deciding_settings(method: str, settings: Settings) -> dict[str, Any]:
     Other methods' blocks are left out, and so is where a weights file lies; its digest decides.
     """
     known = METHODS[method]
-    replays = issubclass(known, Replaying) and known.shares_generator
+    replays = issubclass(known, ReplayMethod) and known.shares_generator
     shared = {*Settings.model_fields} - (set() if replays else {"generator"})
     return settings.model_dump(mode="json", include={*shared, method})
 

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from garda.core import files
+from garda.core import config, files
 from garda.core.config import Config
 from garda.core.errors import RunFolderError
 
-FORMAT = 1  # of packages
+FORMAT = 2  # of packages; those of format 1 are read, and stay what they are from hop to hop
+RENAMED_METHODS = {
+    "adversarial": "advent",
+    "batchnorm": "adabn",
+    "entropy": "tent",
+    "self_training": "cotta",
+    "style_bank": "fda_replay",
+}
+RENAMED_SETTINGS = {  # the inner keys first
+    **RENAMED_METHODS,
+    "generator.factorised.generator": "generator.network",
+    "generator.factorised.pairs.reconstruction": "generator.reconstruction.loss",
+    "generator.factorised.pairs": "generator.reconstruction",
+    "generator.factorised.prior": "generator.prior",
+    "generator.factorised.look.reconstruction": "generator.style.loss",
+    "generator.factorised.look.survey": "generator.style.estimate",
+    "generator.factorised.look": "generator.style",
+    "garda_paper.generator": "garda_paper.network",
+    "garda_paper.images.motion": "garda_paper.images.geometry",
+    "gate.look": "gate.style",
+}
+GONE_SETTINGS = {"generator.family": "every method but garda_paper replays with the one generator"}
 
 
 class PlannedDomain(Config):
@@ -60,6 +83,43 @@ class Plan(Setup):
     def setup(self) -> Setup:
         """What also decides the stages of other sites."""
         return Setup.model_validate(self.model_dump(include={*Setup.model_fields}))
+
+
+def find_old_words(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Keys that settings of an older version have: each with what is wrong with it, and the remedy."""
+    found = [(old, f"{old!r} is called {new!r} now", "rename it") for old, new in RENAMED_SETTINGS.items()]
+    found += [(old, f"{old!r} is no setting any more: {why}", "leave it out") for old, why in GONE_SETTINGS.items()]
+    return [(old, what, remedy) for old, what, remedy in found if _pop(copy.deepcopy(dict(settings)), old) is not None]
+
+
+def in_todays_words(setup: Setup) -> Setup:
+    """A setup of any format with the names that methods and settings have now.
+
+    Raises:
+        ValueError: format 1 let replaying methods choose a generator that none of them has now.
+    """
+    if setup.format == FORMAT:
+        return setup
+    settings = copy.deepcopy(setup.settings)
+    if _pop(settings, "generator.family") not in (None, "factorised"):
+        raise ValueError("its method replays with a generator that this version has for garda_paper alone")
+    _pop(settings, "generator.style")
+    for old, new in RENAMED_SETTINGS.items():
+        value = _pop(settings, old)
+        for part in reversed(new.split(".")):
+            value = value if value is None else {part: value}
+        settings = config.merge(settings, value or {})
+    _pop(settings, "generator.factorised")
+    method = RENAMED_METHODS.get(setup.method, setup.method)
+    return setup.model_copy(update={"format": FORMAT, "method": method, "settings": settings})
+
+
+def _pop(settings: dict[str, Any], key: str) -> Any:
+    """Take the value at a dotted key out of nested settings; None where there is none."""
+    first, _, rest = key.partition(".")
+    if not rest:
+        return settings.pop(first, None)
+    return _pop(settings[first], rest) if isinstance(settings.get(first), dict) else None
 
 
 def read_plan(run: Path) -> Plan:

@@ -14,7 +14,7 @@ from garda.evaluation.results import RESULTS
 from garda.handover import card, format, ledger, signing
 from garda.handover.card import NOTICE_TEXT
 from garda.handover.format import CARD, DIGEST, KNOWLEDGE, KNOWN, NOTICE, OPTIONAL, SETUP
-from garda.handover.ledger import LEDGER, Entry
+from garda.handover.ledger import LEDGER, LedgerEntry
 from garda.handover.setup import Setup
 from garda.handover.signing import Signature, Trusted
 from garda.methods import metadata
@@ -35,7 +35,7 @@ class Verified:
     """
 
     setup: Setup
-    entries: tuple[Entry, ...]
+    entries: tuple[LedgerEntry, ...]
     signatures: tuple[Signature, ...]
     digest: str
 
@@ -83,7 +83,7 @@ def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") 
     return Verified(setup, tuple(entries), tuple(signatures), digest)
 
 
-def _check_files(folder: Path, entry: Entry, number: int) -> None:
+def _check_files(folder: Path, entry: LedgerEntry, number: int) -> None:
     """The files are those of the last line, no more, no fewer, to the byte."""
     here = {known.name: known for known in format.contents(folder)}
     there = {known.name: known for known in entry.kept}
@@ -94,19 +94,19 @@ def _check_files(folder: Path, entry: Entry, number: int) -> None:
             raise PackageError(folder / name, what, AGAIN)
 
 
-def _check_setup(folder: Path, setup: Setup, entries: list[Entry]) -> None:
+def _check_setup(folder: Path, setup: Setup, entries: list[LedgerEntry]) -> None:
     config = ledger.digest_of(setup.model_dump(mode="json"))
     for number, entry in enumerate(entries, 1):
         if (entry.config, entry.method, entry.seed) != (config, setup.method, setup.seed):
             what = f"was learnt with other settings than those of {SETUP}"
             raise PackageError(f"{folder / LEDGER}, line {number}", what, AGAIN)
     met = tuple(entry.domain for entry in entries if entry.learnt)
-    if met != metadata.read_facts(folder).domains:
+    if met != metadata.read_metadata(folder).domains:
         what = f"says that {', '.join(met)} were met, knowledge.json says otherwise"
         raise PackageError(folder / LEDGER, what, AGAIN)
 
 
-def _check_course(folder: Path, entries: Sequence[Entry]) -> None:
+def _check_course(folder: Path, entries: Sequence[LedgerEntry]) -> None:
     """What may not change from line to line, and what the gate needs to know."""
     for number, entry in enumerate(entries, 1):
         where = f"{folder / LEDGER}, line {number}"
@@ -121,11 +121,11 @@ def _check_course(folder: Path, entries: Sequence[Entry]) -> None:
             raise PackageError(where, "was refused, and yet its knowledge is not that of the line before", AGAIN)
 
 
-def _knowledge(entry: Entry) -> dict[str, str]:
+def _knowledge(entry: LedgerEntry) -> dict[str, str]:
     return {file.name: file.sha256 for file in entry.kept if file.name in KNOWLEDGE}
 
 
-def _check_texts(folder: Path, setup: Setup, entries: Sequence[Entry]) -> None:
+def _check_texts(folder: Path, setup: Setup, entries: Sequence[LedgerEntry]) -> None:
     """Scores and card say what the ledger says; the card of another version of garda may have other words."""
     texts = {
         RESULTS: results.format_results(result for entry in entries for result in entry.scores),
@@ -135,7 +135,7 @@ def _check_texts(folder: Path, setup: Setup, entries: Sequence[Entry]) -> None:
         kept = tuple(file for file in entries[-1].kept if file.name != CARD)
         written = [*entries[:-1], entries[-1].model_copy(update={"kept": kept})]
         texts[CARD] = card.write_card(
-            setup, format.read_task(setup, folder), written, metadata.read_facts(folder).domains
+            setup, format.read_task(setup, folder), written, metadata.read_metadata(folder).domains
         )
     for name, text in texts.items():
         if (folder / name).read_bytes() != text.encode():

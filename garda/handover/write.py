@@ -14,12 +14,12 @@ from garda.evaluation.results import RESULTS, Result
 from garda.handover import format, ledger, signing
 from garda.handover.card import NOTICE_TEXT, write_card
 from garda.handover.format import CARD, DIGEST, NOTICE, OPEN, SETUP
-from garda.handover.ledger import START, Entry, Lesson
+from garda.handover.ledger import START, LedgerEntry, StageRecord
 from garda.handover.setup import Setup
 from garda.methods import metadata
 
 
-def seal(
+def write_package(
     folder: Path,
     previous: Path | None,
     setup: Setup,
@@ -32,7 +32,7 @@ def seal(
     Killed at any moment, the same call again does what is missing. A sealed package is left as it is.
 
     Args:
-        folder: holds knowledge, and under ``OPEN`` what :class:`garda.handover.ledger.Lesson` says.
+        folder: holds knowledge, and under ``OPEN`` what :class:`garda.handover.ledger.StageRecord` says.
         previous: the package that the stage began with; None for a source.
         setup: what decides the learning.
         scores: of this stage.
@@ -45,13 +45,13 @@ def seal(
     """
     if not (folder / OPEN).exists():
         return
-    lesson = Lesson.model_validate(files.read_json(folder / OPEN))
+    record = StageRecord.model_validate(files.read_json(folder / OPEN))
     lines = [] if previous is None else ledger.read_lines(previous)
     if previous is not None and not lines:
         raise PackageError(previous, "has lost its ledger since it was opened", "run the same command again")
     before = [] if previous is None else ledger.parse_lines(previous, lines)
-    entry = Entry(
-        **dict(lesson),
+    entry = LedgerEntry(
+        **dict(record),
         previous=ledger.line_digest(lines[-1]) if lines else START,
         method=setup.method,
         config=ledger.digest_of(setup.model_dump(mode="json")),
@@ -64,7 +64,9 @@ def seal(
     _write(folder / RESULTS, results.format_results([result for known in (*before, entry) for result in known.scores]))
     _write(folder / NOTICE, NOTICE_TEXT)
     weighed = entry.model_copy(update={"kept": format.contents(folder)})
-    card = write_card(setup, format.read_task(setup, folder), [*before, weighed], metadata.read_facts(folder).domains)
+    card = write_card(
+        setup, format.read_task(setup, folder), [*before, weighed], metadata.read_metadata(folder).domains
+    )
     _write(folder / CARD, card)
     lines = [*lines, ledger.encode(entry.model_copy(update={"kept": format.contents(folder)}))]
     ledger.write_lines(folder, lines)

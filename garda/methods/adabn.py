@@ -17,10 +17,10 @@ from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.models import inference
 from garda.models.inference import StatisticsSettings
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 
 
-class BatchNorm(Method[StatisticsSettings]):
+class AdaBN(Method[StatisticsSettings]):
     """The source's weights, and for each target the running means and variances of its own images.
 
     Kept under ``statistics[target]``: ``<layer>.running_mean`` and ``<layer>.running_var``, (channels,) float32. The
@@ -29,18 +29,18 @@ class BatchNorm(Method[StatisticsSettings]):
 
     Settings = StatisticsSettings
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Statistics of the target's images under the source's weights; no weight is touched."""
         network = self.compute.prepare(copy.deepcopy(knowledge.segmenter))
-        inference.estimate_statistics(network, slices, self.settings, stages("statistics"), self.compute)
+        inference.estimate_statistics(network, slices, self.settings, stage("statistics"), self.compute)
         own = {name: tensor.cpu() for name, tensor in read_statistics(network).items()}
-        statistics = {**knowledge.statistics, domain: own}
-        return replace(knowledge, domains=(*knowledge.domains, domain), statistics=statistics)
+        domain_state = {**knowledge.domain_state, domain: own}
+        return replace(knowledge, domains=(*knowledge.domains, domain), domain_state=domain_state)
 
-    def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
+    def network_for(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """A copy of the segmenter with the domain's statistics; with the source's where the domain is not met yet."""
         network = copy.deepcopy(knowledge.segmenter)
-        network.load_state_dict({**network.state_dict(), **knowledge.statistics.get(domain, {})})
+        network.load_state_dict({**network.state_dict(), **knowledge.domain_state.get(domain, {})})
         return network
 
 

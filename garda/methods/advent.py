@@ -22,18 +22,18 @@ from torch.nn import functional as F
 from garda.core.config import Config
 from garda.core.errors import ConfigError
 from garda.data.dataset import Batch, Slices
-from garda.methods.base import Replaying
+from garda.methods.base import ReplayMethod
 from garda.methods.knowledge import Knowledge
 from garda.models.replay import Replay
 from garda.training import distributed, loop, sharding
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute
 from garda.training.loop import Stateful
 
 SLOPE = 0.2  # of the leaky ReLU, everywhere
 
 
-class AdversaryLessonSettings(Config):
+class AdventSettings(Config):
     """How a segmenter and the discriminator of its answers learn from each other.
 
     Attributes:
@@ -55,7 +55,7 @@ class AdversaryLessonSettings(Config):
     anatomies: PositiveInt = 512
 
 
-class FromAdversary:
+class AdversarialObjective:
     """Learn the source from replay, and to answer for a target's images as for the source's (ADVENT).
 
     Vu et al., "ADVENT: adversarial entropy minimization for domain adaptation in semantic segmentation", CVPR 2019,
@@ -69,7 +69,7 @@ class FromAdversary:
     """
 
     def __init__(
-        self, segmenter: BasicUNet, replay: Replay, classes: int, lesson: AdversaryLessonSettings, compute: Compute
+        self, segmenter: BasicUNet, replay: Replay, classes: int, settings: AdventSettings, compute: Compute
     ) -> None:
         """Prepare both networks.
 
@@ -81,15 +81,15 @@ class FromAdversary:
             compute: device and precision.
         """
         self.segmenter = compute.prepare(segmenter).train().requires_grad_(True)
-        self._discriminator = compute.prepare(build_discriminator(classes, lesson.widths)).train()
+        self._discriminator = compute.prepare(build_discriminator(classes, settings.widths)).train()
         self._optimizer = torch.optim.AdamW(
-            segmenter.parameters(), lr=lesson.learning_rate, weight_decay=1e-4, fused=True
+            segmenter.parameters(), lr=settings.learning_rate, weight_decay=1e-4, fused=True
         )
         self._opponent = torch.optim.Adam(
-            self._discriminator.parameters(), lr=lesson.discriminator_rate, betas=(0.9, 0.99), fused=True
+            self._discriminator.parameters(), lr=settings.discriminator_rate, betas=(0.9, 0.99), fused=True
         )
         self._loss = DiceCELoss(softmax=True, include_background=False)
-        self._replay, self._lesson, self._compute = replay, lesson, compute
+        self._replay, self._settings, self._compute = replay, settings, compute
 
     def state(self) -> Mapping[str, Stateful]:
         """Both networks and both optimizers; what is replayed follows from the stage's seed."""
@@ -102,15 +102,15 @@ class FromAdversary:
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step of the segmenter on an unlabelled batch, then one of the discriminator on the same answers."""
-        lesson = self._lesson
-        loop.set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
-        loop.set_rate(self._opponent, lesson.discriminator_rate, step, lesson.steps)
-        image, label = self._replay.batch(lesson.batch, 0)
-        images = self._compute.place(torch.cat([image, self._compute.place(batch.image)]))
-        part, count = sharding.part(len(image), len(batch.image)), len(image) // distributed.size()
+        settings = self._settings
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps)
+        loop.cosine_lr(self._opponent, settings.discriminator_rate, step, settings.steps)
+        image, label = self._replay.batch(settings.batch, 0)
+        images = self._compute.to_device(torch.cat([image, self._compute.to_device(batch.image)]))
+        part, count = sharding.shard(len(image), len(batch.image)), len(image) // distributed.world_size()
         with self._compute.autocast():
             logits = self.segmenter(images[part]).float()
-        segmentation = self._loss(logits[:count], label[sharding.part(len(label))])
+        segmentation = self._loss(logits[:count], label[sharding.shard(len(label))])
         source, target = self_information(logits).tensor_split([count])
         return {
             "segmentation": segmentation.detach(),
@@ -121,13 +121,13 @@ class FromAdversary:
     def _teach_segmenter(self, segmentation: Tensor, target: Tensor) -> Tensor:
         self._discriminator.requires_grad_(False)
         adversarial = self._judge(target, "source")
-        loop.descend(self._optimizer, segmentation + self._lesson.adversarial * adversarial)
+        loop.backward_step(self._optimizer, segmentation + self._settings.adversarial * adversarial)
         self._discriminator.requires_grad_(True)
         return adversarial.detach()
 
     def _teach_discriminator(self, source: Tensor, target: Tensor) -> Tensor:
         loss = (self._judge(source, "source") + self._judge(target, "target")) / 2
-        loop.descend(self._opponent, loss)
+        loop.backward_step(self._opponent, loss)
         return loss.detach()
 
     def _judge(self, maps: Tensor, claimed: str) -> Tensor:
@@ -158,10 +158,10 @@ def build_discriminator(classes: int, widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, stride=2, padding=1))
 
 
-class Adversarial(Replaying[AdversaryLessonSettings]):
+class Advent(ReplayMethod[AdventSettings]):
     """One network that goes on from site to site, against a discriminator that lives for one stage."""
 
-    Settings = AdversaryLessonSettings
+    Settings = AdventSettings
 
     def check(self) -> None:
         """Refuse a generator that does not fit the task, and more halvings by the discriminator than its sides have."""
@@ -169,19 +169,19 @@ class Adversarial(Replaying[AdversaryLessonSettings]):
         halvings, (height, width) = len(self.settings.widths) + 1, self.task.size
         if min(height, width) >> halvings < 1:
             raise ConfigError(
-                "adversarial.widths", f"{halvings} convolutions are too many for {height} x {width}", "give fewer"
+                "advent.widths", f"{halvings} convolutions are too many for {height} x {width}", "give fewer"
             )
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Replayed images with their labels, and the target's images against the discriminator."""
-        stage, lesson = stages("segmenter"), self.settings
+        phase, settings = stage("segmenter"), self.settings
 
-        def build() -> FromAdversary:
-            replay = self.draw_pool(knowledge, lesson.anatomies)
-            return FromAdversary(
-                copy.deepcopy(knowledge.segmenter), replay, len(self.task.classes), lesson, self.compute
+        def build() -> AdversarialObjective:
+            replay = self.draw_pool(knowledge, settings.anatomies)
+            return AdversarialObjective(
+                copy.deepcopy(knowledge.segmenter), replay, len(self.task.classes), settings, self.compute
             )
 
-        learnt = loop.fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
+        learnt = loop.fit(build, lambda step: slices.batch(step, settings.batch, phase.seed), settings.steps, phase)
         segmenter = learnt.segmenter.eval().requires_grad_(False)
         return replace(knowledge, segmenter=segmenter, domains=(*knowledge.domains, domain))

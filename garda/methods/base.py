@@ -21,15 +21,15 @@ from garda.data.task import Task
 from garda.data.volume import Volume
 from garda.methods.knowledge import Knowledge, load_knowledge
 from garda.models import unet
-from garda.models.factorised_training import FactorisedRecipe, GeneratorSettings
-from garda.models.generator import Generator, Recipe
-from garda.models.objectives import FromLabels, LabelLessonSettings
+from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings
+from garda.models.generator import Generator, GeneratorTrainer
+from garda.models.objectives import SupervisedObjective, SupervisedTrainingSettings
 from garda.models.replay import Replay
 from garda.models.unet import SegmenterSettings
 from garda.training import loop
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute, ComputeSettings
-from garda.training.loop import Stage
+from garda.training.loop import Phase
 
 SURVEY = 8  # batches by which the source's contrast is measured
 
@@ -48,7 +48,7 @@ class SharedSettings(Config):
     compute: ComputeSettings = ComputeSettings()
     checkpoint_seconds: float = Field(default=60.0, gt=0, exclude=True)
     segmenter: SegmenterSettings = SegmenterSettings()
-    source: LabelLessonSettings = LabelLessonSettings()
+    source: SupervisedTrainingSettings = SupervisedTrainingSettings()
     generator: GeneratorSettings = GeneratorSettings()
 
 
@@ -72,21 +72,21 @@ class Method(ABC, Generic[S]):
     def __init__(self, task: Task, shared: SharedSettings, settings: S, compute: Compute) -> None:
         self.task, self.shared, self.settings, self.compute = task, shared, settings, compute
 
-    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Learn the labelled source: the segmenter, unless a method needs more."""
-        segmenter, teacher = self.learn_segmenter(slices, stages)
+        segmenter, teacher = self.learn_segmenter(slices, stage)
         return Knowledge(segmenter, teacher, None, (domain,))
 
     @abstractmethod
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Learn one unlabelled target; ``knowledge`` itself is left as it is."""
 
     @property
-    def source_lesson(self) -> LabelLessonSettings:
+    def source_settings(self) -> SupervisedTrainingSettings:
         """How the source segmenter learns."""
         return self.shared.source
 
-    def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
+    def network_for(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The network that reads a domain's images: one for all domains, unless a method keeps something for each.
 
         It depends on ``knowledge.segmenter`` and ``knowledge.statistics`` of the domain alone.
@@ -99,9 +99,9 @@ class Method(ABC, Generic[S]):
 
     def reads_equally(self, before: Knowledge, after: Knowledge, domain: str) -> bool:
         """Whether two states of knowledge read a domain with networks that are equal to the bit."""
-        if before.segmenter is after.segmenter and before.statistics.get(domain) is after.statistics.get(domain):
+        if before.segmenter is after.segmenter and before.domain_state.get(domain) is after.domain_state.get(domain):
             return True  # no network needs to be put together to see that
-        old, new = (self.network(knowledge, domain).state_dict() for knowledge in (before, after))
+        old, new = (self.network_for(knowledge, domain).state_dict() for knowledge in (before, after))
         return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
 
     def standardise(self, knowledge: Knowledge, volume: Volume, domain: str) -> Volume:
@@ -131,48 +131,50 @@ class Method(ABC, Generic[S]):
         self.compute.prepare(knowledge.segmenter)
         return knowledge
 
-    def learn_segmenter(self, slices: Slices, stages: Stages) -> tuple[BasicUNet, BasicUNet]:
+    def learn_segmenter(self, slices: Slices, stage: Stage) -> tuple[BasicUNet, BasicUNet]:
         """The source segmenter and a copy of it that stays as the teacher, both in evaluation mode."""
-        lesson = self.source_lesson
+        settings = self.source_settings
 
-        def learn(stage: Stage) -> BasicUNet:
-            suited = self.suit_lesson(lesson, slices, stage)
+        def learn(phase: Phase) -> BasicUNet:
+            suited = self.suit_settings(settings, slices, phase)
             return loop.fit(
-                lambda: FromLabels(self.task, self.shared.segmenter, suited, self.compute),
-                lambda step: slices.batch(step, lesson.batch, stage.seed),
-                lesson.steps,
-                stage,
+                lambda: SupervisedObjective(self.task, self.shared.segmenter, suited, self.compute),
+                lambda step: slices.batch(step, settings.batch, phase.seed),
+                settings.steps,
+                phase,
             ).segmenter
 
-        segmenter = stages.shelf.take(
+        segmenter = stage.cache.get_or_train(
             "segmenter",
-            {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": lesson.model_dump(mode="json")},
-            stages("segmenter"),
+            {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": settings.model_dump(mode="json")},
+            stage("segmenter"),
             lambda: unet.build_segmenter(self.task, self.shared.segmenter),
             learn,
         )
         self.compute.prepare(segmenter)
         return segmenter, copy.deepcopy(segmenter)
 
-    def suit_lesson(self, lesson: LabelLessonSettings, slices: Slices, stage: Stage) -> LabelLessonSettings:
+    def suit_settings(
+        self, settings: SupervisedTrainingSettings, slices: Slices, phase: Phase
+    ) -> SupervisedTrainingSettings:
         """A lesson with no more randomisation than its labelled slices bear, see :meth:`suit`."""
-        if lesson.randomisation is None:
-            return lesson
-        seed = derive_seed(stage.seed, "contrast")
-        batches = [slices.batch(step, lesson.batch, seed) for step in range(SURVEY)]
-        return lesson.model_copy(update={"randomisation": self.suit(lesson.randomisation, batches, stage)})
+        if settings.randomisation is None:
+            return settings
+        seed = derive_seed(phase.seed, "contrast")
+        batches = [slices.batch(step, settings.batch, seed) for step in range(SURVEY)]
+        return settings.model_copy(update={"randomisation": self.suit(settings.randomisation, batches, phase)})
 
     def suit(
-        self, randomisation: RandomisationSettings, batches: Sequence[Batch], stage: Stage
+        self, randomisation: RandomisationSettings, batches: Sequence[Batch], phase: Phase
     ) -> RandomisationSettings:
         """No more randomisation than labelled batches bear (:mod:`garda.data.calibrate`); the strength is logged."""
-        seed = derive_seed(stage.seed, "strength")
-        strength = calibrate.bearable_strength(randomisation, batches, len(self.task.classes), seed)
-        stage.log(0, {"randomisation_strength": strength})
-        return calibrate.weaken(randomisation, strength)
+        seed = derive_seed(phase.seed, "strength")
+        strength = calibrate.calibrate_strength(randomisation, batches, len(self.task.classes), seed)
+        phase.log(0, {"randomisation_strength": strength})
+        return calibrate.scale_strength(randomisation, strength)
 
 
-class Replaying(Method[S]):
+class ReplayMethod(Method[S]):
     """A method with a generator, the shared settings' one unless it has a recipe of its own.
 
     Attributes:
@@ -182,9 +184,9 @@ class Replaying(Method[S]):
     shares_generator: ClassVar[bool] = True
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> GeneratorTrainer:
         """How the generator learns."""
-        return FactorisedRecipe(self.task, self.shared.generator, self.compute)
+        return FactorisedTrainer(self.task, self.shared.generator, self.compute)
 
     def check(self) -> None:
         """Refuse a generator that does not fit the task, and weights that cannot be had."""
@@ -194,10 +196,10 @@ class Replaying(Method[S]):
         """An untrained generator."""
         return self.recipe.build()
 
-    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Segmenter from labels, then the generator."""
-        segmenter, teacher = self.learn_segmenter(slices, stages)
-        generator = self.recipe.learn_source(domain, slices, stages, teacher)
+        segmenter, teacher = self.learn_segmenter(slices, stage)
+        generator = self.recipe.learn_source(domain, slices, stage, teacher)
         return Knowledge(segmenter, teacher, generator, (domain,))
 
     def draw_pool(self, knowledge: Knowledge, anatomies: int) -> Replay:
@@ -208,16 +210,18 @@ class Replaying(Method[S]):
         """
         if knowledge.generator is None:
             raise TypeError("replay needs a generator")
-        return Replay(knowledge.generator, self.compute.prepare(knowledge.teacher).eval(), anatomies, self.compute)
+        return Replay(
+            knowledge.generator, self.compute.prepare(knowledge.source_segmenter).eval(), anatomies, self.compute
+        )
 
 
-class Bound(Method[S]):
+class Oracle(Method[S]):
     """A method outside the contract, for comparison only: it sees the images of all domains met so far at once."""
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Not for a bound, which needs the earlier domains too."""
         raise TypeError("a bound adapts jointly")
 
     @abstractmethod
-    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stages: Stages) -> Knowledge:
+    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:
         """Learn from the training slices of every domain met; the last of ``slices`` is the new one."""

@@ -24,14 +24,14 @@ from garda.data.task import Task
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.training import loop, sharding
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute
 from garda.training.loop import Stateful
 
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # axes turned over, the image as it is first
 
 
-class TeacherLessonSettings(Config):
+class MeanTeacherSettings(Config):
     """How a student learns from the average of itself.
 
     Attributes:
@@ -55,7 +55,7 @@ class TeacherLessonSettings(Config):
     appearance: AppearanceSettings = AppearanceSettings()
 
 
-class FromTeacher:
+class MeanTeacherObjective:
     """A student agrees with its own average, which sees an easier image (Tarvainen and Valpola, NeurIPS 2017).
 
     In CoTTA's form (Wang et al., CVPR 2022, section 3.2): the teacher's soft answer is an average over weights and
@@ -67,7 +67,7 @@ class FromTeacher:
     """
 
     def __init__(
-        self, student: BasicUNet, source: BasicUNet, task: Task, lesson: TeacherLessonSettings, compute: Compute
+        self, student: BasicUNet, source: BasicUNet, task: Task, settings: MeanTeacherSettings, compute: Compute
     ) -> None:
         """Begin with student and teacher alike.
 
@@ -81,12 +81,12 @@ class FromTeacher:
         self._student = compute.prepare(student).train().requires_grad_(True)
         self._source = compute.prepare(source)
         self._average = AveragedModel(
-            self._student, multi_avg_fn=get_ema_multi_avg_fn(lesson.momentum), use_buffers=True
+            self._student, multi_avg_fn=get_ema_multi_avg_fn(settings.momentum), use_buffers=True
         )
         self._average.eval().requires_grad_(False)
         self._average.update_parameters(self._student)  # the first update copies; all later ones average
-        self._optimizer = torch.optim.Adam(self._student.parameters(), lr=lesson.learning_rate, fused=True)
-        self._task, self._lesson, self._compute = task, lesson, compute
+        self._optimizer = torch.optim.Adam(self._student.parameters(), lr=settings.learning_rate, fused=True)
+        self._task, self._settings, self._compute = task, settings, compute
 
     @property
     def teacher(self) -> BasicUNet:
@@ -99,12 +99,12 @@ class FromTeacher:
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on an unlabelled batch."""
-        image = self._compute.place(batch.image)
-        answer, part = self._answer(image), sharding.part(len(image))
+        image = self._compute.to_device(batch.image)
+        answer, part = self._answer(image), sharding.shard(len(image))
         with self._compute.autocast():
-            logits = self._student(augment.change_appearance(image, self._lesson.appearance)[part])
+            logits = self._student(augment.change_appearance(image, self._settings.appearance)[part])
         loss = F.cross_entropy(logits.float(), answer[part])
-        loop.descend(self._optimizer, loss)
+        loop.backward_step(self._optimizer, loss)
         self._restore()
         self._average.update_parameters(self._student)
         return {"consistency": loss.detach()}
@@ -113,9 +113,9 @@ class FromTeacher:
     def _answer(self, image: Tensor) -> Tensor:
         """(B, K, H, W) probabilities, averaged over the views of (B, C, H, W)."""
         answers = []
-        for number, axes in enumerate(FLIPS[: self._lesson.views]):
+        for number, axes in enumerate(FLIPS[: self._settings.views]):
             turned = axes if self._task.any_orientation else ()
-            view = image if number == 0 or turned else augment.change_appearance(image, self._lesson.appearance)
+            view = image if number == 0 or turned else augment.change_appearance(image, self._settings.appearance)
             with self._compute.autocast():
                 logits = self._average(view.flip(turned))
             answers.append(torch.softmax(logits.float(), dim=1).flip(turned))
@@ -123,25 +123,27 @@ class FromTeacher:
 
     @torch.no_grad()
     def _restore(self) -> None:
-        if not self._lesson.restoration:
+        if not self._settings.restoration:
             return
         for weight, source in zip(self._student.parameters(), self._source.parameters(), strict=True):
-            chosen = (torch.rand(weight.shape) < self._lesson.restoration).to(weight.device)
+            chosen = (torch.rand(weight.shape) < self._settings.restoration).to(weight.device)
             weight.copy_(torch.where(chosen, source, weight))
 
 
-class SelfTraining(Method[TeacherLessonSettings]):
+class CoTTA(Method[MeanTeacherSettings]):
     """One network that goes on from site to site: each stage's result is the averaged teacher."""
 
-    Settings = TeacherLessonSettings
+    Settings = MeanTeacherSettings
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """A student and its average, both from the segmenter as it is; what is restored are the stage-0 weights."""
-        stage, lesson = stages("segmenter"), self.settings
+        phase, settings = stage("segmenter"), self.settings
         segmenter = loop.fit(
-            lambda: FromTeacher(copy.deepcopy(knowledge.segmenter), knowledge.teacher, self.task, lesson, self.compute),
-            lambda step: slices.batch(step, lesson.batch, stage.seed),
-            lesson.steps,
-            stage,
+            lambda: MeanTeacherObjective(
+                copy.deepcopy(knowledge.segmenter), knowledge.source_segmenter, self.task, settings, self.compute
+            ),
+            lambda step: slices.batch(step, settings.batch, phase.seed),
+            settings.steps,
+            phase,
         ).teacher
         return replace(knowledge, segmenter=segmenter, domains=(*knowledge.domains, domain))

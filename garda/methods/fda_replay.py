@@ -18,17 +18,17 @@ from garda.core.config import Config
 from garda.core.errors import ConfigError
 from garda.core.seeds import derive_seed
 from garda.data.dataset import Slices
-from garda.methods.base import Replaying
-from garda.methods.knowledge import Knowledge, statistics_limit
+from garda.methods.base import ReplayMethod
+from garda.methods.knowledge import Knowledge, domain_state_limit
 from garda.models import unet
 from garda.models.generator import Anatomy, Generator
-from garda.models.objectives import FromReplay, ReplayLessonSettings
+from garda.models.objectives import DistillationObjective, DistillationSettings
 from garda.models.replay import Replay
 from garda.training import loop
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 
 
-class StyleBankSettings(Config):
+class FDAReplaySettings(Config):
     """The look and the lesson.
 
     Attributes:
@@ -41,10 +41,10 @@ class StyleBankSettings(Config):
     beta: float = Field(default=0.05, gt=0, lt=0.5)
     batches: PositiveInt = 50
     anatomies: PositiveInt = 512
-    replay: ReplayLessonSettings = ReplayLessonSettings()
+    replay: DistillationSettings = DistillationSettings()
 
 
-class StyleBank(Replaying[StyleBankSettings]):
+class FDAReplay(ReplayMethod[FDAReplaySettings]):
     """One segmenter, taught on replayed source anatomies in the stored looks of all domains met.
 
     Kept under ``statistics[target]``: ``amplitude``, (C, 2a + 1, b + 1) float32, see :func:`low_amplitude`.
@@ -54,7 +54,7 @@ class StyleBank(Replaying[StyleBankSettings]):
     and is there for every family; with the published one, the methods then differ in little but their looks.
     """
 
-    Settings = StyleBankSettings
+    Settings = FDAReplaySettings
 
     def check(self) -> None:
         """Refuse what does not fit the generator, and a look that is more than a domain may keep."""
@@ -62,36 +62,38 @@ class StyleBank(Replaying[StyleBankSettings]):
         with torch.device("meta"):
             network = unet.build_segmenter(self.task, self.shared.segmenter)
             image = torch.empty(1, self.task.channels, *self.task.size)
-        size, limit = low_amplitude(image, self.settings.beta).nbytes, statistics_limit(network)
+        size, limit = low_amplitude(image, self.settings.beta).nbytes, domain_state_limit(network)
         if size > limit:
-            raise ConfigError("style_bank.beta", f"a look would take {size} bytes, more than {limit}", "lower it")
+            raise ConfigError("fda_replay.beta", f"a style would take {size} bytes, more than {limit}", "lower it")
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """The target's look from its images, then the segmenter from replayed images in all looks stored."""
-        stage, lesson, settings = stages("segmenter"), self.settings.replay, self.settings
-        seed = derive_seed(stage.seed, "look")
+        phase, lesson, settings = stage("segmenter"), self.settings.replay, self.settings
+        seed = derive_seed(phase.seed, "look")
         images = (slices.batch(step, lesson.batch, seed).image for step in range(settings.batches))
-        look = {"amplitude": mean_amplitude(images, settings.beta)}
-        domains, statistics = (*knowledge.domains, domain), {**knowledge.statistics, domain: look}
+        style = {"amplitude": mean_amplitude(images, settings.beta)}
+        domains, domain_state = (*knowledge.domains, domain), {**knowledge.domain_state, domain: style}
 
-        def build() -> FromReplay:
+        def build() -> DistillationObjective:
             bank = Bank(
-                self.draw_pool(knowledge, settings.anatomies), {d: statistics[d]["amplitude"] for d in domains[1:]}
+                self.draw_pool(knowledge, settings.anatomies), {d: domain_state[d]["amplitude"] for d in domains[1:]}
             )
             for name in domains:
                 bank.add_domain(name)
-            return FromReplay(copy.deepcopy(knowledge.segmenter), knowledge.teacher, bank, lesson, self.compute)
+            return DistillationObjective(
+                copy.deepcopy(knowledge.segmenter), knowledge.source_segmenter, bank, lesson, self.compute
+            )
 
-        segmenter = loop.fit(build, lambda step: None, lesson.steps, stage).segmenter
+        segmenter = loop.fit(build, lambda step: None, lesson.steps, phase).segmenter
         return replace(
-            knowledge, segmenter=segmenter.eval().requires_grad_(False), domains=domains, statistics=statistics
+            knowledge, segmenter=segmenter.eval().requires_grad_(False), domains=domains, domain_state=domain_state
         )
 
 
 class Bank(Generator):
     """Shows what is replayed in stored looks; an anatomy's code is its own image in the source's look."""
 
-    def __init__(self, replay: Replay, looks: Mapping[str, Tensor]) -> None:
+    def __init__(self, replay: Replay, styles: Mapping[str, Tensor]) -> None:
         """A bank that shows no domain yet.
 
         Args:
@@ -100,7 +102,7 @@ class Bank(Generator):
         """
         super().__init__()
         self.domains = ()
-        self._replay, self._looks = replay, looks
+        self._replay, self._styles = replay, styles
 
     def add_domain(self, name: str) -> None:
         """Show one more domain."""
@@ -114,10 +116,10 @@ class Bank(Generator):
         """The images with the amplitudes of their domains, cut to [0, 1]; the source's unchanged."""
         image = anatomy.code.clone()
         for domain in domains.unique().tolist():
-            look = self._looks.get(self.domains[domain])
-            if look is not None:
+            style = self._styles.get(self.domains[domain])
+            if style is not None:
                 chosen = (domains == domain).to(image.device)
-                image[chosen] = exchange_amplitude(image[chosen], look.to(image.device)).clamp(0, 1)
+                image[chosen] = exchange_amplitude(image[chosen], style.to(image.device)).clamp(0, 1)
         return image
 
 

@@ -21,16 +21,16 @@ from garda.data import augment
 from garda.data.augment import AppearanceSettings, GeometrySettings, RandomisationSettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
-from garda.methods.base import SURVEY, Replaying
-from garda.methods.knowledge import Knowledge, statistics_limit
+from garda.methods.base import SURVEY, ReplayMethod
+from garda.methods.knowledge import Knowledge, domain_state_limit
 from garda.models import adapter, choice, objectives, unet
 from garda.models.choice import Candidate
-from garda.models.objectives import FromLabels, LabelLessonSettings
+from garda.models.objectives import SupervisedObjective, SupervisedTrainingSettings
 from garda.models.replay import Replay
 from garda.training import distributed, loop, sharding
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute
-from garda.training.loop import Stage, Stateful
+from garda.training.loop import Phase, Stateful
 
 
 class StudentRandomisation(RandomisationSettings):
@@ -39,7 +39,7 @@ class StudentRandomisation(RandomisationSettings):
     probability: float = Field(default=0.5, ge=0, le=1)
 
 
-class TargetLessonSettings(Config):
+class AdapterTrainingSettings(Config):
     """How a segmenter learns an unlabelled target.
 
     Attributes:
@@ -70,7 +70,7 @@ class TargetLessonSettings(Config):
     appearance: AppearanceSettings = AppearanceSettings()
 
 
-class Shares:
+class Snapshots:
     """Shares of a segmenter that were put aside while it learnt, by step; part of a checkpoint."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Shares:
         self.by_step = dict(state_dict)
 
 
-class FromTarget:
+class AdapterObjective:
     """Learn an unlabelled target from both that can be had: replayed images with labels, and its real images.
 
     Replayed anatomies in the target's look carry their labels. For real images the student's own average answers, on
@@ -101,7 +101,7 @@ class FromTarget:
     """
 
     def __init__(
-        self, student: BasicUNet, replay: Replay, task: Task, lesson: TargetLessonSettings, compute: Compute
+        self, student: BasicUNet, replay: Replay, task: Task, settings: AdapterTrainingSettings, compute: Compute
     ) -> None:
         """Prepare the student, of which a domain's own share learns.
 
@@ -112,15 +112,15 @@ class FromTarget:
             lesson: how to learn.
             compute: device and precision.
         """
-        self._student = adapter.free_own(compute.prepare(copy.deepcopy(student)).eval())
-        self._average = AveragedModel(self._student, multi_avg_fn=loop.averaging(lesson.average), use_buffers=True)
+        self._student = adapter.mark_only_adapter_trainable(compute.prepare(copy.deepcopy(student)).eval())
+        self._average = AveragedModel(self._student, multi_avg_fn=loop.ema(settings.average), use_buffers=True)
         self._average.eval().requires_grad_(False)
         self._average.update_parameters(self._student)  # the first update copies
         own = [parameter for parameter in self._student.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(own, lr=lesson.learning_rate, weight_decay=1e-4, fused=True)
+        self._optimizer = torch.optim.AdamW(own, lr=settings.learning_rate, weight_decay=1e-4, fused=True)
         self._loss = DiceLoss(include_background=False)
-        self._task, self._lesson, self._compute = task, lesson, compute
-        self.replay, self.shares = replay, Shares()
+        self._task, self._settings, self._compute = task, settings, compute
+        self.replay, self.shares = replay, Snapshots()
 
     def state(self) -> Mapping[str, Stateful]:
         """Student, its average, the optimizer and what was put aside; the pool follows from the stage's seed."""
@@ -129,25 +129,27 @@ class FromTarget:
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a batch of the target's images."""
-        lesson, real = self._lesson, self._compute.place(batch.image)
-        replayed, label = self.replay.batch(lesson.batch, len(self.replay.generator.domains) - 1)
+        settings, real = self._settings, self._compute.to_device(batch.image)
+        replayed, label = self.replay.batch(settings.batch, len(self.replay.generator.domains) - 1)
         image, answer = torch.cat([replayed, real]), torch.cat([label, self._answer(real)])
-        motion = augment.draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
-        image, answer = augment.move_image(image, motion), augment.move_image(answer, motion)
-        image = augment.change_appearance(augment.randomise_appearance(image, lesson.randomisation), lesson.appearance)
-        part = sharding.part(len(replayed), len(real))
-        loop.set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps)
+        motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
+        image, answer = augment.warp(image, motion), augment.warp(answer, motion)
+        image = augment.change_appearance(
+            augment.randomise_appearance(image, settings.randomisation), settings.appearance
+        )
+        part = sharding.shard(len(replayed), len(real))
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps)
         with self._compute.autocast():
-            logits = self._student(self._compute.place(image[part])).float()
-        answer, count = answer[part], len(replayed) // distributed.size()
+            logits = self._student(self._compute.to_device(image[part])).float()
+        answer, count = answer[part], len(replayed) // distributed.world_size()
         losses = {
             "replay": self._compare(logits[:count], answer[:count]),
             "real": self._compare(logits[count:], answer[count:]),
         }
-        loop.descend(self._optimizer, lesson.replay * losses["replay"] + lesson.real * losses["real"])
+        loop.backward_step(self._optimizer, settings.replay * losses["replay"] + settings.real * losses["real"])
         self._average.update_parameters(self._student)
-        if (step + 1) * lesson.candidates // lesson.steps > step * lesson.candidates // lesson.steps:
-            self.shares.put(step + 1, adapter.read_own(self._average.module))
+        if (step + 1) * settings.candidates // settings.steps > step * settings.candidates // settings.steps:
+            self.shares.put(step + 1, adapter.adapter_state_dict(self._average.module))
         return {name: loss.detach() for name, loss in losses.items()}
 
     @torch.no_grad()
@@ -161,8 +163,8 @@ class FromTarget:
         return F.cross_entropy(logits, answer) + self._loss(torch.softmax(logits, dim=1), answer)
 
 
-class SourceShareSettings(LabelLessonSettings):
-    """How the source's own share learns; see :class:`garda.models.objectives.LabelLessonSettings`."""
+class SourceAdapterSettings(SupervisedTrainingSettings):
+    """How the source's own share learns; see :class:`garda.models.objectives.SupervisedTrainingSettings`."""
 
     steps: PositiveInt = 200
     learning_rate: PositiveFloat = 1e-3
@@ -177,12 +179,12 @@ class GardaSettings(Config):
         trial: real images, and replayed ones, by which the checkpoint of a target's stage is chosen.
     """
 
-    source: SourceShareSettings = SourceShareSettings()
-    target: TargetLessonSettings = TargetLessonSettings()
+    source: SourceAdapterSettings = SourceAdapterSettings()
+    target: AdapterTrainingSettings = AdapterTrainingSettings()
     trial: int = Field(default=64, ge=2)
 
 
-class Garda(Replaying[GardaSettings]):
+class Garda(ReplayMethod[GardaSettings]):
     """The trunk learns the source under randomised appearance and is never touched again.
 
     Every domain met keeps its own share of the segmenter (normalisation and first layers, see
@@ -197,76 +199,78 @@ class Garda(Replaying[GardaSettings]):
         """Refuse what does not fit the task, and a share of the network that is more than a domain may keep."""
         super().check()
         network = unet.build_segmenter(self.task, self.shared.segmenter)
-        size = sum(tensor.nbytes for tensor in adapter.read_own(network).values())
-        if size > statistics_limit(network):
+        size = sum(tensor.nbytes for tensor in adapter.adapter_state_dict(network).values())
+        if size > domain_state_limit(network):
             raise ConfigError(
                 "segmenter.widths",
-                f"a domain's own share would take {size} bytes, more than {statistics_limit(network)}",
+                f"a domain's own share would take {size} bytes, more than {domain_state_limit(network)}",
                 "widen the inner layers, or narrow the first two",
             )
 
-    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Trunk and generator, then the source's own share from its labels."""
-        knowledge = super().learn_source(domain, slices, stages)
-        stage = stages("adapter")
-        lesson = self.suit_lesson(self.settings.source, slices, stage)
+        knowledge = super().learn_source(domain, slices, stage)
+        phase = stage("adapter")
+        settings = self.suit_settings(self.settings.source, slices, phase)
 
-        def build() -> FromLabels:
-            learner = objectives.continue_lesson(
-                knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute
+        def build() -> SupervisedObjective:
+            learner = objectives.continue_training(
+                knowledge.segmenter, self.task, self.shared.segmenter, settings, self.compute
             )
-            adapter.free_own(learner.segmenter)
+            adapter.mark_only_adapter_trainable(learner.segmenter)
             return learner
 
-        learnt = loop.fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
-        return replace(knowledge, statistics={domain: adapter.read_own(learnt.segmenter)})
+        learnt = loop.fit(build, lambda step: slices.batch(step, settings.batch, phase.seed), settings.steps, phase)
+        return replace(knowledge, domain_state={domain: adapter.adapter_state_dict(learnt.segmenter)})
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """The target's look, then its own share of the segmenter, which begins as the common one."""
-        previous, teacher = knowledge.generator, knowledge.teacher
+        previous, teacher = knowledge.generator, knowledge.source_segmenter
         if previous is None:
             raise TypeError("garda adapts a generator")
-        generator = self.recipe.learn_look(previous, domain, slices, stages, teacher)
-        stage, lesson = stages("adapter"), self.settings.target
+        generator = self.recipe.learn_style(previous, domain, slices, stage, teacher)
+        phase, settings = stage("adapter"), self.settings.target
         learnt = loop.fit(
-            lambda: self._open_target_lesson(replace(knowledge, generator=generator), stage),
-            lambda step: slices.batch(step, lesson.batch, stage.seed),
-            lesson.steps,
-            stage,
+            lambda: self._open_target_lesson(replace(knowledge, generator=generator), phase),
+            lambda step: slices.batch(step, settings.batch, phase.seed),
+            settings.steps,
+            phase,
         )
-        own = self._choose(knowledge, learnt, slices, stages)
-        generator.round_look()  # not earlier: the share has learnt from the look as it was learnt
+        own = self._choose(knowledge, learnt, slices, stage)
+        generator.round_style()  # not earlier: the share has learnt from the look as it was learnt
         return replace(
             knowledge,
             generator=generator,
             domains=(*knowledge.domains, domain),
-            statistics={**knowledge.statistics, domain: own},
+            domain_state={**knowledge.domain_state, domain: own},
         )
 
-    def network(self, knowledge: Knowledge, domain: str) -> BasicUNet:
+    def network_for(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The trunk with the domain's own share; with the common one where the domain has not been met."""
-        return adapter.specialise(knowledge.segmenter, knowledge.statistics.get(domain, {}))
+        return adapter.apply_adapter(knowledge.segmenter, knowledge.domain_state.get(domain, {}))
 
-    def _choose(self, knowledge: Knowledge, learnt: FromTarget, slices: Slices, stages: Stages) -> Mapping[str, Tensor]:
+    def _choose(
+        self, knowledge: Knowledge, learnt: AdapterObjective, slices: Slices, stage: Stage
+    ) -> Mapping[str, Tensor]:
         """The share, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
         if len(learnt.shares.by_step) == 1:
             return next(iter(learnt.shares.by_step.values()))
-        seed, count = derive_seed(stages("adapter").seed, "choice"), self.settings.trial
+        seed, count = derive_seed(stage("adapter").seed, "choice"), self.settings.trial
         torch.manual_seed(seed)
         real = slices.batch(0, count, seed).image
         replayed, label = learnt.replay.batch(count, len(learnt.replay.generator.domains) - 1)
         candidates = []
         for step, own in sorted(learnt.shares.by_step.items()):
-            network = self.compute.prepare(adapter.specialise(knowledge.segmenter, own)).eval()
+            network = self.compute.prepare(adapter.apply_adapter(knowledge.segmenter, own)).eval()
             scores = choice.score_candidate(network, real, replayed, label, self.compute)
             candidates.append(Candidate(step, own, scores))
-        stages.offer(candidates)
+        stage.offer(candidates)
         return candidates[choice.choose(candidates)].own
 
-    def _open_target_lesson(self, knowledge: Knowledge, stage: Stage) -> FromTarget:
-        lesson = self.settings.target
-        replay = self.draw_pool(knowledge, lesson.anatomies)
-        replayed = [replay.batch(lesson.batch, len(knowledge.domains)) for _ in range(SURVEY)]
+    def _open_target_lesson(self, knowledge: Knowledge, phase: Phase) -> AdapterObjective:
+        settings = self.settings.target
+        replay = self.draw_pool(knowledge, settings.anatomies)
+        replayed = [replay.batch(settings.batch, len(knowledge.domains)) for _ in range(SURVEY)]
         batches = [Batch(image.cpu(), label.argmax(dim=1).cpu()) for image, label in replayed]
-        suited = lesson.model_copy(update={"randomisation": self.suit(lesson.randomisation, batches, stage)})
-        return FromTarget(knowledge.segmenter, replay, self.task, suited, self.compute)
+        suited = settings.model_copy(update={"randomisation": self.suit(settings.randomisation, batches, phase)})
+        return AdapterObjective(knowledge.segmenter, replay, self.task, suited, self.compute)

@@ -19,7 +19,7 @@ from garda.data.dataset import Slices
 from garda.data.volume import Volume, grid_for
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 
 PERCENTILES = (1, *range(10, 100, 10), 99)  # both ends and the deciles, as in Nyul et al. 2000
 
@@ -36,13 +36,13 @@ class Histogram(Method[HistogramSettings]):
 
     Settings = HistogramSettings
 
-    def learn_source(self, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Segmenter from labels, landmarks from the volumes' percentiles."""
-        segmenter, teacher = self.learn_segmenter(slices, stages)
+        segmenter, teacher = self.learn_segmenter(slices, stage)
         numbers = {domain: {"landmarks": torch.from_numpy(mean_landmarks(slices.volumes()))}}
         return Knowledge(segmenter, teacher, None, (domain,), numbers)
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Note the domain's name; a volume brings its own percentiles when it is read."""
         return replace(knowledge, domains=(*knowledge.domains, domain))
 
@@ -52,7 +52,7 @@ class Histogram(Method[HistogramSettings]):
         if domain == source:
             return volume
         own = find_landmarks(grid_for(volume, self.task).to_network(volume.image))
-        wanted = knowledge.statistics[source]["landmarks"].cpu().numpy()
+        wanted = knowledge.domain_state[source]["landmarks"].cpu().numpy()
         channels = [
             map_intensities(volume.image[:, channel].numpy(), own[channel], wanted[channel])
             for channel in range(volume.image.shape[1])

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from garda.core import files
 from garda.core.errors import CheckpointError
 from garda.methods import metadata
-from garda.methods.metadata import Facts
+from garda.methods.metadata import Metadata
 from garda.models.generator import Generator
 from garda.training import weights
 
-STATISTICS_LIMIT = 64 * 1024  # bytes a domain
-STATISTICS_SHARE = 0.02  # of the segmenter's bytes, where that is more
+DOMAIN_STATE_LIMIT = 64 * 1024  # bytes a domain
+DOMAIN_STATE_SHARE = 0.02  # of the segmenter's bytes, where that is more
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,22 @@ class Knowledge:
 
     Attributes:
         segmenter: the network as of the last stage.
-        teacher: the stage-0 segmenter; its encoder also serves as the frozen feature encoder.
+        source_segmenter: the stage-0 segmenter; its encoder also serves as the frozen feature encoder.
         generator: draws the domains met, or the source alone; None for methods without replay.
         domains: names of the domains met, in order; the first is the source.
-        statistics: a method's few numbers per domain, by domain and name; see :func:`statistics_limit`.
+        domain_state: a method's few numbers per domain, by domain and name; see :func:`statistics_limit`.
     """
 
     segmenter: BasicUNet
-    teacher: BasicUNet
+    source_segmenter: BasicUNet
     generator: Generator | None
     domains: tuple[str, ...]
-    statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    domain_state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse statistics that are too large to be called few numbers."""
-        limit = statistics_limit(self.segmenter)
-        for domain, named in self.statistics.items():
+        limit = domain_state_limit(self.segmenter)
+        for domain, named in self.domain_state.items():
             size = sum(tensor.nbytes for tensor in named.values())
             if size > limit:
                 raise ValueError(f"statistics of {domain} take {size} bytes, more than {limit}")
@@ -64,13 +64,13 @@ class Knowledge:
         try:
             draft.mkdir(parents=True)
             weights.save_weights(draft / "segmenter.safetensors", self.segmenter.state_dict())
-            weights.save_weights(draft / "teacher.safetensors", self.teacher.state_dict())
+            weights.save_weights(draft / "teacher.safetensors", self.source_segmenter.state_dict())
             if self.generator is not None:
                 weights.save_weights(draft / "generator.safetensors", self.generator.kept_state())
-            flat = {f"{domain}/{name}": t for domain, named in self.statistics.items() for name, t in named.items()}
+            flat = {f"{domain}/{name}": t for domain, named in self.domain_state.items() for name, t in named.items()}
             weights.save_weights(draft / "statistics.safetensors", flat)
             draws = None if self.generator is None else self.generator.domains
-            facts = Facts(domains=self.domains, draws=draws)
+            facts = Metadata(domains=self.domains, draws=draws)
             for name, contents in {"knowledge.json": facts.model_dump(mode="json"), **(beside or {})}.items():
                 files.write_json(draft / name, contents)
             shutil.rmtree(folder, ignore_errors=True)
@@ -81,10 +81,10 @@ class Knowledge:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def statistics_limit(segmenter: nn.Module) -> int:
+def domain_state_limit(segmenter: nn.Module) -> int:
     """Bytes that a domain may keep: 64 kB, or 2 % of the segmenter where that is more."""
     size = sum(tensor.nbytes for tensor in segmenter.state_dict().values())
-    return max(STATISTICS_LIMIT, int(STATISTICS_SHARE * size))
+    return max(DOMAIN_STATE_LIMIT, int(DOMAIN_STATE_SHARE * size))
 
 
 def load_knowledge(
@@ -100,19 +100,19 @@ def load_knowledge(
     Raises:
         CheckpointError: a file is missing, truncated or belongs to other settings.
     """
-    facts = metadata.read_facts(folder)
+    facts = metadata.read_metadata(folder)
     generator = build_generator() if facts.draws is not None and build_generator is not None else None
     if generator is not None:
         for domain in facts.draws or ():
             generator.add_domain(domain)
-        weights.load_weights(folder / "generator.safetensors", generator)
-    statistics: dict[str, dict[str, Tensor]] = {}
+        weights.load_weights(folder / "generator.safetensors", generator, {"trunk.": "decoder."})  # format 1
+    domain_state: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.read_weights(folder / "statistics.safetensors").items():
         domain, _, name = key.rpartition("/")
-        statistics.setdefault(domain, {})[name] = tensor
+        domain_state.setdefault(domain, {})[name] = tensor
     segmenter = weights.load_weights(folder / "segmenter.safetensors", build_segmenter())
     teacher = weights.load_weights(folder / "teacher.safetensors", build_segmenter())
     try:
-        return Knowledge(segmenter, teacher, generator, facts.domains, statistics)
+        return Knowledge(segmenter, teacher, generator, facts.domains, domain_state)
     except ValueError as error:
         raise CheckpointError(folder / "statistics.safetensors", str(error), "copy the file again") from None

@@ -10,7 +10,7 @@ from garda.core.errors import CheckpointError, RunFolderError
 from garda.data.sequence import DomainName
 
 
-class Facts(Config):
+class Metadata(Config):
     """The contents of ``knowledge.json``.
 
     Attributes:
@@ -22,12 +22,12 @@ class Facts(Config):
     draws: tuple[DomainName, ...] | None
 
 
-def read_facts(folder: Path) -> Facts:
+def read_metadata(folder: Path) -> Metadata:
     """What ``knowledge.json`` says; errors as in :func:`garda.methods.knowledge.load_knowledge`."""
     file = folder / "knowledge.json"
     if not file.is_file():
         raise CheckpointError(folder, "holds no knowledge of a finished stage", "give the folder of a finished run")
     try:
-        return Facts.model_validate(files.read_json(file))
+        return Metadata.model_validate(files.read_json(file))
     except (ValueError, RunFolderError):
         raise CheckpointError(file, "is damaged", "copy the whole folder again") from None

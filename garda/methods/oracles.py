@@ -13,17 +13,17 @@ from torch import Tensor
 from garda.core.config import Config
 from garda.data import dataset
 from garda.data.dataset import Batch, Slices
-from garda.methods.base import Bound
-from garda.methods.cotta import FromTeacher, TeacherLessonSettings
+from garda.methods.base import Oracle
+from garda.methods.cotta import MeanTeacherObjective, MeanTeacherSettings
 from garda.methods.knowledge import Knowledge
 from garda.models import objectives
-from garda.models.objectives import FromLabels
+from garda.models.objectives import SupervisedObjective
 from garda.training import loop
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.loop import Stateful
 
 
-class JointSettings(TeacherLessonSettings):
+class JointSettings(MeanTeacherSettings):
     """The targets' lesson, in which nothing need be restored while the source is at hand.
 
     Attributes:
@@ -41,10 +41,10 @@ class Images(NamedTuple):
     targets: Batch
 
 
-class Together:
+class JointObjective:
     """Two lessons for one network, which take turns: the source's labels, then the targets' images."""
 
-    def __init__(self, labels: FromLabels, consistency: FromTeacher) -> None:
+    def __init__(self, labels: SupervisedObjective, consistency: MeanTeacherObjective) -> None:
         """Both lessons change the same network, each with its own optimizer."""
         self._labels, self._consistency = labels, consistency
 
@@ -62,7 +62,7 @@ class Together:
         return {**self._labels.step(batch.source, step), **self._consistency.step(batch.targets, step)}
 
 
-class Joint(Bound[JointSettings]):
+class Joint(Oracle[JointSettings]):
     """From the source segmenter, at every stage anew: labels where there are any, a mean teacher where not.
 
     What a method that may keep every image could do; outside the contract.
@@ -70,22 +70,24 @@ class Joint(Bound[JointSettings]):
 
     Settings = JointSettings
 
-    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stages: Stages) -> Knowledge:
+    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:
         """Source and all targets met, each target with an equal share of the unlabelled slices."""
-        stage, lesson, start = stages("segmenter"), self.settings, knowledge.teacher
+        phase, settings, start = stage("segmenter"), self.settings, knowledge.source_segmenter
         (_, source), *others = slices.items()
-        labelled = self.source_lesson.model_copy(update={"steps": lesson.steps})
-        labelled = self.suit_lesson(labelled, source, stage)
+        labelled = self.source_settings.model_copy(update={"steps": settings.steps})
+        labelled = self.suit_settings(labelled, source, phase)
 
-        def build() -> Together:
-            labels = objectives.continue_lesson(start, self.task, self.shared.segmenter, labelled, self.compute)
-            return Together(labels, FromTeacher(labels.segmenter, start, self.task, lesson, self.compute))
+        def build() -> JointObjective:
+            labels = objectives.continue_training(start, self.task, self.shared.segmenter, labelled, self.compute)
+            return JointObjective(
+                labels, MeanTeacherObjective(labels.segmenter, start, self.task, settings, self.compute)
+            )
 
         def batch(step: int) -> Images:
-            targets = dataset.mix(dict(others), step, lesson.batch, stage.seed)
-            return Images(source.batch(step, labelled.batch, stage.seed), targets)
+            targets = dataset.mix(dict(others), step, settings.batch, phase.seed)
+            return Images(source.batch(step, labelled.batch, phase.seed), targets)
 
-        segmenter = loop.fit(build, batch, lesson.steps, stage).teacher
+        segmenter = loop.fit(build, batch, settings.steps, phase).teacher
         return replace(knowledge, segmenter=segmenter, domains=tuple(slices))
 
 
@@ -99,22 +101,22 @@ class SupervisedSettings(Config):
     steps: PositiveInt = 300
 
 
-class Supervised(Bound[SupervisedSettings]):
+class Supervised(Oracle[SupervisedSettings]):
     """The source's lesson goes on with labelled slices of all domains met, in equal shares; outside the contract."""
 
     Settings = SupervisedSettings
     reads_target_labels = True
 
-    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stages: Stages) -> Knowledge:
+    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:
         """The segmenter as it is, taught by everyone's labels, in their own looks: without randomisation."""
-        stage = stages("segmenter")
-        lesson = self.source_lesson.model_copy(update={"steps": self.settings.steps, "randomisation": None})
+        phase = stage("segmenter")
+        settings = self.source_settings.model_copy(update={"steps": self.settings.steps, "randomisation": None})
         segmenter = loop.fit(
-            lambda: objectives.continue_lesson(
-                knowledge.segmenter, self.task, self.shared.segmenter, lesson, self.compute
+            lambda: objectives.continue_training(
+                knowledge.segmenter, self.task, self.shared.segmenter, settings, self.compute
             ),
-            lambda step: dataset.mix(slices, step, lesson.batch, stage.seed),
-            lesson.steps,
-            stage,
+            lambda step: dataset.mix(slices, step, settings.batch, phase.seed),
+            settings.steps,
+            phase,
         ).segmenter
         return replace(knowledge, segmenter=segmenter.eval().requires_grad_(False), domains=tuple(slices))

@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from garda.data.task import Task
-from garda.methods.adabn import BatchNorm
-from garda.methods.advent import Adversarial
+from garda.methods.adabn import AdaBN
+from garda.methods.advent import Advent
 from garda.methods.base import Method, SharedSettings
-from garda.methods.cotta import SelfTraining
-from garda.methods.fda_replay import StyleBank
+from garda.methods.cotta import CoTTA
+from garda.methods.fda_replay import FDAReplay
 from garda.methods.garda import Garda
 from garda.methods.garda_paper import GardaPaper
 from garda.methods.histogram import Histogram
 from garda.methods.oracles import Joint, Supervised
 from garda.methods.source_only import Randomised, SourceOnly
-from garda.methods.tent import Entropy
+from garda.methods.tent import Tent
 from garda.training.device import Compute
 
 METHODS: dict[str, type[Method]] = {
-    "adversarial": Adversarial,
-    "batchnorm": BatchNorm,
-    "entropy": Entropy,
+    "adabn": AdaBN,
+    "advent": Advent,
+    "cotta": CoTTA,
+    "fda_replay": FDAReplay,
     "garda": Garda,
     "garda_paper": GardaPaper,
     "histogram": Histogram,
     "joint": Joint,
     "randomised": Randomised,
-    "self_training": SelfTraining,
     "source_only": SourceOnly,
-    "style_bank": StyleBank,
     "supervised": Supervised,
+    "tent": Tent,
 }
 
 

@@ -9,8 +9,8 @@ from garda.data.augment import RandomisationSettings
 from garda.data.dataset import Slices
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
-from garda.models.objectives import LabelLessonSettings
-from garda.training.cache import Stages
+from garda.models.objectives import SupervisedTrainingSettings
+from garda.training.cache import Stage
 
 
 class SourceOnlySettings(Config):
@@ -23,11 +23,11 @@ class SourceOnly(Method[SourceOnlySettings]):
     Settings = SourceOnlySettings
 
     @property
-    def source_lesson(self) -> LabelLessonSettings:
+    def source_settings(self) -> SupervisedTrainingSettings:
         """Without randomisation, whatever the other methods start with."""
         return self.shared.source.model_copy(update={"randomisation": None})
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Note the domain's name; learn nothing."""
         return replace(knowledge, domains=(*knowledge.domains, domain))
 
@@ -36,7 +36,7 @@ class Randomised(SourceOnly):
     """The source segmenter with appearance randomisation, carried along unchanged (Ouyang et al., arXiv 2111.12525)."""
 
     @property
-    def source_lesson(self) -> LabelLessonSettings:
+    def source_settings(self) -> SupervisedTrainingSettings:
         """With randomisation, whatever the other methods start with."""
         chosen = self.shared.source.randomisation or RandomisationSettings()
         return self.shared.source.model_copy(update={"randomisation": chosen})

@@ -21,12 +21,12 @@ from garda.methods.knowledge import Knowledge
 from garda.models import inference
 from garda.models.inference import StatisticsSettings
 from garda.training import loop, sharding
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute
 from garda.training.loop import Stateful
 
 
-class FromEntropy:
+class EntropyObjective:
     """Learn to be sure: only normalisation's scales and shifts, under the batch's own statistics (Wang et al. 2021).
 
     L = mean over pixels of -sum_c p_c log p_c (section 3.1). The running statistics that are noted on the way belong to
@@ -47,9 +47,9 @@ class FromEntropy:
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on an unlabelled batch."""
         with self._compute.autocast():
-            logits = self.segmenter(self._compute.place(batch.image)[sharding.part(len(batch.image))])
+            logits = self.segmenter(self._compute.to_device(batch.image)[sharding.shard(len(batch.image))])
         loss = entropy(logits.float())
-        loop.descend(self._optimizer, loss)
+        loop.backward_step(self._optimizer, loss)
         return {"entropy": loss.detach()}
 
 
@@ -58,7 +58,7 @@ def entropy(logits: Tensor) -> Tensor:
     return Categorical(logits=logits.movedim(1, -1), validate_args=False).entropy().mean()
 
 
-class EntropySettings(StatisticsSettings):
+class TentSettings(StatisticsSettings):
     """How the target is learnt.
 
     Attributes:
@@ -70,24 +70,24 @@ class EntropySettings(StatisticsSettings):
     learning_rate: PositiveFloat = 1e-3
 
 
-class Entropy(Method[EntropySettings]):
+class Tent(Method[TentSettings]):
     """One network, whose normalisation goes on from site to site.
 
     Tent normalises by the batch at hand, at prediction too. So that a scan's segmentation does not depend on what else
     is segmented beside it, running statistics are estimated once the scales and shifts are learnt.
     """
 
-    Settings = EntropySettings
+    Settings = TentSettings
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stages: Stages) -> Knowledge:
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Scales and shifts by entropy, then the statistics that go with them."""
-        stage, lesson = stages("segmenter"), self.settings
+        phase, settings = stage("segmenter"), self.settings
         segmenter = loop.fit(
-            lambda: FromEntropy(copy.deepcopy(knowledge.segmenter), lesson.learning_rate, self.compute),
-            lambda step: slices.batch(step, lesson.batch, stage.seed),
-            lesson.steps,
-            stage,
+            lambda: EntropyObjective(copy.deepcopy(knowledge.segmenter), settings.learning_rate, self.compute),
+            lambda step: slices.batch(step, settings.batch, phase.seed),
+            settings.steps,
+            phase,
         ).segmenter
-        inference.estimate_statistics(segmenter, slices, lesson, stages("statistics"), self.compute)
+        inference.estimate_statistics(segmenter, slices, settings, stage("statistics"), self.compute)
         segmenter.eval().requires_grad_(False)
         return replace(knowledge, segmenter=segmenter, domains=(*knowledge.domains, domain))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 STEM = ("conv_0.", "down_1.")  # the layers before the second halving
 
 
-def own_names(segmenter: BasicUNet) -> list[str]:
+def adapter_names(segmenter: BasicUNet) -> list[str]:
     """Names, in its state, of what a domain keeps of a segmenter: first layers, and all normalisation."""
     norms = [name for name, module in segmenter.named_modules() if isinstance(module, nn.BatchNorm2d)]
     return [
@@ -28,25 +28,25 @@ def own_names(segmenter: BasicUNet) -> list[str]:
     ]
 
 
-def read_own(segmenter: BasicUNet) -> dict[str, Tensor]:
+def adapter_state_dict(segmenter: BasicUNet) -> dict[str, Tensor]:
     """A copy of a domain's own share: weights as float16, running statistics as float32, on the CPU."""
     state = segmenter.state_dict()
     return {
         name: state[name].detach().cpu().to(torch.float32 if "running" in name else torch.float16, copy=True)
-        for name in own_names(segmenter)
+        for name in adapter_names(segmenter)
     }
 
 
-def specialise(segmenter: BasicUNet, own: Mapping[str, Tensor]) -> BasicUNet:
+def apply_adapter(segmenter: BasicUNet, own: Mapping[str, Tensor]) -> BasicUNet:
     """A copy of ``segmenter`` with a domain's own share in place of the common one."""
     network = copy.deepcopy(segmenter)
     network.load_state_dict({**network.state_dict(), **own})
     return network
 
 
-def free_own(segmenter: BasicUNet) -> BasicUNet:
+def mark_only_adapter_trainable(segmenter: BasicUNet) -> BasicUNet:
     """Let a domain's own share learn and nothing else; in place."""
-    own = set(own_names(segmenter))
+    own = set(adapter_names(segmenter))
     for name, parameter in segmenter.named_parameters():
         parameter.requires_grad_(name in own)
     return segmenter

@@ -107,7 +107,7 @@ def _rank(candidates: Sequence[Candidate], place: int, name: str) -> float:
 
 def _answer(network: nn.Module, image: Tensor, compute: Compute) -> Tensor:
     with compute.autocast():
-        return torch.softmax(network(compute.place(image)).float(), dim=1)
+        return torch.softmax(network(compute.to_device(image)).float(), dim=1)
 
 
 def _change(image: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class FactorisedGenerator(Generator):
         self.channels, self.length = channels, settings.appearance
         self.anatomy = AnatomyEncoder(channels, settings.widths, settings.code)
         self.appearance = AppearanceEncoder(channels, settings.appearance)
-        self.trunk = Trunk(settings.code, settings.widths, classes)
+        self.decoder = Decoder(settings.code, settings.widths, classes)
         self.branches = nn.ModuleList()
         self.prior = FlowPrior(settings.code, settings.prior_width)
         self.mean: Tensor
@@ -101,7 +101,7 @@ class FactorisedGenerator(Generator):
         self.mean, self.factor, self.noise = grown
         self.domains = (*self.domains, name)
 
-    def round_look(self) -> None:
+    def round_style(self) -> None:
         """The last domain's branch; never the source's, with which every other one begins."""
         if len(self.branches) > 1:
             weights.round_weights(self.branches[-1])
@@ -121,19 +121,19 @@ class FactorisedGenerator(Generator):
 
     def sample(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
         """Each anatomy with an appearance drawn from its domain's, and the domain's noise."""
-        features, _ = self.trunk(anatomy.code)
+        features, _ = self.decoder(anatomy.code)
         image = torch.empty(len(anatomy.code), self.channels, *self.size, device=anatomy.code.device)
         for domain in domains.unique().tolist():
             chosen = (domains == domain).to(image.device)
             normal, noise = (part[chosen] for part in anatomy.noise)
-            look = self.mean[domain] + normal.flatten(1) @ self.factor[domain].T
-            shown = self.branches[domain]([part[chosen] for part in features], look)
+            style = self.mean[domain] + normal.flatten(1) @ self.factor[domain].T
+            shown = self.branches[domain]([part[chosen] for part in features], style)
             image[chosen] = (shown + noise * self.noise[domain]).clamp(0, 1)
         return image
 
     def labels(self, anatomy: Anatomy) -> Tensor:
         """The anatomies' own label maps, (B, K, H, W) probabilities."""
-        return torch.softmax(self.trunk(anatomy.code)[1], dim=1)
+        return torch.softmax(self.decoder(anatomy.code)[1], dim=1)
 
 
 class AnatomyEncoder(nn.Module):
@@ -177,7 +177,7 @@ class AppearanceEncoder(nn.Module):
         return self.norm(self.last(torch.cat([features.mean(2), features.std(2), quantiles], dim=1)).float())
 
 
-class Trunk(nn.Module):
+class Decoder(nn.Module):
     """The anatomy code to features of every resolution, the coarsest first, and (B, K, H, W) label logits."""
 
     def __init__(self, code: int, widths: Sequence[int], classes: int) -> None:
@@ -209,13 +209,13 @@ class Branch(nn.Module):
         )
         self.last = nn.Conv2d(up[-1], channels, 1)
 
-    def forward(self, features: Sequence[Tensor], look: Tensor) -> Tensor:
+    def forward(self, features: Sequence[Tensor], style: Tensor) -> Tensor:
         """(B, C, H, W) float32 in [0, 1] from the trunk's features and (B, N)."""
         first, *middle, last = self.layers
-        x = first(features[0], look)
+        x = first(features[0], style)
         for layer, feature in zip(middle, features[1:], strict=True):
-            x = layer(torch.cat([_double(x), feature], dim=1), look)
-        return torch.sigmoid(self.last(last(x, look)).float())
+            x = layer(torch.cat([_double(x), feature], dim=1), style)
+        return torch.sigmoid(self.last(last(x, style)).float())
 
 
 class ModulatedConvolution(nn.Module):
@@ -228,9 +228,9 @@ class ModulatedConvolution(nn.Module):
         nn.init.normal_(self.modulation.weight, std=0.05)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, look: Tensor) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """(B, inputs, H, W) and (B, N) to (B, outputs, H, W)."""
-        scale, shift = self.modulation(look)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.modulation(style)[:, :, None, None].chunk(2, dim=1)
         return F.leaky_relu_(self.convolution(x) * (1 + scale) + shift, SLOPE)
 
 

@@ -20,15 +20,15 @@ from garda.data.augment import ImitatedGeometrySettings, RandomisationSettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
 from garda.models.factorised import FactorisedGenerator, FactorisedSettings
-from garda.models.flow_prior import WARM_UP, FlowPrior, FromCodes, PriorLessonSettings
-from garda.models.generator import Recipe
+from garda.models.flow_prior import WARM_UP, FlowMatchingObjective, FlowPrior, PriorTrainingSettings
+from garda.models.generator import GeneratorTrainer
 from garda.training import cache, loop, sharding
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute
-from garda.training.loop import Stage, Stateful
+from garda.training.loop import Phase, Stateful
 
 
-class ReconstructionSettings(Config):
+class ReconstructionLossSettings(Config):
     """How two images are compared.
 
     Attributes:
@@ -40,7 +40,7 @@ class ReconstructionSettings(Config):
     features: NonNegativeFloat = 0.1
 
 
-class LookRandomisation(RandomisationSettings):
+class StyleRandomisation(RandomisationSettings):
     """Looks that an appearance code can tell: mostly curves; see :class:`garda.data.augment.RandomisationSettings`."""
 
     probability: float = Field(default=0.9, ge=0, le=1)
@@ -49,7 +49,7 @@ class LookRandomisation(RandomisationSettings):
     noise: NonNegativeFloat = 0.02
 
 
-class PairLessonSettings(Config):
+class ReconstructionTrainingSettings(Config):
     """How images and labels of the source are taken apart and put together again.
 
     Attributes:
@@ -66,12 +66,12 @@ class PairLessonSettings(Config):
     batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 2e-3
     geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
-    randomisation: LookRandomisation = LookRandomisation()
+    randomisation: StyleRandomisation = StyleRandomisation()
     code_noise: NonNegativeFloat = 0.1
-    loss: ReconstructionSettings = ReconstructionSettings()
+    loss: ReconstructionLossSettings = ReconstructionLossSettings()
 
 
-class LookLessonSettings(Config):
+class StyleTrainingSettings(Config):
     """How a target's look is learnt.
 
     Attributes:
@@ -88,16 +88,16 @@ class LookLessonSettings(Config):
     learning_rate: PositiveFloat = 2e-3
     estimate: PositiveInt = 8
     geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
-    loss: ReconstructionSettings = ReconstructionSettings()
+    loss: ReconstructionLossSettings = ReconstructionLossSettings()
 
 
-class Comparison:
+class ReconstructionLoss:
     """The distance of two images: intensities, edges, and what the source segmenter sees in them.
 
     Intensities alone leave small bright things on black unlearnt; features give edges back that the mean blurs.
     """
 
-    def __init__(self, segmenter: BasicUNet, settings: ReconstructionSettings, compute: Compute) -> None:
+    def __init__(self, segmenter: BasicUNet, settings: ReconstructionLossSettings, compute: Compute) -> None:
         self._layers = [segmenter.conv_0, segmenter.down_1, segmenter.down_2]
         self._settings, self._compute = settings, compute
 
@@ -117,13 +117,13 @@ class Comparison:
         return distance + self._settings.features * torch.stack(parts).sum()
 
     def _features(self, image: Tensor) -> list[Tensor]:
-        features = [self._compute.place(image)]
+        features = [self._compute.to_device(image)]
         for layer in self._layers:
             features.append(layer(features[-1]))
         return features[1:]
 
 
-class FromPairs:
+class ReconstructionObjective:
     """Take a source image apart into anatomy and appearance, and put both together again.
 
     Anatomy is read from one random look of the slice, appearance from another, and the second look is what must come
@@ -136,17 +136,17 @@ class FromPairs:
         task: Task,
         generator: FactorisedGenerator,
         teacher: BasicUNet,
-        lesson: PairLessonSettings,
+        settings: ReconstructionTrainingSettings,
         compute: Compute,
     ) -> None:
         self.generator = compute.prepare(generator).train()
         self.generator.prior.requires_grad_(False)
-        self._compare = Comparison(compute.prepare(teacher), lesson.loss, compute)
-        self._task, self._lesson, self._compute = task, lesson, compute
+        self._compare = ReconstructionLoss(compute.prepare(teacher), settings.loss, compute)
+        self._task, self._settings, self._compute = task, settings, compute
         self._label_loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
         trained = [p for p in self.generator.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(
-            trained, lr=lesson.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+            trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
         )
 
     def state(self) -> Mapping[str, Stateful]:
@@ -156,27 +156,27 @@ class FromPairs:
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a labelled batch."""
         if batch.label is None:
-            raise ValueError("FromPairs needs labels")
-        lesson, generator = self._lesson, self.generator
-        image, label = self._compute.place(batch.image), batch.label.to(self._compute.device)
-        motion = augment.draw_motion(len(image), lesson.geometry, self._task.any_orientation, image.device)
-        image, label = augment.move_image(image, motion), augment.move_label(label, motion)
-        part = sharding.part(len(image))
+            raise ValueError("ReconstructionObjective needs labels")
+        settings, generator = self._settings, self.generator
+        image, label = self._compute.to_device(batch.image), batch.label.to(self._compute.device)
+        motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
+        image, label = augment.warp(image, motion), augment.warp_label(label, motion)
+        part = sharding.shard(len(image))
         first, second = (
-            self._compute.place(augment.randomise_appearance(image, lesson.randomisation))[part] for _ in range(2)
+            self._compute.to_device(augment.randomise_appearance(image, settings.randomisation))[part] for _ in range(2)
         )
         with self._compute.autocast():
-            code, look = generator.anatomy(first), generator.appearance(second)
-            code = code + lesson.code_noise * torch.randn(len(image), *code.shape[1:])[part].to(code.device)
-            features, logits = generator.trunk(self._compute.place(code))
-            drawn = generator.branches[0](features, look)
+            code, style = generator.anatomy(first), generator.appearance(second)
+            code = code + settings.code_noise * torch.randn(len(image), *code.shape[1:])[part].to(code.device)
+            features, logits = generator.decoder(self._compute.to_device(code))
+            drawn = generator.branches[0](features, style)
         reconstruction, labels = self._compare(drawn, second), self._label_loss(logits, label[part].unsqueeze(1))
-        loop.set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps, warm_up=WARM_UP)
-        loop.descend(self._optimizer, reconstruction + labels)
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, warm_up=WARM_UP)
+        loop.backward_step(self._optimizer, reconstruction + labels)
         return {"reconstruction": reconstruction.detach(), "label": labels.detach()}
 
 
-class FromLook:
+class StyleObjective:
     """Learn one target's look: its own branch alone, from images whose anatomy and appearance the encoders read."""
 
     def __init__(
@@ -184,7 +184,7 @@ class FromLook:
         task: Task,
         generator: FactorisedGenerator,
         teacher: BasicUNet,
-        lesson: LookLessonSettings,
+        settings: StyleTrainingSettings,
         compute: Compute,
     ) -> None:
         """Prepare the last domain's branch.
@@ -198,9 +198,9 @@ class FromLook:
         """
         self.generator = compute.prepare(generator).eval().requires_grad_(False)
         self._branch = self.generator.branches[-1].requires_grad_(True)
-        self._compare = Comparison(compute.prepare(teacher), lesson.loss, compute)
-        self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=lesson.learning_rate, fused=True)
-        self._task, self._lesson, self._compute = task, lesson, compute
+        self._compare = ReconstructionLoss(compute.prepare(teacher), settings.loss, compute)
+        self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=settings.learning_rate, fused=True)
+        self._task, self._settings, self._compute = task, settings, compute
 
     def state(self) -> Mapping[str, Stateful]:
         """The branch and its optimizer."""
@@ -208,27 +208,27 @@ class FromLook:
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a batch of the target's images."""
-        image = self._compute.place(batch.image)
-        motion = augment.draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
-        image = self._compute.place(augment.move_image(image, motion)[sharding.part(len(image))])
+        image = self._compute.to_device(batch.image)
+        motion = augment.draw_affine(len(image), self._settings.geometry, self._task.any_orientation, image.device)
+        image = self._compute.to_device(augment.warp(image, motion)[sharding.shard(len(image))])
         with self._compute.autocast():
             drawn, _ = redraw(self.generator, image, self._compute)
         loss = self._compare(drawn, image)
-        loop.set_rate(self._optimizer, self._lesson.learning_rate, step, self._lesson.steps)
-        loop.descend(self._optimizer, loss)
+        loop.cosine_lr(self._optimizer, self._settings.learning_rate, step, self._settings.steps)
+        loop.backward_step(self._optimizer, loss)
         return {"reconstruction": loss.detach()}
 
 
 def redraw(generator: FactorisedGenerator, image: Tensor, compute: Compute) -> tuple[Tensor, Tensor]:
     """The last domain's image from an image's own anatomy and appearance, (B, C, H, W), and the appearance (B, N)."""
     with torch.no_grad():
-        look = generator.appearance(image)
-        features, _ = generator.trunk(compute.place(generator.anatomy(image)))
-    return generator.branches[-1](features, look), look
+        style = generator.appearance(image)
+        features, _ = generator.decoder(compute.to_device(generator.anatomy(image)))
+    return generator.branches[-1](features, style), style
 
 
 @torch.no_grad()
-def survey_look(generator: FactorisedGenerator, images: list[Tensor], compute: Compute) -> None:
+def estimate_style(generator: FactorisedGenerator, images: list[Tensor], compute: Compute) -> None:
     """Measure how the last domain's appearance is distributed, and the noise that no code explains.
 
     Args:
@@ -236,13 +236,13 @@ def survey_look(generator: FactorisedGenerator, images: list[Tensor], compute: C
         images: (B, C, H, W) batches of the domain.
         compute: device and precision.
     """
-    looks, noises = [], []
+    styles, noises = [], []
     for image in images:
         with compute.autocast():
-            drawn, look = redraw(generator, compute.place(image), compute)
-        looks.append(look.float())
+            drawn, style = redraw(generator, compute.to_device(image), compute)
+        styles.append(style.float())
         noises.append(noise_level(image.to(drawn.device) - drawn.float()))
-    codes = torch.cat(looks)
+    codes = torch.cat(styles)
     spread = torch.eye(codes.shape[1], device=codes.device) * 1e-3  # keeps the factor defined for equal images
     generator.mean[-1] = codes.mean(dim=0)
     generator.factor[-1] = torch.linalg.cholesky(torch.cov(codes.T) + spread)
@@ -268,12 +268,12 @@ class GeneratorSettings(Config):
     """
 
     network: FactorisedSettings = FactorisedSettings()
-    reconstruction: PairLessonSettings = PairLessonSettings()
-    prior: PriorLessonSettings = PriorLessonSettings()
-    style: LookLessonSettings = LookLessonSettings()
+    reconstruction: ReconstructionTrainingSettings = ReconstructionTrainingSettings()
+    prior: PriorTrainingSettings = PriorTrainingSettings()
+    style: StyleTrainingSettings = StyleTrainingSettings()
 
 
-class FactorisedRecipe(Recipe[GeneratorSettings, FactorisedGenerator]):
+class FactorisedTrainer(GeneratorTrainer[GeneratorSettings, FactorisedGenerator]):
     """Reconstruction of the source and a prior over its anatomy, then a branch for each target's look."""
 
     def build(self) -> FactorisedGenerator:
@@ -285,70 +285,70 @@ class FactorisedRecipe(Recipe[GeneratorSettings, FactorisedGenerator]):
         with torch.device("meta"):
             self.build()
 
-    def learn_source(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> FactorisedGenerator:
+    def learn_source(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> FactorisedGenerator:
         """Images and labels first, then the prior of the anatomies, then how the source's own looks are distributed."""
-        generator = self._learn_pairs(domain, slices, stages, teacher)
+        generator = self._learn_pairs(domain, slices, stage, teacher)
         self.compute.prepare(generator)
-        generator.prior = self._learn_prior(generator, slices, stages)
-        self._survey(generator, slices, stages("generator"))
+        generator.prior = self._learn_prior(generator, slices, stage)
+        self._survey(generator, slices, stage("generator"))
         return generator
 
-    def learn_look(
-        self, previous: FactorisedGenerator, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet
+    def learn_style(
+        self, previous: FactorisedGenerator, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet
     ) -> FactorisedGenerator:
         """One more branch from the target's images; everything else stays as it is."""
-        stage, lesson = stages("generator"), self.settings.style
+        phase, settings = stage("generator"), self.settings.style
 
-        def build() -> FromLook:
+        def build() -> StyleObjective:
             generator = copy.deepcopy(previous)
             generator.add_domain(domain)
-            return FromLook(self.task, generator, teacher, lesson, self.compute)
+            return StyleObjective(self.task, generator, teacher, settings, self.compute)
 
-        learnt = loop.fit(build, lambda step: slices.batch(step, lesson.batch, stage.seed), lesson.steps, stage)
+        learnt = loop.fit(build, lambda step: slices.batch(step, settings.batch, phase.seed), settings.steps, phase)
         generator: FactorisedGenerator = learnt.generator.eval().requires_grad_(False)
-        self._survey(generator, slices, stage)
+        self._survey(generator, slices, phase)
         return generator
 
-    def _learn_pairs(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> FactorisedGenerator:
-        lesson = self.settings.reconstruction
+    def _learn_pairs(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> FactorisedGenerator:
+        settings = self.settings.reconstruction
 
         def build() -> FactorisedGenerator:
             generator = self.build()
             generator.add_domain(domain)
             return generator
 
-        def learn(stage: Stage) -> FactorisedGenerator:
+        def learn(phase: Phase) -> FactorisedGenerator:
             return loop.fit(
-                lambda: FromPairs(self.task, build(), teacher, lesson, self.compute),
-                lambda step: slices.batch(step, lesson.batch, stage.seed),
-                lesson.steps,
-                stage,
+                lambda: ReconstructionObjective(self.task, build(), teacher, settings, self.compute),
+                lambda step: slices.batch(step, settings.batch, phase.seed),
+                settings.steps,
+                phase,
             ).generator
 
         decides = self.settings.model_dump(mode="json", include={"network", "reconstruction"})
         decides["teacher"] = cache.fingerprint(teacher)
-        return stages.shelf.take("factorised", decides, stages("generator"), build, learn)
+        return stage.cache.get_or_train("factorised", decides, stage("generator"), build, learn)
 
-    def _learn_prior(self, generator: FactorisedGenerator, slices: Slices, stages: Stages) -> FlowPrior:
-        lesson = self.settings.prior
+    def _learn_prior(self, generator: FactorisedGenerator, slices: Slices, stage: Stage) -> FlowPrior:
+        settings = self.settings.prior
 
         def build() -> FlowPrior:
             return self.build().prior
 
-        def learn(stage: Stage) -> FlowPrior:
+        def learn(phase: Phase) -> FlowPrior:
             return loop.fit(
-                lambda: FromCodes(self.task, generator.anatomy, build(), lesson, self.compute),
-                lambda step: slices.batch(step, lesson.batch, stage.seed),
-                lesson.steps,
-                stage,
+                lambda: FlowMatchingObjective(self.task, generator.anatomy, build(), settings, self.compute),
+                lambda step: slices.batch(step, settings.batch, phase.seed),
+                settings.steps,
+                phase,
             ).prior
 
         decides = self.settings.model_dump(mode="json", include={"network", "prior"})
         decides["encoder"] = cache.fingerprint(generator.anatomy)
-        return self.compute.prepare(stages.shelf.take("prior", decides, stages("prior"), build, learn))
+        return self.compute.prepare(stage.cache.get_or_train("prior", decides, stage("prior"), build, learn))
 
-    def _survey(self, generator: FactorisedGenerator, slices: Slices, stage: Stage) -> None:
-        lesson = self.settings.style
-        seed = derive_seed(stage.seed, "survey")
-        images = [slices.batch(step, lesson.batch, seed).image for step in range(lesson.estimate)]
-        survey_look(generator, images, self.compute)
+    def _survey(self, generator: FactorisedGenerator, slices: Slices, phase: Phase) -> None:
+        settings = self.settings.style
+        seed = derive_seed(phase.seed, "survey")
+        images = [slices.batch(step, settings.batch, seed).image for step in range(settings.estimate)]
+        estimate_style(generator, images, self.compute)

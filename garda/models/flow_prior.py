@@ -113,7 +113,7 @@ def _encode(time: Tensor) -> Tensor:
 WARM_UP = 50  # steps over which the learning rate rises
 
 
-class PriorLessonSettings(Config):
+class PriorTrainingSettings(Config):
     """How the prior learns the distribution of anatomy codes.
 
     Attributes:
@@ -131,17 +131,17 @@ class PriorLessonSettings(Config):
     geometry: ImitatedGeometrySettings = ImitatedGeometrySettings()
 
 
-class FromCodes:
+class FlowMatchingObjective:
     """Learn the distribution of the anatomy codes by flow matching."""
 
     def __init__(
-        self, task: Task, encoder: nn.Module, prior: FlowPrior, lesson: PriorLessonSettings, compute: Compute
+        self, task: Task, encoder: nn.Module, prior: FlowPrior, settings: PriorTrainingSettings, compute: Compute
     ) -> None:
         self._encoder = compute.prepare(encoder).eval()
         self._prior = compute.prepare(prior).train()
-        self._average = AveragedModel(self._prior, multi_avg_fn=loop.averaging(lesson.average))
-        self._optimizer = torch.optim.AdamW(self._prior.parameters(), lr=lesson.learning_rate, fused=True)
-        self._task, self._lesson, self._compute = task, lesson, compute
+        self._average = AveragedModel(self._prior, multi_avg_fn=loop.ema(settings.average))
+        self._optimizer = torch.optim.AdamW(self._prior.parameters(), lr=settings.learning_rate, fused=True)
+        self._task, self._settings, self._compute = task, settings, compute
 
     @property
     def prior(self) -> FlowPrior:
@@ -155,18 +155,18 @@ class FromCodes:
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a batch of images."""
-        image = self._compute.place(batch.image)
-        motion = augment.draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
+        image = self._compute.to_device(batch.image)
+        motion = augment.draw_affine(len(image), self._settings.geometry, self._task.any_orientation, image.device)
         with torch.no_grad(), self._compute.autocast():
-            part = sharding.part(len(image))
-            code = self._encoder(self._compute.place(augment.move_image(image, motion)[part]))
+            part = sharding.shard(len(image))
+            code = self._encoder(self._compute.to_device(augment.warp(image, motion)[part]))
         noise = torch.randn(len(image), *code.shape[1:])[part].to(code.device)
         time = torch.sigmoid(torch.randn(len(image))[part]).to(code.device)
         between = noise + (code - noise) * time[:, None, None, None]
         with self._compute.autocast():
-            velocity = self._prior(self._compute.place(between), time)
+            velocity = self._prior(self._compute.to_device(between), time)
         loss = F.mse_loss(velocity, code - noise)
-        loop.set_rate(self._optimizer, self._lesson.learning_rate, step, self._lesson.steps, warm_up=WARM_UP)
-        loop.descend(self._optimizer, loss)
+        loop.cosine_lr(self._optimizer, self._settings.learning_rate, step, self._settings.steps, warm_up=WARM_UP)
+        loop.backward_step(self._optimizer, loss)
         self._average.update_parameters(self._prior)
         return {"flow": loss.detach()}

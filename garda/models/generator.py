@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from garda.core.config import Config
 from garda.data.dataset import Slices
 from garda.data.task import Task
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute
 
 
@@ -62,7 +62,7 @@ class Generator(nn.Module, ABC):
             (B, C, H, W) float32 in [0, 1].
         """
 
-    def round_look(self) -> None:
+    def round_style(self) -> None:
         """Round what only the last domain uses to what float16 holds, in place; nothing where there is no such part."""
         return None
 
@@ -79,7 +79,7 @@ S = TypeVar("S", bound=Config)
 G = TypeVar("G", bound=Generator)
 
 
-class Recipe(ABC, Generic[S, G]):
+class GeneratorTrainer(ABC, Generic[S, G]):
     """Learns a generator from the source and each target's look after it."""
 
     def __init__(self, task: Task, settings: S, compute: Compute) -> None:
@@ -102,7 +102,7 @@ class Recipe(ABC, Generic[S, G]):
         """
 
     @abstractmethod
-    def learn_source(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> G:
+    def learn_source(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> G:
         """A generator of the labelled source.
 
         Args:
@@ -113,5 +113,5 @@ class Recipe(ABC, Generic[S, G]):
         """
 
     @abstractmethod
-    def learn_look(self, previous: G, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> G:
+    def learn_style(self, previous: G, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> G:
         """A generator that also draws an unlabelled target; ``previous`` is left as it is."""

@@ -16,7 +16,7 @@ from garda.data.dataset import Slices
 from garda.data.task import Task
 from garda.data.volume import Volume, grid_for
 from garda.training.device import Compute
-from garda.training.loop import Stage
+from garda.training.loop import Phase
 
 
 def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, batch: int = 16) -> Tensor:
@@ -39,10 +39,10 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
 
     def network(windows: Tensor) -> Tensor:
         with compute.autocast():
-            return segmenter(compute.place(windows)).float()
+            return segmenter(compute.to_device(windows)).float()
 
     with torch.inference_mode():
-        parts = (compute.place(part) for part in image.split(batch))
+        parts = (compute.to_device(part) for part in image.split(batch))
         logits = (network(part) if one_window else infer(part, network) for part in parts)
         labels = [grid.to_volume(torch.softmax(part, dim=1)).argmax(dim=1).cpu() for part in logits]
     return torch.cat(labels)
@@ -61,7 +61,7 @@ class StatisticsSettings(Config):
 
 
 def estimate_statistics(
-    network: nn.Module, slices: Slices, settings: StatisticsSettings, stage: Stage, compute: Compute
+    network: nn.Module, slices: Slices, settings: StatisticsSettings, phase: Phase, compute: Compute
 ) -> None:
     """Replace a network's running means and variances by their plain averages over batches of a domain; in place.
 
@@ -80,11 +80,11 @@ def estimate_statistics(
 
     def images() -> Iterator[Tensor]:
         for step in range(settings.batches):
-            stage.stopping.check(stage.name)
-            yield compute.place(slices.batch(step, settings.batch, stage.seed).image)
-            stage.progress(step + 1, settings.batches)
+            phase.stopping.check(phase.name)
+            yield compute.to_device(slices.batch(step, settings.batch, phase.seed).image)
+            phase.progress(step + 1, settings.batches)
 
     started = time.monotonic()
     with compute.autocast():
         update_bn(images(), network)
-    stage.ended(time.monotonic() - started)
+    phase.ended(time.monotonic() - started)

@@ -25,7 +25,7 @@ from garda.training.device import Compute
 from garda.training.loop import Stateful
 
 
-class LessonSettings(Config):
+class TrainingSettings(Config):
     """What both lessons of the segmenter share.
 
     Attributes:
@@ -44,7 +44,7 @@ class LessonSettings(Config):
     weight_decay: NonNegativeFloat = 1e-4
 
 
-class LabelLessonSettings(LessonSettings):
+class SupervisedTrainingSettings(TrainingSettings):
     """How the source segmenter learns.
 
     Attributes:
@@ -62,7 +62,7 @@ class LabelLessonSettings(LessonSettings):
     randomisation: RandomisationSettings | None = None
 
 
-class ReplayLessonSettings(LessonSettings):
+class DistillationSettings(TrainingSettings):
     """How a segmenter learns from replayed images alone (GarDA, section 3.4).
 
     Attributes:
@@ -74,16 +74,18 @@ class ReplayLessonSettings(LessonSettings):
     temperature: PositiveFloat = 2.0
 
 
-class FromLabels:
+class SupervisedObjective:
     """Learn the source from its labels."""
 
-    def __init__(self, task: Task, network: SegmenterSettings, lesson: LabelLessonSettings, compute: Compute) -> None:
+    def __init__(
+        self, task: Task, network: SegmenterSettings, settings: SupervisedTrainingSettings, compute: Compute
+    ) -> None:
         self.segmenter = compute.prepare(unet.build_segmenter(task, network)).train()
-        self._task, self._lesson, self._compute = task, lesson, compute
-        self._optimizer = _optimizer(self.segmenter, lesson)
+        self._task, self._settings, self._compute = task, settings, compute
+        self._optimizer = _optimizer(self.segmenter, settings)
         self._loss = (
             DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-            if lesson.loss == "dice_ce"
+            if settings.loss == "dice_ce"
             else _CrossEntropy()
         )
 
@@ -94,26 +96,26 @@ class FromLabels:
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a labelled batch."""
         if batch.label is None:
-            raise ValueError("FromLabels needs labels")
-        image, label = self._compute.place(batch.image), batch.label.to(self._compute.device)
-        if self._lesson.geometry is not None:
-            motion = augment.draw_motion(len(image), self._lesson.geometry, self._task.any_orientation, image.device)
-            image, label = augment.move_image(image, motion), augment.move_label(label, motion)
-        if self._lesson.randomisation is not None:
-            image = augment.randomise_appearance(image, self._lesson.randomisation)
-        if self._lesson.appearance is not None:
-            image = augment.change_appearance(image, self._lesson.appearance)
-        rate = self._lesson.learning_rate
-        loop.set_rate(self._optimizer, rate, step, self._lesson.steps, decay=self._lesson.decay)
-        part = sharding.part(len(image))
+            raise ValueError("SupervisedObjective needs labels")
+        image, label = self._compute.to_device(batch.image), batch.label.to(self._compute.device)
+        if self._settings.geometry is not None:
+            motion = augment.draw_affine(len(image), self._settings.geometry, self._task.any_orientation, image.device)
+            image, label = augment.warp(image, motion), augment.warp_label(label, motion)
+        if self._settings.randomisation is not None:
+            image = augment.randomise_appearance(image, self._settings.randomisation)
+        if self._settings.appearance is not None:
+            image = augment.change_appearance(image, self._settings.appearance)
+        rate = self._settings.learning_rate
+        loop.cosine_lr(self._optimizer, rate, step, self._settings.steps, decay=self._settings.decay)
+        part = sharding.shard(len(image))
         with self._compute.autocast():
             logits = self.segmenter(image[part])
         loss = self._loss(logits.float(), label[part].unsqueeze(1))
-        loop.descend(self._optimizer, loss)
+        loop.backward_step(self._optimizer, loss)
         return {"segmentation": loss.detach()}
 
 
-class FromReplay:
+class DistillationObjective:
     """Learn from replayed images alone: the teacher reads an anatomy in the source's look, the student in any look.
 
     The teacher's soft answer to G(z, 0) is the lesson for the student's answer to G(z, d), d drawn from all domains
@@ -125,14 +127,14 @@ class FromReplay:
         student: nn.Module,
         teacher: nn.Module,
         generator: Generator,
-        lesson: ReplayLessonSettings,
+        settings: DistillationSettings,
         compute: Compute,
     ) -> None:
         self.segmenter = compute.prepare(student).train().requires_grad_(True)
         self._teacher = compute.prepare(teacher).eval().requires_grad_(False)
         self._generator = compute.prepare(generator).eval().requires_grad_(False)
-        self._lesson, self._compute = lesson, compute
-        self._optimizer = _optimizer(self.segmenter, lesson)
+        self._settings, self._compute = settings, compute
+        self._optimizer = _optimizer(self.segmenter, settings)
 
     def state(self) -> Mapping[str, Stateful]:
         """The student and its optimizer; teacher and generator never change."""
@@ -140,18 +142,18 @@ class FromReplay:
 
     def step(self, batch: None, step: int) -> Mapping[str, Tensor]:
         """One step on freshly replayed images."""
-        lesson = self._lesson
+        settings = self._settings
         with torch.no_grad(), self._compute.autocast():
-            part = sharding.part(lesson.batch)
-            anatomy = self._generator.draw(lesson.batch)[part]
-            domains = torch.randint(len(self._generator.domains), (lesson.batch,))[part]
+            part = sharding.shard(settings.batch)
+            anatomy = self._generator.draw(settings.batch)[part]
+            domains = torch.randint(len(self._generator.domains), (settings.batch,))[part]
             answer = self._teacher(self._generator.sample(anatomy, torch.zeros_like(domains))).float()
             image = self._generator.sample(anatomy, domains)
-        loop.set_rate(self._optimizer, lesson.learning_rate, step, lesson.steps, decay=lesson.decay)
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, decay=settings.decay)
         with self._compute.autocast():
             logits = self.segmenter(image)
-        loss = distillation(logits.float(), answer, lesson.temperature)
-        loop.descend(self._optimizer, loss)
+        loss = distillation(logits.float(), answer, settings.temperature)
+        loop.backward_step(self._optimizer, loss)
         return {"distillation": loss.detach()}
 
 
@@ -173,20 +175,20 @@ class _CrossEntropy(nn.Module):
         return F.cross_entropy(logits, label.squeeze(1))
 
 
-def _optimizer(network: nn.Module, lesson: LessonSettings) -> torch.optim.Optimizer:
-    if lesson.optimizer == "sgd":
+def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            network.parameters(), lr=lesson.learning_rate, momentum=0.9, weight_decay=lesson.weight_decay
+            network.parameters(), lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
         )
     return torch.optim.AdamW(
-        network.parameters(), lr=lesson.learning_rate, weight_decay=lesson.weight_decay, fused=True
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
 
 
-def continue_lesson(
-    start: BasicUNet, task: Task, network: SegmenterSettings, lesson: LabelLessonSettings, compute: Compute
-) -> FromLabels:
+def continue_training(
+    start: BasicUNet, task: Task, network: SegmenterSettings, settings: SupervisedTrainingSettings, compute: Compute
+) -> SupervisedObjective:
     """A lesson from labels whose network begins with the weights of ``start``, which is left as it is."""
-    learner = FromLabels(task, network, lesson, compute)
+    learner = SupervisedObjective(task, network, settings, compute)
     learner.segmenter.load_state_dict(start.state_dict())
     return learner

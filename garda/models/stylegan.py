@@ -166,7 +166,7 @@ class Discriminator(nn.Module):
 def minibatch_deviation(x: Tensor) -> Tensor:
     """(B, 1, H, W) filled with the standard deviation over the whole batch, averaged over channels and pixels."""
     wide = x.float()
-    if distributed.size() == 1:
+    if distributed.world_size() == 1:
         variance = wide.var(dim=0, unbiased=False)
     else:
         variance = sharding.mean((wide - sharding.mean(wide.mean(dim=0))).square().mean(dim=0))

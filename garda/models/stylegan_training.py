@@ -18,17 +18,17 @@ from garda.data.augment import ImitatedGeometrySettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
 from garda.models.features import FeatureSettings, adain, build_encoder
-from garda.models.generator import Recipe
+from garda.models.generator import GeneratorTrainer
 from garda.models.stylegan import Discriminator, StyleGenerator, StyleSettings
 from garda.training import distributed, loop, sharding
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 from garda.training.device import Compute
-from garda.training.loop import Stage, Stateful
+from garda.training.loop import Phase, Stateful
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-class AdversarialSettings(Config):
+class GanSettings(Config):
     """What both adversarial lessons share (GarDA, section 4.2).
 
     Attributes:
@@ -48,7 +48,7 @@ class AdversarialSettings(Config):
     average_images: PositiveInt = 500_000
 
 
-class ImageLessonSettings(AdversarialSettings):
+class GanTrainingSettings(GanSettings):
     """How the generator learns the source.
 
     Attributes:
@@ -61,7 +61,7 @@ class ImageLessonSettings(AdversarialSettings):
     geometry: ImitatedGeometrySettings | None = ImitatedGeometrySettings()
 
 
-class StyleLessonSettings(AdversarialSettings):
+class GanStyleSettings(GanSettings):
     """How the generator learns a target's look.
 
     Attributes:
@@ -81,10 +81,10 @@ class StyleLessonSettings(AdversarialSettings):
         return self.batch - self.batch // 2
 
 
-class Adversarial:
+class GanBase:
     """What both lessons of the generator share: the duel in which it learns."""
 
-    _duel: Duel
+    _duel: GanStep
 
     @property
     def generator(self) -> StyleGenerator:
@@ -96,23 +96,23 @@ class Adversarial:
         return self._duel.state()
 
 
-class FromImages(Adversarial):
+class GanObjective(GanBase):
     """Learn to draw the source (Goodfellow et al. 2014, non-saturating loss)."""
 
     def __init__(
-        self, task: Task, domain: str, network: StyleSettings, lesson: ImageLessonSettings, compute: Compute
+        self, task: Task, domain: str, network: StyleSettings, settings: GanTrainingSettings, compute: Compute
     ) -> None:
         generator = StyleGenerator(task.channels, task.size, network)
         generator.add_domain(domain)
-        discriminator = Discriminator(task.channels, task.size, lesson.widths, (domain,))
-        self._task, self._lesson, self._compute = task, lesson, compute
-        self._duel = Duel(generator, discriminator, lesson, compute)
+        discriminator = Discriminator(task.channels, task.size, settings.widths, (domain,))
+        self._task, self._settings, self._compute = task, settings, compute
+        self._duel = GanStep(generator, discriminator, settings, compute)
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step of the discriminator, then one of the generator on the same images."""
         duel, count = self._duel, len(batch.image)
-        part = sharding.part(count)
-        real = self._move(self._compute.place(batch.image)[part], count)
+        part = sharding.shard(count)
+        real = self._move(self._compute.to_device(batch.image)[part], count)
         domains = torch.zeros(len(real), dtype=torch.long)
         with self._compute.autocast():
             fake = self._move(duel.generator(duel.generator.draw(count)[part], domains), count)
@@ -121,13 +121,13 @@ class FromImages(Adversarial):
 
     def _move(self, image: Tensor, count: int) -> Tensor:
         """This process's images of a batch of ``count``."""
-        if self._lesson.geometry is None:
+        if self._settings.geometry is None:
             return image
-        motion = augment.draw_motion(count, self._lesson.geometry, self._task.any_orientation, image.device)
-        return augment.move_image(image, motion[sharding.part(count)])
+        motion = augment.draw_affine(count, self._settings.geometry, self._task.any_orientation, image.device)
+        return augment.warp(image, motion[sharding.shard(count)])
 
 
-class FromStyle(Adversarial):
+class GanStyleObjective(GanBase):
     """Learn one more domain's look, keep the old ones (GarDA, section 3.3).
 
     Half of each batch repeats old domains, where G_k must equal G_{k-1} (image distillation, same code and noise). The
@@ -141,17 +141,17 @@ class FromStyle(Adversarial):
         domain: str,
         previous: StyleGenerator,
         encoder: nn.Module,
-        lesson: StyleLessonSettings,
+        settings: GanStyleSettings,
         compute: Compute,
     ) -> None:
-        self._lesson, self._compute = lesson, compute
+        self._settings, self._compute = settings, compute
         self._previous = compute.prepare(previous).eval().requires_grad_(False)
         self._encoder = compute.prepare(encoder)
         generator = copy.deepcopy(previous).requires_grad_(True)
         generator.add_domain(domain)
         channels, height, width = feature_shape(self._encoder, task, compute)
-        discriminator = Discriminator(channels, (height, width), lesson.widths, generator.domains)
-        self._duel = Duel(generator, discriminator, lesson, compute)
+        discriminator = Discriminator(channels, (height, width), settings.widths, generator.domains)
+        self._duel = GanStep(generator, discriminator, settings, compute)
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step; no image is drawn or encoded twice in it.
@@ -160,16 +160,16 @@ class FromStyle(Adversarial):
             batch: real target images, :attr:`StyleLessonSettings.real_images` of them.
             step: the step's number.
         """
-        duel, count = self._duel, self._lesson.batch
-        old = count - self._lesson.real_images
+        duel, count = self._duel, self._settings.batch
+        old = count - self._settings.real_images
         new_domain = len(duel.generator.domains) - 1
         before = torch.cat([torch.randint(new_domain, (old,)), torch.zeros(count - old, dtype=torch.long)])
         domains = torch.cat([before[:old], torch.full((count - old,), new_domain)])
-        part, images = sharding.part(old, count - old), batch.image[sharding.part(len(batch.image))]
+        part, images = sharding.shard(old, count - old), batch.image[sharding.shard(len(batch.image))]
         anatomy, before, domains = duel.generator.draw(count)[part], before[part], domains[part]
-        old //= distributed.size()
+        old //= distributed.world_size()
         with torch.no_grad(), self._compute.autocast():
-            target = self._encoder(self._compute.place(images))
+            target = self._encoder(self._compute.to_device(images))
             replayed = self._previous(anatomy, before)  # not cut to [0, 1], as what it is compared with
             known = self._encoder(replayed).float()
         real = torch.cat([known[:old], adain(known[old:], target)])
@@ -179,30 +179,33 @@ class FromStyle(Adversarial):
         losses = duel.teach_discriminator(fake, real, domains, step)
         content = F.mse_loss(adain(fake[old:], known[old:]), known[old:])
         distillation = F.l1_loss(drawn[:old], replayed[:old])
-        also = {"content": (self._lesson.content, content), "distillation": (self._lesson.distillation, distillation)}
+        also = {
+            "content": (self._settings.content, content),
+            "distillation": (self._settings.distillation, distillation),
+        }
         return losses | duel.teach_generator(fake, domains, also)
 
 
-class Duel:
+class GanStep:
     """Generator against discriminator: losses, optimizers and averaged weights of both lessons.
 
     L_D = E softplus(D(fake)) + E softplus(-D(real)) + lazy R1;  L_G = E softplus(-D(fake)) + further losses.
     """
 
     def __init__(
-        self, generator: StyleGenerator, discriminator: Discriminator, lesson: AdversarialSettings, compute: Compute
+        self, generator: StyleGenerator, discriminator: Discriminator, settings: GanSettings, compute: Compute
     ) -> None:
         self.generator = compute.prepare(generator).train()
         self._discriminator = compute.prepare(discriminator).train()
-        self._lesson, self._compute = lesson, compute
-        self._average = AveragedModel(self.generator, multi_avg_fn=_averaging(lesson))
-        lazy = lesson.r1_interval / (lesson.r1_interval + 1)
+        self._settings, self._compute = settings, compute
+        self._average = AveragedModel(self.generator, multi_avg_fn=_averaging(settings))
+        lazy = settings.r1_interval / (settings.r1_interval + 1)
         self._optimizers = {
             "generator_optimizer": torch.optim.Adam(
-                self.generator.parameters(), lr=lesson.learning_rate, betas=(0.0, 0.99), fused=True
+                self.generator.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99), fused=True
             ),
             "discriminator_optimizer": torch.optim.Adam(
-                self._discriminator.parameters(), lr=lesson.learning_rate * lazy, betas=(0.0, 0.99**lazy), fused=True
+                self._discriminator.parameters(), lr=settings.learning_rate * lazy, betas=(0.0, 0.99**lazy), fused=True
             ),
         }
 
@@ -224,11 +227,11 @@ class Duel:
             judged_real = self._discriminator(real.detach(), domains)
         loss = F.softplus(judged_fake).mean() + F.softplus(-judged_real).mean()
         losses = {"discriminator": loss.detach()}
-        if step % self._lesson.r1_interval == 0:
+        if step % self._settings.r1_interval == 0:
             penalty = r1_penalty(self._discriminator, real, domains)
-            loss = loss + penalty * (self._lesson.r1 / 2 * self._lesson.r1_interval)
+            loss = loss + penalty * (self._settings.r1 / 2 * self._settings.r1_interval)
             losses["r1"] = penalty.detach()
-        loop.descend(self._optimizers["discriminator_optimizer"], loss)
+        loop.backward_step(self._optimizers["discriminator_optimizer"], loss)
         return losses
 
     def teach_generator(
@@ -240,7 +243,7 @@ class Duel:
             loss = F.softplus(-self._discriminator(fake, domains)).mean()
         losses = {"generator": loss.detach()} | {name: value.detach() for name, (_, value) in further.items()}
         loss = loss + sum(weight * value for weight, value in further.values())
-        loop.descend(self._optimizers["generator_optimizer"], loss)
+        loop.backward_step(self._optimizers["generator_optimizer"], loss)
         self._discriminator.requires_grad_(True)
         self._average.update_parameters(self.generator)
         return losses
@@ -250,7 +253,7 @@ class Duel:
 def feature_shape(encoder: Callable[[Tensor], Tensor], task: Task, compute: Compute) -> tuple[int, int, int]:
     """(channels, height, width) of the features of an image at the task's size."""
     with compute.autocast():
-        _, channels, height, width = encoder(compute.place(torch.zeros(1, task.channels, *task.size))).shape
+        _, channels, height, width = encoder(compute.to_device(torch.zeros(1, task.channels, *task.size))).shape
     return channels, height, width
 
 
@@ -261,18 +264,18 @@ def r1_penalty(discriminator: Callable[[Tensor, Tensor], Tensor], real: Tensor, 
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def _averaging(lesson: AdversarialSettings) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+def _averaging(settings: GanSettings) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     """Exponential averaging whose half-life grows to ``average_images`` over the first quarter of the steps."""
-    growth = 4 * lesson.average_images / lesson.steps
+    growth = 4 * settings.average_images / settings.steps
 
     def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        half_life = min(lesson.average_images, growth * int(count))
-        get_ema_multi_avg_fn(0.5 ** (lesson.batch / half_life))(averaged, current, count)
+        half_life = min(settings.average_images, growth * int(count))
+        get_ema_multi_avg_fn(0.5 ** (settings.batch / half_life))(averaged, current, count)
 
     return update
 
 
-class StyleRecipeSettings(Config):
+class StyleGanTrainerSettings(Config):
     """The published generator (GarDA, sections 3.2 and 3.3).
 
     Attributes:
@@ -283,12 +286,12 @@ class StyleRecipeSettings(Config):
     """
 
     network: StyleSettings = StyleSettings()
-    images: ImageLessonSettings = ImageLessonSettings()
-    style: StyleLessonSettings = StyleLessonSettings()
+    images: GanTrainingSettings = GanTrainingSettings()
+    style: GanStyleSettings = GanStyleSettings()
     features: FeatureSettings = FeatureSettings()
 
 
-class StyleRecipe(Recipe[StyleRecipeSettings, StyleGenerator]):
+class StyleGanTrainer(GeneratorTrainer[StyleGanTrainerSettings, StyleGenerator]):
     """Adversarial learning of the source, then of each target's look with distillation of the older ones."""
 
     def build(self) -> StyleGenerator:
@@ -305,35 +308,35 @@ class StyleRecipe(Recipe[StyleRecipeSettings, StyleGenerator]):
             Discriminator(1, (height, width), settings.style.widths, ("any",))
         build_encoder(settings.features, segmenter)
 
-    def learn_source(self, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet) -> StyleGenerator:
+    def learn_source(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> StyleGenerator:
         """From the source's images; labels and teacher are not looked at."""
-        lesson = self.settings.images
+        settings = self.settings.images
 
         def build() -> StyleGenerator:
             generator = self.build()
             generator.add_domain(domain)
             return generator
 
-        def learn(stage: Stage) -> StyleGenerator:
+        def learn(phase: Phase) -> StyleGenerator:
             return loop.fit(
-                lambda: FromImages(self.task, domain, self.settings.network, lesson, self.compute),
-                lambda step: slices.batch(step, lesson.batch, stage.seed),
-                lesson.steps,
-                stage,
+                lambda: GanObjective(self.task, domain, self.settings.network, settings, self.compute),
+                lambda step: slices.batch(step, settings.batch, phase.seed),
+                settings.steps,
+                phase,
             ).generator
 
         decides = self.settings.model_dump(mode="json", include={"network", "images"})
-        return stages.shelf.take("style", decides, stages("generator"), build, learn)
+        return stage.cache.get_or_train("style", decides, stage("generator"), build, learn)
 
-    def learn_look(
-        self, previous: StyleGenerator, domain: str, slices: Slices, stages: Stages, teacher: BasicUNet
+    def learn_style(
+        self, previous: StyleGenerator, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet
     ) -> StyleGenerator:
         """From the features of the target's images."""
         encoder = build_encoder(self.settings.features, teacher)
-        stage, lesson = stages("generator"), self.settings.style
+        phase, settings = stage("generator"), self.settings.style
         return loop.fit(
-            lambda: FromStyle(self.task, domain, previous, encoder, lesson, self.compute),
-            lambda step: slices.batch(step, lesson.real_images, stage.seed),
-            lesson.steps,
-            stage,
+            lambda: GanStyleObjective(self.task, domain, previous, encoder, settings, self.compute),
+            lambda step: slices.batch(step, settings.real_images, phase.seed),
+            settings.steps,
+            phase,
         ).generator

@@ -35,14 +35,14 @@ class SegmenterSettings(Config):
     widths: tuple[Width, Width, Width, Width, Width, Width] = (16, 32, 64, 128, 128, 16)
 
 
-class Doubling(nn.ConvTranspose2d):
+class MatmulUpsample(nn.ConvTranspose2d):
     """A transposed convolution of 2x2 pixels with stride 2 as the product of matrices that it is: a pixel becomes four.
 
     On a CPU, torch's own takes two to three times as long to learn (docs/performance.md). Weights are the same.
     """
 
     @classmethod
-    def like(cls, other: nn.ConvTranspose2d) -> Doubling:
+    def like(cls, other: nn.ConvTranspose2d) -> MatmulUpsample:
         """With the weights of ``other``."""
         made = nn.utils.skip_init(cls, other.in_channels, other.out_channels, kernel_size=2, stride=2)
         made.weight, made.bias = other.weight, other.bias
@@ -57,10 +57,10 @@ class Doubling(nn.ConvTranspose2d):
         return four.transpose(2, 3).reshape(count, 2 * height, 2 * width, self.out_channels).permute(0, 3, 1, 2)
 
 
-def with_torchs_doubling(network: M) -> M:
+def with_conv_transpose(network: M) -> M:
     """``network`` itself, whose :class:`Doubling` is computed by torch's own operation from now on."""
     for part in network.modules():
-        if isinstance(part, Doubling):
+        if isinstance(part, MatmulUpsample):
             part.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]
     return network
 
@@ -78,5 +78,5 @@ def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:
     for part in network.modules():
         if isinstance(part, UpCat):
             part.is_pad = False  # sides fit, and padding by nothing copies, in float32 and the cat after it too
-            part.upsample.deconv = Doubling.like(part.upsample.deconv)
+            part.upsample.deconv = MatmulUpsample.like(part.upsample.deconv)
     return network

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from garda.core import files
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import PackageError, raise_all
 from garda.data import checks, sequence, volume
 from garda.data.dataset import Slices
@@ -23,7 +23,7 @@ from garda.data.sequence import Domain
 from garda.data.task import Task
 from garda.handover import format, load, verify
 from garda.handover.format import OPEN
-from garda.handover.ledger import Lesson
+from garda.handover.ledger import StageRecord
 from garda.handover.signing import Trusted
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
@@ -67,7 +67,7 @@ def audit_package(
     package: Path,
     manifest: Path,
     data: Path,
-    reporter: Reporter,
+    console: Console,
     name: str | None = None,
     trusted: Collection[Trusted] = (),
 ) -> Audit:
@@ -94,8 +94,8 @@ def audit_package(
         drawn = "no domain" if generator is None else ", ".join(generator.domains)
         raise PackageError(package, f"its generator draws {drawn}, not {domain.name!r}", "give --name, or the manifest")
     cases = [checks.without_label(case) for case in domain.cases]
-    raise_all(checks.check_cases(cases, learnt.method.task, data, reporter))
-    reporter.line(f"audit of {domain.name}: {len(cases)} scans")
+    raise_all(checks.check_cases(cases, learnt.method.task, data, console))
+    console.line(f"audit of {domain.name}: {len(cases)} scans")
     return audit_domain(learnt.method, learnt.knowledge, domain, data, learnt.parsed.audit, verified.setup.seed)
 
 
@@ -115,7 +115,7 @@ def audit_domain(
         knowledge.generator.domains.index(domain.name),
         PatientScans(trained, method.task, data),
         PatientScans(others, method.task, data),
-        features.build_encoder(FeatureSettings(), knowledge.teacher),
+        features.build_encoder(FeatureSettings(), knowledge.source_segmenter),
         settings,
         method.compute,
         seed=seed,
@@ -128,16 +128,16 @@ def audit_stage(run: Run, method: Method, domain: Domain, knowledge: Knowledge) 
     file = run.kept(domain) / OPEN
     if not file.exists() or knowledge.generator is None or domain.name not in knowledge.generator.domains:
         return
-    lesson = Lesson.model_validate(files.read_json(file))
-    if lesson.audit is not None:
+    record = StageRecord.model_validate(files.read_json(file))
+    if record.audit is not None:
         return
     found = audit_domain(method, knowledge, domain, run.data, run.settings.audit, run.sequence.seed)
     for line in describe_audit(found):
-        run.reporter.line(f"{stage.stage_name(domain)}: {line}")
-    reasons = (*lesson.reasons, *(f"{domain.name}: {finding}" for finding in found.findings))
-    decision = "hold" if found.findings and lesson.decision == "promote" else lesson.decision
+        run.console.line(f"{stage.stage_name(domain)}: {line}")
+    reasons = (*record.reasons, *(f"{domain.name}: {finding}" for finding in found.findings))
+    decision = "hold" if found.findings and record.decision == "promote" else record.decision
     changes = {"audit": found.model_dump(mode="json"), "reasons": reasons, "decision": decision}
-    files.write_json(file, lesson.model_copy(update=changes).model_dump(mode="json"))
+    files.write_json(file, record.model_copy(update=changes).model_dump(mode="json"))
 
 
 def describe_audit(found: Audit) -> list[str]:

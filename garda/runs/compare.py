@@ -11,7 +11,7 @@ The tables are made from every finished run in the folder, whichever call of the
 from __future__ import annotations
 
 from garda.core import files
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import GardaError, TrainingError, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
@@ -35,7 +35,7 @@ from garda.runs.run import run_sequence
 from garda.runs.stage import Run
 
 
-def compare(request: Request, reporter: Reporter, stopping: Stopping, pseudonyms: Pseudonyms) -> None:
+def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: Pseudonyms) -> None:
     """Run what is asked for and not finished, then show the tables of everything that is.
 
     A run whose training fails is told at the end, and the others go on.
@@ -49,21 +49,21 @@ def compare(request: Request, reporter: Reporter, stopping: Stopping, pseudonyms
     failed: list[GardaError] = []
     for run in planned:
         if run.finished:
-            reporter.line(f"{run.name}: finished before")
+            console.line(f"{run.name}: finished before")
             continue
         write_tables(request, gather(request, common, run.sequence.task))  # whatever ends this run, they are there
-        reporter.line(f"{run.name}:")
+        console.line(f"{run.name}:")
         try:
-            run_sequence(_open(request, run, reporter, stopping, pseudonyms))
+            run_sequence(_open(request, run, console, stopping, pseudonyms))
         except TrainingError as error:
             failed.append(TrainingError(f"{run.name}, {error.where}", error.what, error.remedy))
     comparison = gather(request, common, planned[0].sequence.task)
     for table in write_tables(request, comparison):
-        reporter.show(rich_table(table))
+        console.show(rich_table(table))
     if comparison.rows:
         figures.draw_matrices(request.out / "matrices.png", comparison)
         figures.draw_curves(request.out / "curves.png", comparison)
-        reporter.line(f"every number, and pictures: {request.out}")
+        console.line(f"every number, and pictures: {request.out}")
     raise_all(failed)
 
 
@@ -100,18 +100,18 @@ def write_tables(request: Request, comparison: Comparison) -> list[Wide]:
     return [*shown, choice_table(choices), cost_table(choices)]
 
 
-def _open(request: Request, run: Planned, reporter: Reporter, stopping: Stopping, pseudonyms: Pseudonyms) -> Run:
+def _open(request: Request, run: Planned, console: Console, stopping: Stopping, pseudonyms: Pseudonyms) -> Run:
     """The run with the tracker and the shelf that all runs of the comparison share."""
-    tracker = mlflow.open_tracker(run.folder, reporter.line, request.out, run.label)
+    tracker = mlflow.open_tracker(run.folder, console.line, request.out, run.label)
     return Run(
         run.sequence,
         request.data,
         run.folder,
         tracker,
-        reporter,
+        console,
         stopping,
         pseudonyms,
-        shelf=request.out / "shelf",
+        cache=request.out / "shelf",
         judging=request.judging,
         gated=False,
     )

@@ -15,7 +15,7 @@ from garda.core.pseudonyms import Pseudonyms
 from garda.data.sequence import DomainSequence, find_gaps, read_sequence
 from garda.evaluation import measures
 from garda.handover import setup
-from garda.handover.settings import make_plan, parse_settings
+from garda.handover.settings import check_method, make_plan, parse_settings
 from garda.handover.setup import Plan
 from garda.methods import registry
 from garda.methods.registry import METHODS
@@ -124,9 +124,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
 def _check_words(request: Request) -> None:
     """What can be judged without a file."""
     for name in request.methods or ():
-        if name not in METHODS:
-            what = f"unknown method {name!r}"
-            raise ConfigError("--methods", what, f"use one of {', '.join(sorted(METHODS))}")
+        check_method(name, "--methods")
     if not re.fullmatch(r"[A-Za-z0-9_.-]*", request.label):
         raise ConfigError("--label", f"expected letters, digits and _.-, got {request.label!r}", "rename the variant")
     if request.changes and not request.label:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from garda.core import files
 from garda.core.config import SettingsOrigin
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
@@ -30,11 +30,11 @@ from garda.evaluation.metrics import Score
 from garda.evaluation.results import summarise
 from garda.handover import format, ledger, load, signing, verify
 from garda.handover.format import SETUP
-from garda.handover.load import HERE, Learnt
+from garda.handover.load import HERE, LoadedPackage
 from garda.handover.settings import make_plan
 from garda.handover.signing import Trusted
 from garda.handover.verify import Verified
-from garda.methods.base import Bound
+from garda.methods.base import Oracle
 from garda.runs import audit
 from garda.runs.plan import check_folder, claim
 from garda.runs.run import describe
@@ -47,7 +47,7 @@ from garda.runs.stage import (
     score,
     seal_stage,
     stage_name,
-    tell_fall,
+    warn_regression,
 )
 from garda.runs.tracking import Tracker
 from garda.training import distributed, sharding
@@ -80,7 +80,7 @@ class Hop:
     data: Path
     out: Path
     tracker: Tracker
-    reporter: Reporter
+    console: Console
     stopping: Stopping
     pseudonyms: Pseudonyms
     name: str | None = None
@@ -129,7 +129,7 @@ def adapt(hop: Hop) -> Path:
         if hop.out.exists():
             return _find_done(hop, folder)
         learnt = load.load_package(folder, hop.changes)
-        if isinstance(learnt.method, Bound):
+        if isinstance(learnt.method, Oracle):
             what = f"is of {learnt.setup.method!r}, which needs the images of earlier sites"
             raise PackageError(folder / SETUP, what, "take a package of a method under the contract")
         run = _prepare(hop, verified, learnt)
@@ -140,7 +140,7 @@ def adapt(hop: Hop) -> Path:
         learnt.method.check()
         sharding.check_batches(settings, plan.settings, distributed.count())
         to_learn = [] if run.kept(domain).exists() else [domain]
-        checks.check(run.sequence, hop.data, checks.needed_cases(run.sequence, to_learn), hop.reporter)
+        checks.check(run.sequence, hop.data, checks.needed_cases(run.sequence, to_learn), hop.console)
         make_private(run.out)
         with claim(run.out, plan), distributed.leading(run.stopping, bool(to_learn)):
             hop.tracker.start(describe(run.sequence, plan))
@@ -218,7 +218,7 @@ def _check_passed(hop: Hop) -> Path:
     return hop.out
 
 
-def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
+def _prepare(hop: Hop, verified: Verified, learnt: LoadedPackage) -> Run:
     if hop.domain in learnt.knowledge.domains:
         raise DataError(hop.manifest, f"{hop.domain!r} has been met already", "give the site another --name")
     task, setup = learnt.method.task, learnt.setup
@@ -235,11 +235,11 @@ def _prepare(hop: Hop, verified: Verified, learnt: Learnt) -> Run:
         digests={hop.domain: hashlib.sha256(hop.manifest.read_bytes()).hexdigest()},
         seed=setup.seed,
     )
-    run = Run(sequence, hop.data, hop.work, hop.tracker, hop.reporter, hop.stopping, hop.pseudonyms)
+    run = Run(sequence, hop.data, hop.work, hop.tracker, hop.console, hop.stopping, hop.pseudonyms)
     return replace(run, key=hop.key, forced=hop.forced, audited=hop.audited)
 
 
-def _learn(run: Run, verified: Verified, learnt: Learnt, previous: Path) -> None:
+def _learn(run: Run, verified: Verified, learnt: LoadedPackage, previous: Path) -> None:
     """Learn, score and seal the last domain, as far as that has not been done."""
     domain = run.sequence.domains[-1]
     knowledge = None
@@ -253,11 +253,11 @@ def _learn(run: Run, verified: Verified, learnt: Learnt, previous: Path) -> None
         knowledge = knowledge or learnt.method.load(run.kept(domain))
         scores = _score(run, learnt, replace(learnt, knowledge=knowledge), domain)
         _publish(run, domain, scores)
-        tell_fall(run, domain, scores)
+        warn_regression(run, domain, scores)
         seal_stage(run, verified.setup, domain, previous, scores)
 
 
-def _score(run: Run, before: Learnt, after: Learnt, domain: Domain) -> Sequence[Score]:
+def _score(run: Run, before: LoadedPackage, after: LoadedPackage, domain: Domain) -> Sequence[Score]:
     """The site's own test scans, read by what came and by what goes on."""
     if not checks.labelled_cases(domain):
         return []
@@ -292,7 +292,7 @@ def evaluate_package(
     package: Path,
     manifests: Sequence[Path],
     data: Path,
-    reporter: Reporter,
+    console: Console,
     pseudonyms: Pseudonyms,
     trusted: Collection[Trusted] = (),
 ) -> list[Score]:
@@ -317,14 +317,14 @@ def evaluate_package(
     unlabelled = [domain for domain in domains if not checks.labelled_cases(domain)]
     raise_all([DataError(d.name, "has no labelled test scan", "give a manifest with one") for d in unlabelled])
     raise_all(
-        checks.check_cases([case for domain in domains for case in checks.labelled_cases(domain)], task, data, reporter)
+        checks.check_cases([case for domain in domains for case in checks.labelled_cases(domain)], task, data, console)
     )
     for domain in domains:
         if domain.name not in learnt.knowledge.domains:
-            reporter.line(f"{domain.name} has not been met under this name: read as another site's scans")
+            console.line(f"{domain.name} has not been met under this name: read as another site's scans")
     stems = [manifest.stem for manifest in manifests]
     twice = [manifest for manifest in manifests if stems.count(manifest.stem) > 1]
     raise_all([DataError(manifest, "has the name of another manifest", "rename one") for manifest in twice[:1]])
     scans = TestScans(domains, data, pseudonyms)
-    bar = reporter.bar("scores")
+    bar = console.bar("scores")
     return evaluator.score_scans(scans, learnt.method, learnt.knowledge, stage, verified.setup.seed, bar)

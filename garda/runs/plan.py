@@ -64,6 +64,9 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _compare(file: Path, old: Plan, new: Plan) -> None:
+    if old.format != new.format:
+        what = f"is a run of garda {old.garda}, which this version reads but does not go on with"
+        raise RunFolderError(file, what, "give a new --out folder, or finish it with the version that began it")
     shorter = new.model_copy(update={"domains": new.domains[: len(old.domains)]})
     difference = setup.differing_key(old.model_dump(mode="json"), shorter.model_dump(mode="json"))
     if difference is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import DataError, GardaError, raise_all
 from garda.data import checks, dicom, dicom_seg, layouts
 from garda.data.dicom_seg import Origin
@@ -17,7 +17,7 @@ from garda.data.scan import ScanFile, split_archive
 from garda.data.task import Task
 from garda.data.volume import Volume, in_stored_order, prediction_name, read_volume, write_label_map
 from garda.handover import format, load, verify
-from garda.handover.load import OTHER, Learnt
+from garda.handover.load import OTHER, LoadedPackage
 from garda.handover.onnx import LIBRARY, OnnxNetwork, require
 from garda.handover.signing import Trusted
 from garda.methods.knowledge import Knowledge
@@ -42,7 +42,7 @@ def predict(
     source: Path,
     images: Sequence[Path],
     out: Path,
-    reporter: Reporter,
+    console: Console,
     stage: int | None = None,
     domain: str | None = None,
     trusted: Collection[Trusted] = (),
@@ -80,16 +80,16 @@ def predict(
     with format.opened(source, stage) as folder:
         found = verify.verify(folder, trusted, expected)
         learnt = load.load_package(folder)
-    reporter.line(_describe_choice(learnt.knowledge, domain))
+    console.line(_describe_choice(learnt.knowledge, domain))
     domain, task = load.choose_domain(learnt.knowledge, domain), learnt.method.task
     answer = _prepare(learnt, domain, onnx)
-    raise_all(checks.check_cases([scan.case for scan in scans], task, Path(), reporter))
+    raise_all(checks.check_cases([scan.case for scan in scans], task, Path(), console))
     origin: Origin | None = Origin(found.setup.name, found.setup.method, found.digest, domain)
     if not dicom_seg.can_write_dicom_seg():
         origin = None
         if any(dicom.is_dicom(scan.image) for scan in scans):
-            reporter.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
-    return _write_all(scans, task, answer, origin, reporter)
+            console.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
+    return _write_all(scans, task, answer, origin, console)
 
 
 def _describe_choice(knowledge: Knowledge, domain: str | None) -> str:
@@ -146,10 +146,10 @@ def _name_outputs(images: Sequence[Path], names: Sequence[str], out: Path) -> li
     return [Scan(image, target) for image, target in zip(images, targets, strict=True)]
 
 
-def _prepare(learnt: Learnt, domain: str, onnx: bool) -> Callable[[Volume], Tensor]:
+def _prepare(learnt: LoadedPackage, domain: str, onnx: bool) -> Callable[[Volume], Tensor]:
     """What gives a volume of a domain its label map."""
     method, knowledge = learnt.method, learnt.knowledge
-    own = method.network(knowledge, domain)
+    own = method.network_for(knowledge, domain)
     network = OnnxNetwork(own, method.task.channels) if onnx else method.compute.prepare(own).eval()
     return lambda volume: inference.segment(
         network, method.standardise(knowledge, volume, domain), method.task, method.compute
@@ -157,15 +157,15 @@ def _prepare(learnt: Learnt, domain: str, onnx: bool) -> Callable[[Volume], Tens
 
 
 def _write_all(
-    scans: Sequence[Scan], task: Task, answer: Callable[[Volume], Tensor], origin: Origin | None, reporter: Reporter
+    scans: Sequence[Scan], task: Task, answer: Callable[[Volume], Tensor], origin: Origin | None, console: Console
 ) -> list[Path]:
     """Label maps, and a DICOM-SEG beside those of DICOM unless ``origin`` is None; the next scan is read meanwhile."""
     written: list[Path] = []
     problems: list[GardaError] = []
-    progress = reporter.bar("predict")
+    progress = console.bar("predict")
     with (
-        loop.unheard(),
-        loop.read_ahead(scans, lambda scan: read_volume(scan.case, task, Path(), with_label=False)) as volumes,
+        loop.silenced(),
+        loop.prefetch(scans, lambda scan: read_volume(scan.case, task, Path(), with_label=False)) as volumes,
     ):
         for index, (scan, volume) in enumerate(zip(scans, volumes, strict=True)):
             label_map = answer(volume)

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
+from rich.console import Console as RichConsole
 
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import Interrupted, RunFolderError
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
@@ -29,7 +29,7 @@ from garda.handover import format, ledger, signing
 from garda.handover.settings import make_plan, parse_settings
 from garda.handover.setup import Plan
 from garda.methods import registry
-from garda.methods.base import Bound, Method
+from garda.methods.base import Method, Oracle
 from garda.methods.knowledge import Knowledge
 from garda.models.choice import Candidate
 from garda.runs import audit, choices, stage
@@ -37,7 +37,7 @@ from garda.runs.choices import CANDIDATES
 from garda.runs.plan import check_folder, claim
 from garda.runs.stage import Run
 from garda.runs.tracking import InMemory, RunDescription
-from garda.safety.limits import Reference
+from garda.safety.limits import SourceBaseline
 from garda.training import distributed, sharding
 
 
@@ -60,7 +60,7 @@ def run_sequence(run: Run) -> list[Score]:
         method.check()
         sharding.check_batches(settings, plan.settings, distributed.count())
     labels = method.reads_target_labels
-    checks.check(sequence, run.data, checks.needed_cases(sequence, _to_read(run, method), labels), run.reporter, labels)
+    checks.check(sequence, run.data, checks.needed_cases(sequence, _to_read(run, method), labels), run.console, labels)
     with claim(run.out, plan), distributed.leading(run.stopping, bool(run.to_learn())):
         run.tracker.start(describe(sequence, plan))
         try:
@@ -89,7 +89,7 @@ def follow_sequence(sequence: DomainSequence, data: Path, out: Path, stopping: S
     """
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     method = registry.build_method(sequence.method, settings, sequence.task)
-    run = Run(sequence, data, out, InMemory(), Reporter(Console(quiet=True)), stopping, Pseudonyms(b""))
+    run = Run(sequence, data, out, InMemory(), Console(RichConsole(quiet=True)), stopping, Pseudonyms(b""))
     with distributed.following(stopping):
         stage.learn_along(run, method, lambda domain: method.load(run.kept(sequence.domains[domain.index - 1])))
 
@@ -127,18 +127,18 @@ def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
             before = before or (method.load(previous) if previous else None)
             knowledge = knowledge or method.load(run.kept(domain))
             scores = _add_scores(run, method, domain, (before, knowledge), unscored, scores)
-            stage.tell_fall(run, domain, scores)
+            stage.warn_regression(run, domain, scores)
         if run.judging:
             _judge(run, method, domain, knowledge)
         publish(run, domain, scores)
         stage.seal_stage(run, plan.setup, domain, previous, [row for row in scores if row.stage == domain.index])
         before, previous = knowledge, run.kept(domain)
     if run.judging and not (run.out / CANDIDATES).exists():
-        run.reporter.line("no choice is judged: no candidates were kept, or no target has a labelled test scan")
+        run.console.line("no choice is judged: no candidates were kept, or no target has a labelled test scan")
     return scores
 
 
-def _source(run: Run) -> Reference | None:
+def _source(run: Run) -> SourceBaseline | None:
     """What the gate knows of the source; None where no gate judges."""
     if not run.gated:
         return None
@@ -182,7 +182,7 @@ def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None
     known = knowledge or method.load(run.kept(domain))
 
     def dice(candidate: Candidate) -> float:
-        tried = replace(known, statistics={**known.statistics, domain.name: candidate.own})
+        tried = replace(known, domain_state={**known.domain_state, domain.name: candidate.own})
         return float(
             np.mean([*continual.patient_scores(stage.score(run, method, domain, tried, [domain]), "dice").values()])
         )
@@ -193,7 +193,7 @@ def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None
 def _to_read(run: Run, method: Method) -> list[Domain]:
     """The domains whose training scans the stages to come read."""
     to_learn = run.to_learn()
-    return list(run.sequence.domains) if to_learn and isinstance(method, Bound) else to_learn
+    return list(run.sequence.domains) if to_learn and isinstance(method, Oracle) else to_learn
 
 
 def publish(run: Run, domain: Domain, scores: list[Score]) -> None:

@@ -16,33 +16,33 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from garda import __version__
 from garda.core import files
-from garda.core.console import Reporter
+from garda.core.console import Console
 from garda.core.errors import Interrupted, TrainingError
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.seeds import derive_seed
 from garda.core.signals import Stopping
+from garda.data import volume
 from garda.data.checks import without_label
 from garda.data.dataset import Slices
 from garda.data.sequence import Domain, DomainSequence
-from garda.data.volume import read_volume
 from garda.evaluation import continual, evaluator, results
 from garda.evaluation.evaluator import TestScans
 from garda.evaluation.metrics import Score
 from garda.handover import format, ledger, write
 from garda.handover.format import OPEN
-from garda.handover.ledger import FileRecord, Lesson
+from garda.handover.ledger import FileRecord, StageRecord
 from garda.handover.settings import Settings, parse_settings
 from garda.handover.setup import Setup
-from garda.methods.base import Bound, Method
+from garda.methods.base import Method, Oracle
 from garda.methods.knowledge import Knowledge
 from garda.models.choice import Candidate
 from garda.runs import choices
 from garda.runs.tracking import Tracker
-from garda.safety.gate import Gate, reference
-from garda.safety.limits import Reference, Verdict
+from garda.safety.gate import Gate, measure_baseline
+from garda.safety.limits import GateDecision, SourceBaseline
 from garda.training import distributed
-from garda.training.cache import Shelf, Stages
-from garda.training.loop import Stage
+from garda.training.cache import Cache, Stage
+from garda.training.loop import Phase
 
 SEED_LABELS = {"adapter": "share"}  # of pieces whose name is not the label of their seed
 
@@ -71,10 +71,10 @@ class Run:
     data: Path
     out: Path
     tracker: Tracker
-    reporter: Reporter
+    console: Console
     stopping: Stopping
     pseudonyms: Pseudonyms
-    shelf: Path | None = None
+    cache: Path | None = None
     judging: bool = False
     key: Ed25519PrivateKey | None = None
     gated: bool = True
@@ -110,7 +110,9 @@ def stage_name(domain: Domain) -> str:
     return f"{domain.index}-{domain.name}"
 
 
-def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, source: Reference | None) -> Knowledge:
+def learn(
+    run: Run, method: Method, domain: Domain, before: Knowledge | None, source: SourceBaseline | None
+) -> Knowledge:
     """One stage: read a domain's training scans, learn, let the gate judge, keep the knowledge.
 
     Args:
@@ -125,20 +127,20 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, so
     """
     folder = make_private(training_folder(run, domain))
     offer = partial(choices.keep_candidates, run.kept(domain).parent) if run.judging else _forget
-    stages = Stages(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
+    stages = Stage(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
     slices = read_slices(run, method, domain, folder)
     if before is None:
         distributed.call(domain.name)
         knowledge = method.learn_source(domain.name, slices, stages)
-        measured = reference(method, knowledge, slices, run.settings.gate, run.sequence.seed)
+        measured = measure_baseline(method, knowledge, slices, run.settings.gate, run.sequence.seed)
         found: dict[str, Any] = {"decision": "source", "reference": measured}
-    elif source is None or isinstance(method, Bound):
+    elif source is None or isinstance(method, Oracle):
         knowledge, found = _learn_ungated(run, method, domain, before, slices, stages), {"decision": "ungated"}
     else:
         gate = Gate(method, source, run.settings.gate, run.sequence.seed, run.forced)
         knowledge, verdict = gate.pass_target(before, domain.name, slices, stages)
         found = _judge(run, domain, verdict)
-    lesson = Lesson(
+    record = StageRecord(
         stage=domain.index,
         domain=domain.name,
         month=f"{date.today():%Y-%m}",
@@ -150,21 +152,21 @@ def learn(run: Run, method: Method, domain: Domain, before: Knowledge | None, so
         deleted=_records(folder),
         **found,
     )
-    knowledge.save(run.kept(domain), {OPEN: lesson.model_dump(mode="json")})
+    knowledge.save(run.kept(domain), {OPEN: record.model_dump(mode="json")})
     return knowledge
 
 
 def _learn_ungated(
-    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stages
+    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stage
 ) -> Knowledge:
     distributed.call(domain.name)
     return _adapt(run, method, domain, before, slices, stages, training_folder(run, domain))
 
 
 def _adapt(
-    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stages, folder: Path
+    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stage, folder: Path
 ) -> Knowledge:
-    if not isinstance(method, Bound):
+    if not isinstance(method, Oracle):
         return method.adapt(before, domain.name, slices, stages)
     earlier = run.sequence.domains[: domain.index]
     met = {other.name: read_slices(run, method, other, folder) for other in earlier}
@@ -182,23 +184,23 @@ def learn_along(run: Run, method: Method, before: Callable[[Domain], Knowledge])
     domains = {domain.name: domain for domain in run.sequence.domains}
     for name in distributed.calls():
         domain = domains[name]
-        with files.private_folder() as folder, suppress(TrainingError, Interrupted):  # the leader tells
+        with files.private_temporary_folder() as folder, suppress(TrainingError, Interrupted):  # the leader tells
             slices = read_slices(run, method, domain, folder)
-            stages = Stages(partial(_stage_along, run, domain, folder))
+            stages = Stage(partial(_stage_along, run, domain, folder))
             if domain.index == 0:
                 method.learn_source(domain.name, slices, stages)
             else:
                 _adapt(run, method, domain, before(domain), slices, stages, folder)
 
 
-def _judge(run: Run, domain: Domain, verdict: Verdict) -> dict[str, Any]:
+def _judge(run: Run, domain: Domain, verdict: GateDecision) -> dict[str, Any]:
     """A verdict as it stands in the ledger; what is not promoted is told."""
     forced = run.forced and verdict.decision == "refuse"
     for reason in verdict.reasons:
-        run.reporter.line(f"{stage_name(domain)}: {reason}")
+        run.console.line(f"{stage_name(domain)}: {reason}")
     if verdict.decision != "promote":
         what = {"hold": "held, look at it before it is used", "refuse": "refused, the site is left out"}
-        run.reporter.line(f"{stage_name(domain)}: {'refused, overruled' if forced else what[verdict.decision]}")
+        run.console.line(f"{stage_name(domain)}: {'refused, overruled' if forced else what[verdict.decision]}")
     checks = [check.model_dump(mode="json") for check in verdict.checks]
     return {"decision": verdict.decision, "reasons": verdict.reasons, "checks": checks, "forced": forced}
 
@@ -214,17 +216,17 @@ def forget_training(run: Run, domain: Domain) -> None:
 
 
 def seal_stage(run: Run, setup: Setup, domain: Domain, previous: Path | None, scores: Sequence[Score]) -> None:
-    """Make a package of a stage that has been learnt and scored; see :func:`garda.handover.write.seal`."""
+    """Make a package of a stage that has been learnt and scored; see :func:`garda.handover.write.write_package`."""
     name = f"{stage_name(domain)}-"
     seconds = {part.removeprefix(name): took for part, took in read_seconds(run).items() if part.startswith(name)}
-    write.seal(run.kept(domain), previous, setup, results.summarise(scores), seconds, run.key)
+    write.write_package(run.kept(domain), previous, setup, results.summarise(scores), seconds, run.key)
 
 
 def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
     """A domain's training slices, a target's without labels unless the method is a bound that reads them."""
     with_label = domain.index == 0 or method.reads_target_labels
     cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
-    volumes = (read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
+    volumes = (volume.read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
     return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
 
 
@@ -234,9 +236,9 @@ def read_seconds(run: Run) -> dict[str, float]:
     return noted
 
 
-def _shelf(run: Run, method: Method) -> Shelf:
-    if run.shelf is None or distributed.count() > 1:  # followers learn along, and must not wait for what is not learnt
-        return Shelf()
+def _shelf(run: Run, method: Method) -> Cache:
+    if run.cache is None or distributed.count() > 1:  # followers learn along, and must not wait for what is not learnt
+        return Cache()
     sequence = run.sequence
     context = {
         "garda": __version__,
@@ -245,28 +247,28 @@ def _shelf(run: Run, method: Method) -> Shelf:
         "seed": sequence.seed,
         "compute": method.shared.compute.model_dump(mode="json"),
     }
-    return Shelf(run.shelf, context)
+    return Cache(run.cache, context)
 
 
-def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> Stage:
+def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> Phase:
     """One piece of training of a domain's stage; equal seeds and names give equal stages, whatever the method."""
     name = f"{stage_name(domain)}-{part}"
-    return Stage(
+    return Phase(
         name=name,
         folder=training_folder(run, domain) / part,
         seed=_seed_of(run, domain, part),
         stopping=run.stopping,
         log=partial(run.tracker.losses, name),
-        progress=run.reporter.bar(name),
+        progress=run.console.bar(name),
         checkpoint_seconds=checkpoint_seconds,
         ended=partial(_note_seconds, run, name),
     )
 
 
-def _stage_along(run: Run, domain: Domain, folder: Path, part: str) -> Stage:
+def _stage_along(run: Run, domain: Domain, folder: Path, part: str) -> Phase:
     """A follower's twin of :func:`_stage`, which tells nobody anything."""
     name = f"{stage_name(domain)}-{part}"
-    return Stage(name, folder / part, _seed_of(run, domain, part), run.stopping)
+    return Phase(name, folder / part, _seed_of(run, domain, part), run.stopping)
 
 
 def _seed_of(run: Run, domain: Domain, part: str) -> int:
@@ -311,11 +313,11 @@ def score(
 ) -> list[Score]:
     """The evaluator's part of one stage: every labelled test scan of the given domains; ``name`` is its bar's."""
     scans = TestScans(domains, run.data, run.pseudonyms)
-    bar = run.reporter.bar(f"{stage_name(domain)}-{name}")
+    bar = run.console.bar(f"{stage_name(domain)}-{name}")
     return evaluator.score_scans(scans, method, knowledge, domain.index, run.sequence.seed, bar)
 
 
-def tell_fall(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
+def warn_regression(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
     """Tell where a site's own labels say that its stage has done harm; no gate sees a label.
 
     Args:
@@ -331,4 +333,4 @@ def tell_fall(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
     if before and after and fmean(before) - fmean(after) > FALL:
         fell = f"from {fmean(before):.3f} to {fmean(after):.3f}"
         what = f"warning: Dice of {domain.name} fell {fell} in its own stage"
-        run.reporter.line(f"{stage_name(domain)}: {what}; look at its label maps before it is used there")
+        run.console.line(f"{stage_name(domain)}: {what}; look at its label maps before it is used there")

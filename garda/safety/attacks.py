@@ -82,7 +82,7 @@ def mean_scores(
     with torch.no_grad():
         for some, slices in in_groups(patients, block):
             cut = windows(slices, size)
-            parts = [score(compute.place(part)).float().cpu() for part in cut.flatten(0, 1).split(BATCH)]
+            parts = [score(compute.to_device(part)).float().cpu() for part in cut.flatten(0, 1).split(BATCH)]
             owners.append(some)
             values.append(torch.cat(parts).unflatten(0, cut.shape[:2]).mean(dim=1))
     return patient_means(torch.cat(values), torch.cat(owners), len(patients))
@@ -98,7 +98,7 @@ def reconstruction(generator: Generator, domain: int) -> Score | None:
         return None
 
     def score(image: Tensor) -> Tensor:
-        features, _ = generator.trunk(generator.anatomy(image))
+        features, _ = generator.decoder(generator.anatomy(image))
         drawn = generator.branches[domain](features, generator.appearance(image))
         return -(drawn.float() - image).square().mean(dim=(1, 2, 3))
 

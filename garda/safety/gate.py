@@ -2,7 +2,7 @@
 
 Before learning it looks at the incoming images (:func:`inspect_incoming`), after it at the result
 (:func:`inspect_learnt`). No label of a target is read. Every limit is a number of the labelled source
-(:class:`~garda.safety.limits.Reference`) times or plus a fixed share of
+(:class:`~garda.safety.limits.SourceBaseline`) times or plus a fixed share of
 :class:`~garda.safety.limits.GateSettings`, the same for all tasks.
 """
 
@@ -26,9 +26,9 @@ from garda.models.replay import Replay
 from garda.safety import quality
 from garda.safety.limits import (
     Check,
+    GateDecision,
     GateSettings,
-    Reference,
-    Verdict,
+    SourceBaseline,
     Views,
     above,
     at_least,
@@ -37,10 +37,12 @@ from garda.safety.limits import (
     share_of,
 )
 from garda.training import distributed
-from garda.training.cache import Stages
+from garda.training.cache import Stage
 
 
-def reference(method: Method, knowledge: Knowledge, slices: Slices, settings: GateSettings, seed: int) -> Reference:
+def measure_baseline(
+    method: Method, knowledge: Knowledge, slices: Slices, settings: GateSettings, seed: int
+) -> SourceBaseline:
     """Measure the source, at the end of its stage.
 
     Args:
@@ -51,11 +53,11 @@ def reference(method: Method, knowledge: Knowledge, slices: Slices, settings: Ga
         seed: of the run.
     """
     source, image = knowledge.domains[0], _sample(slices, settings, seed)
-    network = _ready(method, method.network(knowledge, source))
+    network = _ready(method, method.network_for(knowledge, source))
     with _seeded(seed, "source"):
-        views = _view(method, knowledge, knowledge.teacher, image)
+        views = _view(method, knowledge, knowledge.source_segmenter, image)
         drawn = _draw(method, knowledge, settings).batch(settings.sample, 0) if knowledge.generator else None
-    return Reference(
+    return SourceBaseline(
         views=views,
         blank=float(quality.blank(image).float().mean()),
         greys=quality.few_greys(image, len(method.task.classes)),
@@ -73,7 +75,7 @@ def inspect_incoming(
     knowledge: Knowledge,
     domain: str,
     slices: Slices,
-    known: Reference,
+    known: SourceBaseline,
     settings: GateSettings,
     seed: int,
 ) -> list[Check]:
@@ -92,7 +94,7 @@ def inspect_incoming(
     """
     image = _sample(slices, settings, seed)
     with _seeded(seed, "incoming", domain):
-        views = _view(method, knowledge, knowledge.teacher, image)
+        views = _view(method, knowledge, knowledge.source_segmenter, image)
     share_blank = float(quality.blank(image).float().mean())
     greys = quality.few_greys(image, len(method.task.classes))
     return [
@@ -109,7 +111,7 @@ def inspect_learnt(
     before: Knowledge,
     after: Knowledge,
     slices: Slices,
-    known: Reference,
+    known: SourceBaseline,
     settings: GateSettings,
     seed: int,
 ) -> list[Check]:
@@ -163,43 +165,44 @@ def _inspect_memory(
         with _seeded(seed, "memory", domain):
             image, _ = pool.batch(settings.sample, before.generator.domains.index(domain))
         old, new = (
-            quality.answer(_ready(method, method.network(k, domain)), image, method.compute) for k in (before, after)
+            quality.answer(_ready(method, method.network_for(k, domain)), image, method.compute)
+            for k in (before, after)
         )
         dice = quality.agreement(new, old)
         yield at_least("agreement", domain, dice, settings.agreement, "Dice of new and old answers on replay")
 
 
 def _inspect_replay(
-    method: Method, after: Knowledge, image: Tensor, known: Reference, settings: GateSettings, seed: int
+    method: Method, after: Knowledge, image: Tensor, known: SourceBaseline, settings: GateSettings, seed: int
 ) -> Iterator[Check]:
-    """Whether the new look is the target's and shows different anatomies whose labels the new segmenter finds."""
+    """Whether the new style is the target's and shows different anatomies whose labels the new segmenter finds."""
     domain, generator = after.domains[-1], after.generator
     if generator is None or domain not in generator.domains or known.replay is None or known.look is None:
         return
     with _seeded(seed, "replay"):
         pool = _draw(method, after, settings)
     shown = []
-    for index in (generator.domains.index(domain), 0):  # the same anatomies in both looks
+    for index in (generator.domains.index(domain), 0):  # the same anatomies in both styles
         with _seeded(seed, "looks"):
             shown.append(pool.batch(settings.sample, index))
     (new, label), (source, _) = shown
     dice = quality.agreement(
-        quality.answer(_ready(method, method.network(after, domain)), new, method.compute), label.cpu()
+        quality.answer(_ready(method, method.network_for(after, domain)), new, method.compute), label.cpu()
     )
     new, source = new.cpu(), source.cpu()
     yield at_least("replay", domain, dice, share_of(known.replay, settings.replay), "Dice on labelled replay")
     far = quality.grey_distance(new, image)
-    yield at_most("look", domain, far, above(known.look, settings.look), "distance of drawn greys from the real ones")
+    yield at_most("style", domain, far, above(known.look, settings.style), "distance of drawn greys from the real ones")
     spread = share_of(quality.diversity(source), settings.diversity)
     yield at_least("diversity", domain, quality.diversity(new), spread, "diversity of drawn images")
 
 
 def _inspect_answers(
-    method: Method, after: Knowledge, image: Tensor, known: Reference, settings: GateSettings, seed: int
+    method: Method, after: Knowledge, image: Tensor, known: SourceBaseline, settings: GateSettings, seed: int
 ) -> Iterator[Check]:
     """Whether what the new segmenter says of the target's images is sure, steady, and about as much as it should be."""
     domain = after.domains[-1]
-    network = _ready(method, method.network(after, domain))
+    network = _ready(method, method.network_for(after, domain))
     with _seeded(seed, "answers", domain):
         views = _view(method, after, network, image)
     yield _recognition(domain, views, known, settings)
@@ -211,7 +214,7 @@ def _inspect_answers(
     )
 
 
-def _recognition(domain: str, views: Views, known: Reference, settings: GateSettings) -> Check:
+def _recognition(domain: str, views: Views, known: SourceBaseline, settings: GateSettings) -> Check:
     aided = views.agreed is not None and known.views.agreed is not None
     limits = settings.recognition if aided else share_of(settings.unaided, settings.recognition)
     what = "recognition of the images (1 for the source's)"
@@ -234,7 +237,7 @@ def _draw(method: Method, knowledge: Knowledge, settings: GateSettings) -> Repla
     """Anatomies to replay, from torch's global generator."""
     if knowledge.generator is None:
         raise TypeError("replay needs a generator")
-    return Replay(knowledge.generator, _ready(method, knowledge.teacher), settings.sample, method.compute)
+    return Replay(knowledge.generator, _ready(method, knowledge.source_segmenter), settings.sample, method.compute)
 
 
 def _ready(method: Method, network: BasicUNet) -> BasicUNet:
@@ -245,7 +248,7 @@ def _count_broken(knowledge: Knowledge) -> int:
     """Tensors with a value that is not finite, of all that is kept."""
     networks = [knowledge.segmenter, *([knowledge.generator] if knowledge.generator is not None else [])]
     kept = [tensor for network in networks for tensor in network.state_dict().values()]
-    kept += [tensor for named in knowledge.statistics.values() for tensor in named.values()]
+    kept += [tensor for named in knowledge.domain_state.values() for tensor in named.values()]
     return sum(not bool(torch.isfinite(tensor).all()) for tensor in kept)
 
 
@@ -270,12 +273,14 @@ class Gate:
     """
 
     method: Method
-    source: Reference
+    source: SourceBaseline
     settings: GateSettings
     seed: int
     forced: bool = False
 
-    def pass_target(self, before: Knowledge, domain: str, slices: Slices, stages: Stages) -> tuple[Knowledge, Verdict]:
+    def pass_target(
+        self, before: Knowledge, domain: str, slices: Slices, stages: Stage
+    ) -> tuple[Knowledge, GateDecision]:
         """Learn a target between two inspections.
 
         Args:

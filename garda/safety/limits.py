@@ -28,9 +28,9 @@ class GateSettings(Config):
         unaided: factor of both limits of recognition where no generator reads the images: the segmenter's own two views
             part less.
         agreement: lowest Dice of new and old segmenter on replayed images of each domain met before.
-        replay: lowest Dice on labelled replay in the new look, as a share of the source's in its own.
-        look: largest distance of the greys drawn in the new look from the target's; as ``blank``.
-        diversity: lowest diversity of images drawn in the new look, as a share of that of the same anatomies in the
+        replay: lowest Dice on labelled replay in the new style, as a share of the source's in its own.
+        style: largest distance of the greys drawn in the new style from the target's; as ``blank``.
+        diversity: lowest diversity of images drawn in the new style, as a share of that of the same anatomies in the
             source's.
         foreground: largest ratio, either way, of the foreground found in the target's images to the source's.
     """
@@ -44,7 +44,7 @@ class GateSettings(Config):
     unaided: float = Field(default=1.07, gt=0)
     agreement: Limits = (0.9, 0.8)
     replay: Limits = (0.6, 0.5)
-    look: Limits = (0.2, 0.3)
+    style: Limits = (0.2, 0.3)
     diversity: Limits = (0.5, 0.3)
     foreground: Limits = (8.0, 10.0)
 
@@ -71,7 +71,7 @@ class Check(Config):
     lowest: bool = False
 
 
-class Verdict(Config):
+class GateDecision(Config):
     """What follows from all checks together: the worst that one of them says.
 
     Attributes:
@@ -89,10 +89,10 @@ class Verdict(Config):
         return [check.reason for check in sorted(failed, key=lambda check: -ORDER.index(check.decision))]
 
 
-def decide(checks: Sequence[Check]) -> Verdict:
+def decide(checks: Sequence[Check]) -> GateDecision:
     """The worst decision of all checks."""
     worst = max((ORDER.index(check.decision) for check in checks), default=0)
-    return Verdict(decision=ORDER[worst], checks=tuple(checks))
+    return GateDecision(decision=ORDER[worst], checks=tuple(checks))
 
 
 def share_of(source: float, shares: Limits) -> Limits:
@@ -163,7 +163,7 @@ class Views(Config):
         return self.steady, self.certain, self.agreed
 
 
-class Reference(Config):
+class SourceBaseline(Config):
     """What the source was like, from which all limits follow; a few numbers, measured once.
 
     Attributes:

@@ -44,9 +44,9 @@ def view(network: nn.Module, generator: Generator | None, image: Tensor, task: T
     settings = ImitatedGeometrySettings(probability=1)
     steady = []
     for _ in range(MOTIONS):
-        motion = augment.draw_motion(len(image), settings, task.any_orientation, image.device)
-        moved = answer(network, augment.move_image(image, motion), compute)
-        steady.append(dice_by_slice(moved, augment.move_image(own, motion)))
+        motion = augment.draw_affine(len(image), settings, task.any_orientation, image.device)
+        moved = answer(network, augment.warp(image, motion), compute)
+        steady.append(dice_by_slice(moved, augment.warp(own, motion)))
     read = read_anatomy(generator, image, compute)
     return Views(
         steady=_median(torch.cat(steady)),
@@ -59,7 +59,7 @@ def view(network: nn.Module, generator: Generator | None, image: Tensor, task: T
 def answer(network: nn.Module, image: Tensor, compute: Compute) -> Tensor:
     """(B, K, H, W) float32 probabilities on the CPU."""
     with compute.autocast():
-        parts = [torch.softmax(network(compute.place(part)).float(), dim=1).cpu() for part in image.split(PART)]
+        parts = [torch.softmax(network(compute.to_device(part)).float(), dim=1).cpu() for part in image.split(PART)]
     return torch.cat(parts)
 
 
@@ -68,7 +68,7 @@ def read_anatomy(generator: Generator | None, image: Tensor, compute: Compute) -
     """(B, K, H, W) probabilities of the labels that a generator reads from images; None where it reads none."""
     if not isinstance(generator, FactorisedGenerator):
         return None
-    return answer(nn.Sequential(generator.anatomy, _Labels(generator.trunk)), image, compute)
+    return answer(nn.Sequential(generator.anatomy, _Labels(generator.decoder)), image, compute)
 
 
 def dice_by_slice(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -145,12 +145,12 @@ def grey_distance(ours: Tensor, theirs: Tensor) -> float:
 class _Labels(nn.Module):
     """A trunk's label logits alone."""
 
-    def __init__(self, trunk: nn.Module) -> None:
+    def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.decoder = decoder
 
     def forward(self, code: Tensor) -> Tensor:
-        return self.trunk(code)[1]
+        return self.decoder(code)[1]
 
 
 def _grey_counts(image: Tensor) -> Tensor:

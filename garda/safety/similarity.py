@@ -144,7 +144,7 @@ class Space(ABC):
         """
         similar = self.against(probes)
         for owners, slices in in_groups(patients, self._settings.block):
-            yield owners, similar(self._compute.place(slices)).cpu()
+            yield owners, similar(self._compute.to_device(slices)).cpu()
 
 
 class PixelSpace(Space):
@@ -255,7 +255,7 @@ class EmbeddingSpace(Space):
         """(B, F) float32."""
         parts = []
         for some in images.split(BATCH):
-            found = self._embed(self._compute.place(some)).float()
+            found = self._embed(self._compute.to_device(some)).float()
             if found.dim() == 4:
                 found = F.adaptive_avg_pool2d(found, (min(GRID, found.shape[2]), min(GRID, found.shape[3])))
             parts.append(found.flatten(1))

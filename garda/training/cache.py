@@ -13,14 +13,14 @@ from torch import nn
 
 from garda.core import files
 from garda.core.errors import CheckpointError
-from garda.training.loop import Stage
+from garda.training.loop import Phase
 from garda.training.weights import load_weights, save_weights
 
 N = TypeVar("N", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Shelf:
+class Cache:
     """A folder of finished networks of a source stage, by the digest of all that decides them.
 
     Only what has learnt from the source may lie here: no run keeps a target's networks for another.
@@ -33,8 +33,8 @@ class Shelf:
     folder: Path | None = None
     context: Mapping[str, Any] = field(default_factory=dict)
 
-    def take(
-        self, part: str, settings: Mapping[str, Any], stage: Stage, build: Callable[[], N], learn: Callable[[Stage], N]
+    def get_or_train(
+        self, part: str, settings: Mapping[str, Any], phase: Phase, build: Callable[[], N], learn: Callable[[Phase], N]
     ) -> N:
         """The network of a part of the source stage: from the shelf, or learnt and put there.
 
@@ -53,7 +53,7 @@ class Shelf:
             RunFolderError: the folder cannot be written.
         """
         if self.folder is None:
-            return learn(stage).eval().requires_grad_(False)
+            return learn(phase).eval().requires_grad_(False)
         decided = {"context": self.context, "part": part, "settings": settings}
         digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
         weights, facts = (self.folder / f"{part}-{digest[:16]}.{kind}" for kind in ("safetensors", "json"))
@@ -61,18 +61,18 @@ class Shelf:
             seconds = files.read_json(facts).get("seconds")
             if not isinstance(seconds, float):
                 raise CheckpointError(facts, "is damaged", "delete it, the network is learnt again")
-            stage.ended(seconds)
+            phase.ended(seconds)
             return load_weights(weights, build()).requires_grad_(False)
         spent = [0.0]
-        network = learn(replace(stage, ended=spent.append)).eval().requires_grad_(False)
-        stage.ended(spent[-1])
+        network = learn(replace(phase, ended=spent.append)).eval().requires_grad_(False)
+        phase.ended(spent[-1])
         save_weights(weights, network.state_dict())
         files.write_json(facts, {"seconds": spent[-1], **decided})
         return network
 
 
 @dataclass(frozen=True)
-class Stages:
+class Stage:
     """The pieces of training of one domain's stage.
 
     Attributes:
@@ -81,11 +81,11 @@ class Stages:
         offer: receives the candidates among which a method has chosen, with their label-free scores.
     """
 
-    open: Callable[[str], Stage]
-    shelf: Shelf = field(default_factory=Shelf)
+    open: Callable[[str], Phase]
+    cache: Cache = field(default_factory=Cache)
     offer: Callable[[Sequence[Any]], None] = lambda candidates: None
 
-    def __call__(self, part: str) -> Stage:
+    def __call__(self, part: str) -> Phase:
         """The piece of that name."""
         return self.open(part)
 

@@ -93,7 +93,7 @@ class Compute:
         """``module`` on the device, its convolution weights channels-last."""
         return module.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def place(self, image: Tensor) -> Tensor:
+    def to_device(self, image: Tensor) -> Tensor:
         """(B, C, H, W) on the device, channels-last."""
         return image.to(device=self.device, memory_format=torch.channels_last, non_blocking=True)
 

@@ -180,21 +180,21 @@ def together() -> Iterator[None]:
         _crew.learning = False
 
 
-def size() -> int:
+def world_size() -> int:
     """Among how many processes a batch is shared: 1 outside of :func:`together`."""
     return distributed.get_world_size() if _crew.learning else 1
 
 
 def largest(number: int) -> int:
     """The largest of all processes' numbers."""
-    if size() == 1 or _crew.fabric is None:
+    if world_size() == 1 or _crew.fabric is None:
         return number
     found = torch.tensor(number, device=_crew.fabric.device)
     distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
     return int(found)
 
 
-def share(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """What the leader gives, in every process; followers give None.
 
     Returns:
@@ -231,7 +231,7 @@ def leading(stopping: Stopping, needed: bool) -> Iterator[None]:
         _crew.parted = True
         raise ConfigError("--devices", "another process of the run has failed", "look at what it has said") from None
     finally:
-        share(None)
+        broadcast(None)
         _leave()
 
 
@@ -264,12 +264,12 @@ def _is_lost(error: RuntimeError) -> bool:
 
 def call(domain: str) -> None:
     """The leader begins to learn a domain, and the followers along with it."""
-    share(domain)
+    broadcast(domain)
 
 
 def calls() -> Iterator[str]:
     """A follower's work: the domains that the leader calls, until it dismisses."""
-    while (domain := share(None)) is not None:
+    while (domain := broadcast(None)) is not None:
         yield domain
 
 

@@ -56,7 +56,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Phase:
     """One piece of training and its folder.
 
     Attributes:
@@ -88,7 +88,7 @@ class Stage:
 O = TypeVar("O", bound=Objective)  # noqa: E741
 
 
-def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: Stage) -> O:
+def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: Phase) -> O:
     """Build an objective inside the seeded stage and train it, or go on where a checkpoint ends.
 
     Of several processes (:mod:`garda.training.distributed`) all learn, and the leader's checkpoints count.
@@ -108,35 +108,35 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, stage: 
         TrainingError: a loss is not finite; names stage, loss and step.
         Interrupted: a stop was asked for; a checkpoint has been written.
     """
-    torch.manual_seed(derive_seed(stage.seed, "build"))
+    torch.manual_seed(derive_seed(phase.seed, "build"))
     objective = build()
-    step, before = (0, 0.0) if distributed.is_follower() else _restore(objective, stage)
-    step, before = _join(objective, step, before, stage)
+    step, before = (0, 0.0) if distributed.is_follower() else _restore(objective, phase)
+    step, before = _join(objective, step, before, phase)
     kept = step
     stride = max(1, -(-steps // LOSS_POINTS))
     started = saved = time.monotonic()
-    with stage.stopping.deferred(), distributed.together(), read_ahead(range(step, steps), batch) as batches:
+    with phase.stopping.deferred(), distributed.together(), prefetch(range(step, steps), batch) as batches:
         for drawn in batches:
-            torch.manual_seed(derive_seed(stage.seed, step))
-            losses = _checked(objective.step(drawn, step), stage, step)
+            torch.manual_seed(derive_seed(phase.seed, step))
+            losses = _checked(objective.step(drawn, step), phase, step)
             if step % stride == 0:
-                stage.log(step, losses)
+                phase.log(step, losses)
             step += 1
-            stage.progress(step, steps)
-            asked = distributed.largest(stage.stopping.exit_code or 0)  # a later signal is for the next step to see
-            if asked or time.monotonic() - saved > stage.checkpoint_seconds:
-                _save(objective, step, stage, before + time.monotonic() - started)
+            phase.progress(step, steps)
+            asked = distributed.largest(phase.stopping.exit_code or 0)  # a later signal is for the next step to see
+            if asked or time.monotonic() - saved > phase.checkpoint_seconds:
+                _save(objective, step, phase, before + time.monotonic() - started)
                 kept, saved = step, time.monotonic()
             if asked:
-                raise Interrupted(stage.name, asked)
+                raise Interrupted(phase.name, asked)
         seconds = before + time.monotonic() - started
         if kept < step:
-            _save(objective, step, stage, seconds)
-    stage.ended(seconds)
+            _save(objective, step, phase, seconds)
+    phase.ended(seconds)
     return objective
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def backward_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step down a loss that is this process's mean over its part of the batch."""
     optimizer.zero_grad()
     loss.backward()
@@ -144,68 +144,68 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
-def _checked(losses: Mapping[str, Tensor], stage: Stage, step: int) -> dict[str, float]:
+def _checked(losses: Mapping[str, Tensor], phase: Phase, step: int) -> dict[str, float]:
     values = dict(zip(losses, sharding.mean(torch.stack([*losses.values()])).tolist(), strict=True))
     for name, value in values.items():
         if value != value or abs(value) == float("inf"):
             raise TrainingError(
-                f"stage {stage.name}, step {step}",
+                f"{phase.name}, step {step}",
                 f"loss {name!r} is {value}",
                 "lower the learning rate, or use compute.precision '32'",
             )
     return values
 
 
-def _save(objective: Objective, step: int, stage: Stage, seconds: float) -> None:
+def _save(objective: Objective, step: int, phase: Phase, seconds: float) -> None:
     if distributed.is_follower():
         return
-    with files.replacing(stage.checkpoint) as temporary:
-        temporary.write_bytes(_pack(objective, step, stage, seconds))
+    with files.replacing(phase.checkpoint) as temporary:
+        temporary.write_bytes(_pack(objective, step, phase, seconds))
 
 
-def _pack(objective: Objective, step: int, stage: Stage, seconds: float) -> memoryview:
+def _pack(objective: Objective, step: int, phase: Phase, seconds: float) -> memoryview:
     state = {name: part.state_dict() for name, part in objective.state().items()}
     buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
-    torch.save({"seed": stage.seed, "step": step, "seconds": seconds, "state": state}, buffer)
+    torch.save({"seed": phase.seed, "step": step, "seconds": seconds, "state": state}, buffer)
     return buffer.getbuffer()
 
 
-def _join(objective: Objective, step: int, seconds: float, stage: Stage) -> tuple[int, float]:
+def _join(objective: Objective, step: int, seconds: float, phase: Phase) -> tuple[int, float]:
     """Let all processes begin with the leader's state: networks that were built alike may still differ by rounding."""
     if distributed.count() == 1:
         return step, seconds
-    packed = distributed.share(None if distributed.is_follower() else bytes(_pack(objective, step, stage, seconds)))
+    packed = distributed.broadcast(None if distributed.is_follower() else bytes(_pack(objective, step, phase, seconds)))
     if not distributed.is_follower():
         return step, seconds
     if packed is None:
-        raise Interrupted(stage.name, EXIT_CODES[signal.SIGTERM])  # between two lessons, for the leader alone to tell
+        raise Interrupted(phase.name, EXIT_CODES[signal.SIGTERM])  # between two lessons, for the leader alone to tell
     saved = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     for name, part in objective.state().items():
         part.load_state_dict(saved["state"][name])
     return int(saved["step"]), float(saved["seconds"])
 
 
-def _restore(objective: Objective, stage: Stage) -> tuple[int, float]:
+def _restore(objective: Objective, phase: Phase) -> tuple[int, float]:
     """The step to go on with and the seconds spent so far; zeros where there is no checkpoint."""
-    if not stage.checkpoint.exists():
+    if not phase.checkpoint.exists():
         return 0, 0.0
     remedy = "delete it to repeat the stage from its start"
     try:
-        saved = torch.load(stage.checkpoint, map_location="cpu", weights_only=True)
+        saved = torch.load(phase.checkpoint, map_location="cpu", weights_only=True)
         step, seed, seconds, state = saved["step"], saved["seed"], saved["seconds"], saved["state"]
     except Exception:  # torch raises many kinds for a damaged file
-        raise CheckpointError(stage.checkpoint, "is truncated or damaged", remedy) from None
-    if seed != stage.seed:
-        raise CheckpointError(stage.checkpoint, f"was written with stage seed {seed}, not {stage.seed}", remedy)
+        raise CheckpointError(phase.checkpoint, "is truncated or damaged", remedy) from None
+    if seed != phase.seed:
+        raise CheckpointError(phase.checkpoint, f"was written with seed {seed}, not {phase.seed}", remedy)
     try:
         for name, part in objective.state().items():
             part.load_state_dict(state[name])
     except (KeyError, ValueError, RuntimeError):
-        raise CheckpointError(stage.checkpoint, "belongs to another configuration", remedy) from None
+        raise CheckpointError(phase.checkpoint, "belongs to another configuration", remedy) from None
     return int(step), float(seconds)
 
 
-def set_rate(
+def cosine_lr(
     optimizer: torch.optim.Optimizer, rate: float, step: int, steps: int, *, warm_up: int = 0, decay: bool = True
 ) -> None:
     """Set a step's learning rate, a function of the step alone, so that nothing else needs to be kept.
@@ -224,7 +224,7 @@ def set_rate(
         group["lr"] = rate * falling * rising
 
 
-def averaging(steps: int) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+def ema(steps: int) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
     """For :class:`torch.optim.swa_utils.AveragedModel`: a plain mean at first, then exponential over ``steps``."""
 
     def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
@@ -238,7 +238,7 @@ R = TypeVar("R")
 
 
 @contextmanager
-def read_ahead(items: Iterable[T], read: Callable[[T], R]) -> Iterator[Iterator[R]]:
+def prefetch(items: Iterable[T], read: Callable[[T], R]) -> Iterator[Iterator[R]]:
     """What ``read`` makes of each item, in their order; within the block a thread reads at most one item ahead.
 
     An error of ``read`` is raised when its item's turn comes. A block that ends early, by an error or a signal, waits
@@ -252,7 +252,7 @@ def read_ahead(items: Iterable[T], read: Callable[[T], R]) -> Iterator[Iterator[
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """No warning is heard within the block, in whichever thread.
 
     Python's filters are common to all threads: of two that change them at a time one undoes what the other has set, and

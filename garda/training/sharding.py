@@ -21,10 +21,10 @@ from pydantic import BaseModel
 from torch import Tensor, distributed, nn
 
 from garda.core.errors import ConfigError, raise_all
-from garda.training.distributed import size
+from garda.training.distributed import world_size
 
 
-def part(*counts: int) -> slice | Tensor:
+def shard(*counts: int) -> slice | Tensor:
     """Which rows of a batch are this process's: an index for the first dimension.
 
     Args:
@@ -33,7 +33,7 @@ def part(*counts: int) -> slice | Tensor:
     Raises:
         ValueError: rows that cannot be shared equally; :func:`check_batches` tells before anything is learnt.
     """
-    processes = size()
+    processes = world_size()
     if processes == 1:
         return slice(None)
     if any(rows % processes for rows in counts):
@@ -89,22 +89,22 @@ class _Sum(torch.autograd.Function):
 
 def mean(tensor: Tensor) -> Tensor:
     """A tensor's mean over the processes, elementwise; differentiable, twice too."""
-    if size() == 1:
+    if world_size() == 1:
         return tensor
     total: Tensor = _Sum.apply(tensor)
-    return total / size()
+    return total / world_size()
 
 
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Each gradient becomes its mean over the processes, in place."""
-    if size() == 1:
+    if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     distributed.all_reduce(flat)
     for gradient, found in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(found.view(gradient.shape) / size())
+        gradient.copy_(found.view(gradient.shape) / world_size())
 
 
 def _normalise(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _normalise(norm: nn.modules.batchnorm._BatchNorm, x: Tensor) -> Tensor:
     if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
         norm.num_batches_tracked += 1
         rate = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-        rows = x.numel() // x.shape[1] * size()
+        rows = x.numel() // x.shape[1] * world_size()
         norm.running_mean.lerp_(average.detach().to(norm.running_mean.dtype), rate)
         norm.running_var.lerp_((variance.detach() * (rows / (rows - 1))).to(norm.running_var.dtype), rate)
     found = centred * torch.rsqrt(variance + norm.eps).view(shape)
@@ -132,7 +132,7 @@ class BatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C) to the same."""
-        return _normalise(self, input) if self.training and size() > 1 else super().forward(input)
+        return _normalise(self, input) if self.training and world_size() > 1 else super().forward(input)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -140,4 +140,4 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) to the same."""
-        return _normalise(self, input) if self.training and size() > 1 else super().forward(input)
+        return _normalise(self, input) if self.training and world_size() > 1 else super().forward(input)

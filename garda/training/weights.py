@@ -35,14 +35,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(path, "is truncated or damaged", "copy the file again") from None
 
 
-def load_weights(path: Path, network: N) -> N:
+def load_weights(path: Path, network: N, renamed: Mapping[str, str] | None = None) -> N:
     """Fill ``network`` and put it into evaluation mode.
+
+    Args:
+        path: a safetensors file.
+        network: of the same architecture.
+        renamed: beginnings of names that older files have, and what they are now.
 
     Raises:
         CheckpointError: the file is missing, truncated or belongs to another network.
     """
     another = CheckpointError(path, "holds weights of another network", "use the settings it was trained with")
     weights, own = read_weights(path), network.state_dict()
+    for old, new in (renamed or {}).items():
+        weights = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in weights.items()}
     if not all(_serves(tensor, own[name]) for name, tensor in weights.items() if name in own):
         raise another
     try:
