@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks.sequence import StageCost, conclude, main, summarise, write_pipeline
 from garda.data.sequence import read_sequence
-from tests import phantoms
-from tests.phantoms import SITES
+from tests.support import sites
+from tests.support.sites import SITES
 
 
 def stage(name: str, training: float, package: int, *, kept: bool = True) -> StageCost:
@@ -23,7 +23,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 
 
 def test_targets_come_in_turn_with_copied_manifests(tmp_path):
-    pipeline = phantoms.write_tiny(tmp_path)
+    pipeline = sites.write_tiny(tmp_path)
     written = write_pipeline(pipeline, tmp_path / "out", 5)
     sequence, given = read_sequence(written), read_sequence(pipeline)
     assert [domain.name for domain in sequence.domains] == [SITES[0], *(f"site-0{number}" for number in range(1, 6))]
@@ -52,7 +52,7 @@ def test_ratios_and_bars_are_named():
 
 
 def test_a_tiny_sequence_is_measured(tmp_path, monkeypatch, capsys):
-    pipeline = phantoms.write_tiny(tmp_path)
+    pipeline = sites.write_tiny(tmp_path)
     words = [pipeline, "--data", tmp_path / "data", "--out", tmp_path / "out", "--domains", 3]
     call(monkeypatch, *words, "--set", "source.steps=2", "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())

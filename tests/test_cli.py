@@ -10,26 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from garda import cli, cli_site
+from garda import cli_site
 from garda.core.errors import ConfigError
 from garda.handover import format
-from tests import phantoms
-from tests.phantoms import SITES
-
-
-def garda(*words: object) -> int:
-    """Run a command in this process; returns its exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["garda", *map(str, words)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-    code = caught.value.code
-    return code if isinstance(code, int) else 0
+from tests.support import cli, sites
+from tests.support.sites import SITES
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_help_needs_no_heavy_import():
@@ -55,7 +45,7 @@ def test_what_computes_nothing_needs_no_torch(words, tmp_path):
 def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsys):
     out = tmp_path / "run"
     words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", out, "--set", "source.steps=2")
-    assert garda(*words, "--method", "source_only", "--seed", "3") == 0
+    assert cli.garda(*words, "--method", "source_only", "--seed", "3") == 0
     printed = capsys.readouterr().out
     assert "after stage" in printed and f"2 {SITES[2]}" in printed and "forgetting" in printed
     assert printed.splitlines()[-1] == f"every score: {out / 'scores.csv'}; metrics: garda ui --out {out}"
@@ -64,7 +54,7 @@ def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsy
 
 def test_a_site_that_was_left_out_is_told_with_the_matrix(pipeline, tmp_path, capsys):
     words = ["run", pipeline, "--data", pipeline.parent / "data", "--out", tmp_path / "out", "--method", "source_only"]
-    assert garda(*words, "--set", "gate.slices=[5000, 4000]") == 0
+    assert cli.garda(*words, "--set", "gate.slices=[5000, 4000]") == 0
     printed = capsys.readouterr().out.splitlines()
     for site in SITES[1:]:
         assert f"left out: {site}, which the gate refused; its row is that of the stage before" in printed
@@ -72,7 +62,7 @@ def test_a_site_that_was_left_out_is_told_with_the_matrix(pipeline, tmp_path, ca
 
 def test_check_reads_everything_and_trains_nothing(pipeline, capsys):
     before = sorted(pipeline.parent.rglob("*"))
-    assert garda("check", pipeline, "--data", pipeline.parent / "data") == 0
+    assert cli.garda("check", pipeline, "--data", pipeline.parent / "data") == 0
     unknown, last = capsys.readouterr().out.splitlines()[-2:]
     assert unknown == "12 cases have no digest in their manifest: it is not known whether they changed"
     assert last == "12 cases of 3 domains: no problem found"
@@ -80,11 +70,11 @@ def test_check_reads_everything_and_trains_nothing(pipeline, capsys):
 
 
 def test_every_problem_is_one_line_on_standard_error(tmp_path, capsys):
-    pipeline = phantoms.write_tiny(tmp_path)
+    pipeline = sites.write_tiny(tmp_path)
     data = tmp_path / "data"
     (data / SITES[0] / "images" / f"{SITES[0]}_000.nii.gz").unlink()
     (data / SITES[1] / "labels" / f"{SITES[1]}_003.nii.gz").write_bytes(b"")
-    assert garda("check", pipeline, "--data", data) == 2
+    assert cli.garda("check", pipeline, "--data", data) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert all(line.count("; ") == 1 and line.startswith(str(tmp_path)) for line in errors)
@@ -100,9 +90,9 @@ def test_check_wants_what_the_method_reads(pipeline, tmp_path, capsys):
         writer.writeheader()
         writer.writerows(row | ({"label": ""} if row["split"] == "train" else {}) for row in rows)
     words = ("check", tmp_path / "tiny" / "pipeline.yaml", "--data", tmp_path / "tiny" / "data")
-    assert garda(*words) == 0
+    assert cli.garda(*words) == 0
     capsys.readouterr()
-    assert garda(*words, "--method", "supervised") == 2
+    assert cli.garda(*words, "--method", "supervised") == 2
     assert capsys.readouterr().err == (
         f"{manifest}:2: supervised needs a label for every training case; fill column label\n"
     )
@@ -110,27 +100,27 @@ def test_check_wants_what_the_method_reads(pipeline, tmp_path, capsys):
 
 def test_manifest_of_a_folder(pipeline, tmp_path, capsys):
     data, out = pipeline.parent / "data", tmp_path / "site.csv"
-    assert garda("manifest", data / SITES[0], "--data", data, "--out", out, "--fractions", 0.5, 0.25, 0.25) == 0
+    assert cli.garda("manifest", data / SITES[0], "--data", data, "--out", out, "--fractions", 0.5, 0.25, 0.25) == 0
     assert capsys.readouterr().out == f"{out}: 4 cases of 4 patients\n"
     assert out.read_text().count(",train,") == 2
-    assert garda("manifest", data / SITES[0], "--data", data, "--out", out) == 2
+    assert cli.garda("manifest", data / SITES[0], "--data", data, "--out", out) == 2
     assert capsys.readouterr().err == f"{out}: exists; give another --out, or remove it\n"
 
 
 def test_phantom_writes_once(tmp_path, capsys):
     words = ("phantom", "--out", tmp_path / "ph", "--train", 1, "--val", 0, "--test", 1, "--slices", 1)
-    assert garda(*words) == 0
+    assert cli.garda(*words) == 0
     assert (tmp_path / "ph" / "manifests" / "task.yaml").exists()
-    assert garda(*words) == 2
+    assert cli.garda(*words) == 2
     assert capsys.readouterr().err == f"{tmp_path}/ph: the folder is not empty; give a new folder\n"
 
 
 def test_predict_writes_label_maps(pipeline, tmp_path, capsys):
     data, run = pipeline.parent / "data", tmp_path / "run"
-    garda("run", pipeline, "--data", data, "--out", run, "--method", "source_only", "--set", "source.steps=2")
+    cli.garda("run", pipeline, "--data", data, "--out", run, "--method", "source_only", "--set", "source.steps=2")
     capsys.readouterr()
     image = sorted((data / SITES[2] / "images").iterdir())[0]
-    assert garda("predict", run, image, "--out", tmp_path / "maps") == 0
+    assert cli.garda("predict", run, image, "--out", tmp_path / "maps") == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "maps" / image.name)
     assert (tmp_path / "maps" / image.name).exists()
 
@@ -161,7 +151,7 @@ def test_changes_from_the_command_line():
 )
 def test_a_wrong_command_is_one_line(words, line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert garda(*words) == 2
+    assert cli.garda(*words) == 2
     error = capsys.readouterr().err
     assert error.startswith(line)
     assert error.count("\n") == 1
@@ -169,7 +159,7 @@ def test_a_wrong_command_is_one_line(words, line, tmp_path, monkeypatch, capsys)
 
 
 def test_without_a_command_the_help_is_shown(capsys):
-    assert garda() == 2
+    assert cli.garda() == 2
     printed = capsys.readouterr()
     assert "Usage: garda" in printed.out
     assert printed.err == ""
@@ -177,29 +167,29 @@ def test_without_a_command_the_help_is_shown(capsys):
 
 def test_a_misspelt_setting_names_its_neighbour(pipeline, tmp_path, capsys):
     words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", tmp_path / "run")
-    assert garda(*words, "--set", "sorce.steps=2") == 2
+    assert cli.garda(*words, "--set", "sorce.steps=2") == 2
     assert capsys.readouterr().err == "--set: unknown key 'sorce'; did you mean 'source'?\n"
     assert not (tmp_path / "run").exists()
 
 
 def test_a_ui_without_a_run(tmp_path, capsys):
-    assert garda("ui", "--out", tmp_path) == 2
+    assert cli.garda("ui", "--out", tmp_path) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     data, manifests = pipeline.parent / "data", pipeline.parent / "data" / "manifests"
     run = tmp_path / "run"
-    assert garda("run", pipeline, "--data", data, "--out", run, "--method", "garda") == 0
+    assert cli.garda("run", pipeline, "--data", data, "--out", run, "--method", "garda") == 0
     stage = run / "stages" / f"0-{SITES[0]}" / "package"
-    assert garda("keygen", tmp_path / "a.key") == 0
+    assert cli.garda("keygen", tmp_path / "a.key") == 0
     capsys.readouterr()
-    assert garda("export", stage, "--to", "zip", "--out", tmp_path / "a.zip") == 0
+    assert cli.garda("export", stage, "--to", "zip", "--out", tmp_path / "a.zip") == 0
     assert capsys.readouterr().out == f"package {format.package_digest(stage)}\n{tmp_path / 'a.zip'}\n"
     words = ("adapt", tmp_path / "a.zip", manifests / f"{SITES[1]}.csv", "--data", data, "--out", tmp_path / "b.zip")
-    assert garda(*words, "--sign", tmp_path / "a.key") == 0
+    assert cli.garda(*words, "--sign", tmp_path / "a.key") == 0
     capsys.readouterr()
-    assert garda("verify", tmp_path / "b.zip") == 0
+    assert cli.garda("verify", tmp_path / "b.zip") == 0
     verified = capsys.readouterr().out.splitlines()
     digest = verified[0].removeprefix("package ")
     assert len(digest) == 64
@@ -208,13 +198,13 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     assert verified[3].startswith(f"stage 1 {SITES[1]}: 2 scans of 2 patients, 20")
     assert verified[4].startswith("  signed ") and len(verified[4]) == len("  signed ") + 64
     assert verified[5] == "whole: every file and every line fits its digest"
-    assert garda("verify", tmp_path / "b.zip", "--expect", digest) == 0
-    assert garda("verify", tmp_path / "a.zip", "--expect", digest) == 2
+    assert cli.garda("verify", tmp_path / "b.zip", "--expect", digest) == 0
+    assert cli.garda("verify", tmp_path / "a.zip", "--expect", digest) == 2
     capsys.readouterr()
-    assert garda("verify", tmp_path / "b.zip", "--trust", f"{SITES[1]}={tmp_path / 'a.key.pub'}") == 2
+    assert cli.garda("verify", tmp_path / "b.zip", "--trust", f"{SITES[1]}={tmp_path / 'a.key.pub'}") == 2
     assert "ledger line 1: nobody has signed it" in capsys.readouterr().err
-    assert garda("evaluate", tmp_path / "b.zip", manifests / f"{SITES[2]}.csv", "--data", data) == 0
+    assert cli.garda("evaluate", tmp_path / "b.zip", manifests / f"{SITES[2]}.csv", "--data", data) == 0
     printed = capsys.readouterr().out
     assert "myocardium" in printed and "no interval" in printed
-    assert garda("adapt", tmp_path / "none.zip", *words[2:]) == 2
+    assert cli.garda("adapt", tmp_path / "none.zip", *words[2:]) == 2
     assert capsys.readouterr().err == f"{tmp_path}/none.zip: does not exist; check the path\n"

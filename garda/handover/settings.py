@@ -9,10 +9,12 @@ from pydantic import create_model
 
 from garda import __version__
 from garda.core import config
+from garda.core.config import SettingsOrigin
 from garda.core.errors import ConfigError, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.data.sequence import DomainSequence
-from garda.handover.setup import RENAMED_METHODS, Plan, find_old_words
+from garda.handover import setup
+from garda.handover.setup import RENAMED_METHODS, Plan
 from garda.methods.base import ReplayMethod, SharedSettings
 from garda.methods.registry import METHODS
 from garda.safety.audit_report import AuditSettings
@@ -47,11 +49,11 @@ def parse_settings(method: str, values: dict[str, Any], where: object) -> Settin
         Problems: several of them.
     """
     check_method(method, where)
-    origin = where if isinstance(where, config.SettingsOrigin) else None
+    origin = where if isinstance(where, SettingsOrigin) else None
     raise_all(
         [
             ConfigError(origin.of(old.split(".")) if origin else where, what, remedy)
-            for old, what, remedy in find_old_words(values)
+            for old, what, remedy in setup.find_old_words(values)
         ]
     )
     blocks: Any = {name: (known.Settings, known.Settings()) for name, known in METHODS.items()}

@@ -22,32 +22,29 @@ from garda.core.errors import (
     RunFolderError,
 )
 from garda.core.pseudonyms import Pseudonyms
-from garda.core.signals import Stopping
 from garda.data import sequence
 from garda.evaluation import metrics
 from garda.handover import format, ledger, load, signing, verify
-from garda.handover.format import CARD, KNOWLEDGE, OPEN
+from garda.handover.format import CARD, OPEN
 from garda.handover.signing import Trusted
 from garda.methods.base import Oracle
 from garda.methods.registry import METHODS
 from garda.runs import hop, predict, stage
-from garda.runs.hop import Hop
 from garda.runs.run import run_sequence
-from garda.runs.tracking import InMemory
-from tests import phantoms, test_cli
-from tests.phantoms import SITES
-from tests.test_run import StopAt
+from tests.support import cli, fakes, sites
+from tests.support.fakes import StopAt
+from tests.support.sites import SITES
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    phantoms.run_tiny(pipeline, out, method="garda")
+    sites.run_tiny(pipeline, out, method="garda")
     return out
 
 
@@ -59,17 +56,6 @@ def source(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def hop_to(pipeline: Path, package: Path, site: int, out: Path, **changes) -> Hop:
-    manifest = pipeline.parent / "data" / "manifests" / f"{SITES[site]}.csv"
-    console, pseudonyms = Console(RichConsole(quiet=True)), Pseudonyms(f"key of site {site}".encode())
-    made = Hop(package, manifest, pipeline.parent / "data", out, InMemory(), console, Stopping(), pseudonyms)
-    return replace(made, **changes)
-
-
-def knowledge(package: Path) -> dict[str, bytes]:
-    return {name: (package / name).read_bytes() for name in KNOWLEDGE if (package / name).exists()}
-
-
 def copy(package: Path, folder: Path) -> Path:
     return Path(shutil.copytree(package, folder / "package"))
 
@@ -77,14 +63,14 @@ def copy(package: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Oracle)])
 def test_hop_by_hop_is_the_sequence_to_the_bit(method, pipeline, tmp_path):
     whole = tmp_path / "run"
-    phantoms.run_tiny(pipeline, whole, method=method)
-    first = hop.adapt(hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
+    sites.run_tiny(pipeline, whole, method=method)
+    first = hop.adapt(fakes.hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
     shutil.move(tmp_path / "1", tmp_path / "elsewhere")
-    second = hop.adapt(hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
+    second = hop.adapt(fakes.hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
     assert not first.exists()
-    assert knowledge(tmp_path / "elsewhere") == knowledge(format.find_stage(whole, 1))
+    assert fakes.knowledge(tmp_path / "elsewhere") == fakes.knowledge(format.find_stage(whole, 1))
     with format.opened(second) as folder:
-        assert knowledge(folder) == knowledge(format.find_stage(whole, 2))
+        assert fakes.knowledge(folder) == fakes.knowledge(format.find_stage(whole, 2))
         hops = verify.verify(folder).entries
     stages = verify.verify(format.find_stage(whole, 2)).entries
     assert [entry.decision for entry in hops] == [entry.decision for entry in stages]
@@ -116,7 +102,7 @@ def test_a_package_holds_the_scores_that_the_run_has(finished):
 
 
 def test_a_hospital_scores_what_it_has_labels_for_before_and_after(pipeline, source, finished, tmp_path):
-    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
     entry = verify.verify(tmp_path / "1").entries[-1]
     assert {(result.stage, result.domain) for result in entry.scores} == {(0, SITES[1]), (1, SITES[1])}
     rows = [row for row in metrics.read_scores(finished / "scores.csv") if row.domain == SITES[1] and row.stage < 2]
@@ -124,26 +110,26 @@ def test_a_hospital_scores_what_it_has_labels_for_before_and_after(pipeline, sou
 
 
 def test_the_same_hop_again_changes_nothing(pipeline, source, tmp_path):
-    made = hop_to(pipeline, source, 1, tmp_path / "1")
+    made = fakes.hop_to(pipeline, source, 1, tmp_path / "1")
     hop.adapt(made)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()}
     hop.adapt(made)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()} == before
     with pytest.raises(RunFolderError, match="exists already, and is not what this hop gives; give another --out"):
-        hop.adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
+        hop.adapt(fakes.hop_to(pipeline, source, 2, tmp_path / "1"))
 
 
 def test_a_stopped_hop_goes_on(pipeline, source, finished, tmp_path):
     stop = StopAt(f"1-{SITES[1]}-adapter", 1)
     with pytest.raises(Interrupted):
-        hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
+        hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1", tracker=stop, stopping=stop.stopping))
     work = tmp_path / ".1.work"
     assert (work / "stages" / f"1-{SITES[1]}" / "training" / "adapter" / "checkpoint.pt").exists()
     assert not (tmp_path / "1").exists()
     with pytest.raises(RunFolderError, match=r"another plan, domains\.1\.manifest differs"):
-        hop.adapt(hop_to(pipeline, source, 2, tmp_path / "1"))
-    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
-    assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
+        hop.adapt(fakes.hop_to(pipeline, source, 2, tmp_path / "1"))
+    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
+    assert fakes.knowledge(tmp_path / "1") == fakes.knowledge(format.find_stage(finished, 1))
     assert not work.exists()
 
 
@@ -155,9 +141,9 @@ def test_a_hop_killed_after_learning_goes_on(function, pipeline, source, finishe
     with monkeypatch.context() as patch:
         patch.setattr(f"garda.runs.{function}", die)
         with pytest.raises(KeyboardInterrupt):
-            hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
-    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
-    assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
+            hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
+    assert fakes.knowledge(tmp_path / "1") == fakes.knowledge(format.find_stage(finished, 1))
     verify.verify(tmp_path / "1")
 
 
@@ -169,11 +155,11 @@ def test_a_run_killed_while_sealing_seals_again(name, pipeline, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(f"garda.handover.write.{name}", die)
         with pytest.raises(KeyboardInterrupt):
-            phantoms.run_tiny(pipeline, tmp_path / "run", method="source_only")
+            sites.run_tiny(pipeline, tmp_path / "run", method="source_only")
     assert (format.find_stage(tmp_path / "run") / OPEN).exists()
     with pytest.raises(PackageError, match="its stage has not been finished; run the same command again first"):
-        hop.adapt(hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1"))
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="source_only")
+        hop.adapt(fakes.hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1"))
+    sites.run_tiny(pipeline, tmp_path / "run", method="source_only")
     assert len(verify.verify(format.find_stage(tmp_path / "run")).entries) == 3
 
 
@@ -380,11 +366,11 @@ def test_a_package_holds_files_and_nothing_else(finished, tmp_path):
 
 
 def test_the_same_hop_with_other_options_is_not_called_done(pipeline, source, tmp_path):
-    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
     key, _ = sign(tmp_path, "a.key")
     for options in ({"key": key}, {"audited": True}, {"pseudonyms": Pseudonyms(b"another key")}):
         with pytest.raises(RunFolderError, match="is not what this hop gives"):
-            hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1", **options))
+            hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1", **options))
 
 
 def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_path, monkeypatch):
@@ -394,15 +380,15 @@ def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_
     with monkeypatch.context() as patch:
         patch.setattr("garda.runs.hop._remove", die)
         with pytest.raises(KeyboardInterrupt):
-            hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+            hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
     assert (tmp_path / ".1.work").stat().st_mode & 0o777 == 0o700
-    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1"))
+    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
     assert not (tmp_path / ".1.work").exists()
 
 
 def test_the_accelerator_is_this_machines(pipeline, source, finished, tmp_path):
-    hop.adapt(hop_to(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "cpu"}}))
-    assert knowledge(tmp_path / "1") == knowledge(format.find_stage(finished, 1))
+    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1", changes={"compute": {"accelerator": "cpu"}}))
+    assert fakes.knowledge(tmp_path / "1") == fakes.knowledge(format.find_stage(finished, 1))
 
 
 @pytest.mark.parametrize("name", ["../evil.sh", "evil.sh", "/tmp/evil", "sub/card.md"])
@@ -442,8 +428,8 @@ def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
             name = f"{manifest.stem}_{number:03d}"
             text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
         manifest.write_text(text)
-    phantoms.run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
-    hop.adapt(hop_to(folder / "pipeline.yaml", format.find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
+    sites.run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
+    hop.adapt(fakes.hop_to(folder / "pipeline.yaml", format.find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii", b"/tmp", b"P-", b"C-"]
     for file in [*format.find_stage(tmp_path / "run").iterdir(), *(tmp_path / "1").iterdir()]:
         contents = file.read_bytes()
@@ -463,12 +449,12 @@ def sign(folder: Path, name: str):
 
 def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
     (first, a), (second, b), (_, stranger) = (sign(tmp_path, name) for name in ("a.key", "b.key", "c.key"))
-    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=first))
     package = format.find_stage(tmp_path / "run", 0)
     with pytest.raises(PackageError, match=f"ledger line 1: signed by a stranger, {a}"):
-        hop.adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
-    hop.adapt(hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
+        hop.adapt(fakes.hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
+    hop.adapt(fakes.hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
     found = verify.verify(tmp_path / "1", [Trusted(a), Trusted(b, SITES[1])])
     assert [(signature.line, signature.key) for signature in found.signatures] == [(1, a), (2, b)]
     with pytest.raises(PackageError, match="ledger line 2: signed by a stranger"):
@@ -480,7 +466,7 @@ def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
             tmp_path / "1", [signing.sign_line(line, number, second) for number, line in enumerate(lines, 1)]
         )
         verify.verify(tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])
-    hop.adapt(hop_to(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
+    hop.adapt(fakes.hop_to(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
     with pytest.raises(PackageError, match="ledger line 2: nobody has signed it; ask its site to sign"):
         verify.verify(tmp_path / "unsigned", [Trusted(a), Trusted(b)])
     assert len(verify.verify(tmp_path / "unsigned").signatures) == 1
@@ -488,7 +474,7 @@ def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
 
 def test_a_key_that_comes_after_the_sealing_is_refused(pipeline, tmp_path):
     (first, _), (second, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
-    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=first))
     run_sequence(replace(run, key=first))
     run_sequence(run)
@@ -498,7 +484,7 @@ def test_a_key_that_comes_after_the_sealing_is_refused(pipeline, tmp_path):
 
 def test_every_command_that_reads_a_package_asks_for_trusted_signatures(pipeline, tmp_path, capsys):
     (key, _), (_, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
-    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
+    run = sites.tiny_run(sequence.read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=key))
     package, data = format.find_stage(tmp_path / "run"), pipeline.parent / "data"
     manifest = data / "manifests" / f"{SITES[2]}.csv"
@@ -512,9 +498,9 @@ def test_every_command_that_reads_a_package_asks_for_trusted_signatures(pipeline
             ("predict", package, image, "--out", tmp_path / "maps"),
         ]
     ):
-        assert test_cli.garda(*words, "--trust", tmp_path / "b.key.pub") == 2, number
+        assert cli.garda(*words, "--trust", tmp_path / "b.key.pub") == 2, number
         assert "signed by a stranger" in capsys.readouterr().err
-        assert test_cli.garda(*words, "--trust", tmp_path / "a.key.pub") == 0, number
+        assert cli.garda(*words, "--trust", tmp_path / "a.key.pub") == 0, number
 
 
 def test_messages_name_the_zip_file_and_not_where_it_was_unpacked(finished, tmp_path):
@@ -535,7 +521,7 @@ def test_a_package_that_vanishes_while_it_is_learnt_from_gives_no_package(pipeli
     shutil.copytree(format.find_stage(finished, 0), tmp_path / "source")
     monkeypatch.setattr(hop, "learn", learn)
     with pytest.raises(PackageError, match="has lost its ledger since it was opened; run the same command again"):
-        hop.adapt(hop_to(pipeline, tmp_path / "source", 1, tmp_path / "1"))
+        hop.adapt(fakes.hop_to(pipeline, tmp_path / "source", 1, tmp_path / "1"))
     assert not (tmp_path / "1").exists()
 
 
@@ -552,7 +538,7 @@ def test_widths_that_fit_no_machine_are_one_line(finished, tmp_path):
 
 def test_a_signature_of_another_line_does_not_fit(pipeline, tmp_path):
     key, digits = sign(tmp_path, "a.key")
-    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
+    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
     run_sequence(replace(run, key=key))
     package = format.find_stage(tmp_path / "run")
     lines = (package / "signatures.jsonl").read_text().splitlines()
@@ -576,13 +562,16 @@ def test_keys_that_cannot_be_used(tmp_path):
 
 
 def test_what_cannot_be_adapted_is_told_and_nothing_is_written(pipeline, source, tmp_path):
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="joint")
+    sites.run_tiny(pipeline, tmp_path / "run", method="joint")
     cases = [
-        (hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1", name="new"), "needs the images of earlier sites"),
-        (hop_to(pipeline, source, 0, tmp_path / "1"), "has been met already; give the site another --name"),
-        (hop_to(pipeline, source, 1, tmp_path / "1", name="a/b"), "'a/b' is no domain's name"),
-        (hop_to(pipeline, source, 1, tmp_path / "1", changes={"seed": 1}), "unknown key 'seed'"),
-        (hop_to(pipeline, source, 1, tmp_path / "1", changes={"source": {"steps": 9}}), "is what the package decides"),
+        (fakes.hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1", name="new"), "needs the images of earlier sites"),
+        (fakes.hop_to(pipeline, source, 0, tmp_path / "1"), "has been met already; give the site another --name"),
+        (fakes.hop_to(pipeline, source, 1, tmp_path / "1", name="a/b"), "'a/b' is no domain's name"),
+        (fakes.hop_to(pipeline, source, 1, tmp_path / "1", changes={"seed": 1}), "unknown key 'seed'"),
+        (
+            fakes.hop_to(pipeline, source, 1, tmp_path / "1", changes={"source": {"steps": 9}}),
+            "is what the package decides",
+        ),
     ]
     for made, what in cases:
         with pytest.raises((PackageError, DataError, ConfigError), match=what):

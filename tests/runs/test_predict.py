@@ -30,22 +30,22 @@ from garda.models import inference
 from garda.runs import predict
 from garda.training import loop
 from garda.training.device import Compute, ComputeSettings
-from tests import phantoms, test_cli, test_export
-from tests.phantoms import SITES
-from tests.test_export import TASK
+from tests.support import cli, scans, sites
+from tests.support.scans import TASK
+from tests.support.sites import SITES
 
 WAIT = 20.0  # seconds, for what another thread does at once
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    phantoms.run_tiny(pipeline, out, method="adabn")  # a network for every target
+    sites.run_tiny(pipeline, out, method="adabn")  # a network for every target
     return out
 
 
@@ -189,10 +189,10 @@ def test_a_scan_that_vanishes_costs_no_label_map_before_it(run, images, tmp_path
 @pytest.mark.parametrize("changes", [{}, {"fit": "patch", "size": (32, 32), "channels": 3}])
 def test_onnx_runtime_segments_as_torch_does(changes, exported, tmp_path):
     task = Task.model_validate({**TASK.model_dump(), **changes})
-    other = test_export.untrained(exported, task)
+    other = scans.untrained(exported, task)
     compute = Compute(ComputeSettings(accelerator="cpu", precision="32"))
-    volumes = [test_export.read(file, task) for file in sorted(test_export.write_scans(tmp_path / "images").iterdir())]
-    test_export.centre(other, volumes[0])
+    volumes = [scans.read(file, task) for file in sorted(scans.write_scans(tmp_path / "images").iterdir())]
+    scans.centre(other, volumes[0])
     network = OnnxNetwork(other.network, task.channels)
     for volume in volumes:
         ours = inference.segment(compute.prepare(other.network), volume, task, compute)
@@ -202,9 +202,9 @@ def test_onnx_runtime_segments_as_torch_does(changes, exported, tmp_path):
 
 
 def test_onnx_runtime_computes_in_float32_whatever_the_package_says(exported, tmp_path):
-    other = test_export.untrained(exported, TASK)
-    volume = test_export.read(sorted(test_export.write_scans(tmp_path / "images").iterdir())[0], TASK)
-    test_export.centre(other, volume)
+    other = scans.untrained(exported, TASK)
+    volume = scans.read(sorted(scans.write_scans(tmp_path / "images").iterdir())[0], TASK)
+    scans.centre(other, volume)
     network = OnnxNetwork(other.network, TASK.channels)
     exact, coarse = (Compute(ComputeSettings(accelerator="cpu", precision=kind)) for kind in ("32", "bf16"))
     ours = inference.segment(network, volume, TASK, exact)
@@ -244,7 +244,7 @@ def test_the_network_of_the_chosen_domain_runs_in_onnx_runtime(run, images, tmp_
 
 
 def test_a_method_that_prepares_its_images_predicts_with_onnx_runtime(pipeline, images, tmp_path, monkeypatch):
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="histogram")
+    sites.run_tiny(pipeline, tmp_path / "run", method="histogram")
     (shown, ours), (other, theirs) = (
         segmented(monkeypatch, tmp_path / "run", images[0], tmp_path / str(onnx), onnx=onnx) for onnx in (False, True)
     )
@@ -258,7 +258,7 @@ def test_without_onnx_runtime_nothing_is_read_or_written(missing, run, tmp_path,
     monkeypatch.setattr("garda.handover.onnx.find_spec", lambda name: None if name == missing else name)
     (tmp_path / "broken.nii.gz").write_bytes(b"")
     words = ("predict", run, tmp_path / "broken.nii.gz", tmp_path / "none.nii.gz", "--out", tmp_path / "maps")
-    assert test_cli.garda(*words, "--runtime", "onnx") == 2
+    assert cli.garda(*words, "--runtime", "onnx") == 2
     said = capsys.readouterr()
     assert said.err == f'--runtime onnx: needs {missing}; run: pip install "garda[onnx]"\n' and said.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["broken.nii.gz"]
@@ -268,14 +268,14 @@ def test_the_command_line_takes_a_runtime_and_an_expected_digest(run, images, tm
     package = format.find_stage(run)
     digest = format.package_digest(package)
     words = ("predict", package, images[0], "--runtime", "onnx")
-    assert test_cli.garda(*words, "--out", tmp_path / "no", "--expect", "0" * 64) == 2
+    assert cli.garda(*words, "--out", tmp_path / "no", "--expect", "0" * 64) == 2
     what = f"{package}: has the digest {digest}, not the expected one; ask which package it is\n"
     assert capsys.readouterr().err == what and not list(tmp_path.iterdir())
     made: list[int] = []
     monkeypatch.setattr(predict, "OnnxNetwork", lambda *given: made.append(1) or OnnxNetwork(*given))
-    assert test_cli.garda(*words, "--out", tmp_path / "maps", "--expect", digest.upper()) == 0
+    assert cli.garda(*words, "--out", tmp_path / "maps", "--expect", digest.upper()) == 0
     assert made == [1] and (tmp_path / "maps" / images[0].name).exists()
-    assert test_cli.garda(*words[:3], "--out", tmp_path / "torch", "--runtime", "torch") == 0
+    assert cli.garda(*words[:3], "--out", tmp_path / "torch", "--runtime", "torch") == 0
     assert made == [1]
 
 

@@ -1,4 +1,4 @@
-"""Tiny data sets and runs that several test files share."""
+"""Tiny data sets and runs."""
 
 from __future__ import annotations
 

@@ -19,18 +19,17 @@ from monai.bundle import ConfigWorkflow, verify_net_in_out
 from PIL import Image
 
 from garda.core.errors import ConfigError, GardaError, PackageError
-from garda.data.manifest import Case
 from garda.data.task import Intensity, Task
-from garda.data.volume import Volume, grid_for, prediction_name, read_volume, write_label_map
+from garda.data.volume import prediction_name, write_label_map
 from garda.handover import export, format, verify
 from garda.handover.bundle import write_bundle
 from garda.handover.export import WRITERS
 from garda.handover.load import OTHER, Exported
-from garda.models import inference, unet
-from garda.models.unet import SegmenterSettings
+from garda.models import inference
 from garda.training.device import Compute, ComputeSettings
-from tests import phantoms, test_cli
-from tests.phantoms import SITES
+from tests.support import cli, scans, sites
+from tests.support.scans import TASK
+from tests.support.sites import SITES
 
 REQUIRED = {
     "schema",
@@ -57,19 +56,17 @@ TENSOR = {
     "is_patch_data",
     "channel_def",
 }
-WIDTHS = (4, 4, 4, 4, 4, 4)
-TASK = Task(name="blobs", classes=("background", "a", "b"), size=(48, 32), spacing_mm=(1.5, 1.25))
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    phantoms.run_tiny(pipeline, out, method="adabn")  # keeps something for every target, and is quick
+    sites.run_tiny(pipeline, out, method="adabn")  # keeps something for every target, and is quick
     return out
 
 
@@ -83,27 +80,6 @@ def onnx_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("onnx") / "network.onnx"
     export.export_network(run, path, "onnx", SITES[1])
     return path
-
-
-def untrained(exported: Exported, task: Task) -> Exported:
-    """The same for another task, with a network that finds all classes everywhere, and so forgives nothing."""
-    torch.manual_seed(3)
-    network = unet.build_segmenter(task, SegmenterSettings(widths=WIDTHS)).eval()
-    for weight in (parameter for parameter in network.parameters() if parameter.ndim == 4):
-        torch.nn.init.normal_(weight, std=1.2 / weight[0].numel() ** 0.5)
-    return replace(exported, task=task, network=network, widths=WIDTHS)
-
-
-def centre(exported: Exported, volume: Volume) -> None:
-    """Let no class of an untrained network win everywhere."""
-    height, width = exported.task.size
-    slices = grid_for(volume, exported.task).to_network(volume.image)[..., :height, :width]
-    with torch.no_grad():
-        exported.network.final_conv.bias -= exported.network(slices).mean((0, 2, 3))
-
-
-def read(image: Path, task: Task) -> Volume:
-    return read_volume(Case(image.name, "", "test", str(image), (), (), "here"), task, Path(), with_label=False)
 
 
 def run_bundle(bundle: Path, images: Path, labels: Path, suffix: str = ".nii.gz") -> None:
@@ -125,12 +101,12 @@ def assert_same_labels(exported: Exported, images: Path, folder: Path, suffix: s
     """What MONAI makes of the bundle is, voxel by voxel and where it lies, what garda's own segment makes."""
     compute = Compute(ComputeSettings(accelerator="cpu", precision="32"))
     files = sorted(images.iterdir())
-    centre(exported, read(files[0], exported.task))
+    scans.centre(exported, scans.read(files[0], exported.task))
     write_bundle(exported, folder / "bundle")
     run_bundle(folder / "bundle", images, folder / "labels", suffix)
     found = set()
     for file in files:
-        volume = read(file, exported.task)
+        volume = scans.read(file, exported.task)
         own = folder / prediction_name(file)
         write_label_map(inference.segment(exported.network, volume, exported.task, compute), volume, own)
         other = folder / "labels" / file.name.replace(suffix, f"_seg{suffix}")
@@ -142,27 +118,12 @@ def assert_same_labels(exported: Exported, images: Path, folder: Path, suffix: s
     assert found == {*range(len(exported.task.classes))}
 
 
-def blobs(shape: tuple[int, ...], seed: int) -> np.ndarray:
-    coarse = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 1, *(side // 4 + 1 for side in shape))))
-    return torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")[0, 0].numpy() * 500 + 1000
-
-
-def write_scans(folder: Path) -> Path:
-    """Scans that lie in their files in several ways, with odd sides and pixels finer and coarser than the task's."""
-    folder.mkdir()
-    flipped = np.diag([-0.9, 1.1, 3.0, 1.0])
-    turned = np.array([[0.98, 0.0, -0.2, 10.0], [0.2, 0.0, 0.98, -20.0], [0.0, 3.0, 0.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
-    for name, shape, affine in (("flipped", (61, 75, 5), flipped), ("turned", (44, 6, 53), turned)):
-        nib.save(nib.Nifti1Image(blobs(shape, len(name)).astype(np.int16), affine), folder / f"{name}.nii.gz")
-    return folder
-
-
 def test_a_bundle_gives_the_labels_of_the_package(run, pipeline, exported, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for site in SITES:
         shutil.copy(next((pipeline.parent / "data" / site / "images").glob("*_003.nii.gz")), images)
-    assert_same_labels(untrained(exported, exported.task), images, tmp_path)
+    assert_same_labels(scans.untrained(exported, exported.task), images, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +137,7 @@ def test_a_bundle_gives_the_labels_of_the_package(run, pipeline, exported, tmp_p
 )
 def test_a_bundle_reads_scans_as_the_task_says(changes, exported, tmp_path):
     task = Task.model_validate({**TASK.model_dump(), **changes})
-    assert_same_labels(untrained(exported, task), write_scans(tmp_path / "images"), tmp_path)
+    assert_same_labels(scans.untrained(exported, task), scans.write_scans(tmp_path / "images"), tmp_path)
 
 
 def test_a_bundle_reads_a_nearly_black_scan(exported, tmp_path):
@@ -184,17 +145,17 @@ def test_a_bundle_reads_a_nearly_black_scan(exported, tmp_path):
     scan = np.zeros((48, 32, 9), np.int16)
     scan[20:24, 10:12, 4] = [[3, 5]]
     nib.save(nib.Nifti1Image(scan, np.eye(4)), tmp_path / "images" / "a.nii.gz")
-    assert_same_labels(untrained(exported, TASK), tmp_path / "images", tmp_path)
+    assert_same_labels(scans.untrained(exported, TASK), tmp_path / "images", tmp_path)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_bundle_reads_pictures(channels, exported, tmp_path):
     (tmp_path / "images").mkdir()
-    pixels = np.clip(blobs((101, 45, 3), 1) / 10, 0, 255).astype(np.uint8)
+    pixels = np.clip(scans.blobs((101, 45, 3), 1) / 10, 0, 255).astype(np.uint8)
     for name, picture in {"colour": pixels, "grey": pixels[..., 0], "deep": pixels[..., 0] * np.uint16(50)}.items():
         Image.fromarray(picture).save(tmp_path / "images" / f"{name}.png")
     task = TASK.model_copy(update={"channels": channels, "fit": "patch"})
-    assert_same_labels(untrained(exported, task), tmp_path / "images", tmp_path, ".png")
+    assert_same_labels(scans.untrained(exported, task), tmp_path / "images", tmp_path, ".png")
 
 
 def test_a_bundle_is_what_the_specification_asks_for(run, exported, tmp_path):
@@ -284,18 +245,18 @@ def test_no_patient_no_path_and_no_day_is_exported(run, pipeline, onnx_file, tmp
 
 
 def test_a_generator_goes_with_a_bundle_that_is_asked_to_hold_it(run, pipeline, tmp_path, capsys):
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda")
+    sites.run_tiny(pipeline, tmp_path / "run", method="garda")
     package = format.find_stage(tmp_path / "run")
     export.export_network(package, tmp_path / "plain", "bundle")
     assert not list((tmp_path / "plain").rglob("generator*"))
-    assert test_cli.garda("export", package, "--to", "bundle", "--with-generator", "--out", tmp_path / "both") == 0
+    assert cli.garda("export", package, "--to", "bundle", "--with-generator", "--out", tmp_path / "both") == 0
     held = tmp_path / "both" / "models" / "generator.safetensors"
     assert held.read_bytes() == (package / "generator.safetensors").read_bytes()
     for words, what in (
         (("--to", "zip"), "--with-generator: a zip file holds the whole package; leave it out"),
         (("--to", "onnx"), "--with-generator: onnx holds one network; leave it out, or use --to bundle"),
     ):
-        assert test_cli.garda("export", package, *words, "--with-generator", "--out", tmp_path / "no") == 2
+        assert cli.garda("export", package, *words, "--with-generator", "--out", tmp_path / "no") == 2
         assert what in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--with-generator: 'adabn' has no generator; leave it out"):
         export.export_network(run, tmp_path / "none", "bundle", with_generator=True)
@@ -303,7 +264,7 @@ def test_a_generator_goes_with_a_bundle_that_is_asked_to_hold_it(run, pipeline, 
 
 
 def test_a_method_that_prepares_its_images_is_refused(pipeline, tmp_path):
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="histogram")
+    sites.run_tiny(pipeline, tmp_path / "run", method="histogram")
     for form in WRITERS:
         with pytest.raises(ConfigError) as caught:
             export.export_network(tmp_path / "run", tmp_path / "out", form)
@@ -355,17 +316,17 @@ def test_a_changed_package_is_not_exported(run, tmp_path):
 
 def test_the_command_line(run, tmp_path, capsys):
     words = ("export", run, "--out", tmp_path / "bundle")
-    assert test_cli.garda(*words, "--to", "bundle", "--domain", "nowhere") == 2
+    assert cli.garda(*words, "--to", "bundle", "--domain", "nowhere") == 2
     met = ", ".join([*SITES, OTHER])
     assert capsys.readouterr().err == f"--domain: 'nowhere' has not been met; use one of {met}\n"
-    assert test_cli.garda(*words, "--domain", SITES[0]) == 2
+    assert cli.garda(*words, "--domain", SITES[0]) == 2
     assert capsys.readouterr().err == "--domain: a zip file holds the networks of all domains; leave it out\n"
-    assert test_cli.garda(*words) == 2
+    assert cli.garda(*words) == 2
     named = f"{tmp_path}/bundle"
     assert capsys.readouterr().err == (
         f"--out: {named} is no name of a zip file; give {named}.zip, or another form with --to\n"
     )
-    assert test_cli.garda(*words, "--to", "bundle", "--domain", SITES[0]) == 0
+    assert cli.garda(*words, "--to", "bundle", "--domain", SITES[0]) == 0
     assert capsys.readouterr().out == f"{tmp_path}/bundle\n"
-    assert test_cli.garda(*words, "--to", "onnx") == 2
+    assert cli.garda(*words, "--to", "onnx") == 2
     assert capsys.readouterr().err == f"{tmp_path}/bundle: exists already; give another name, or remove it\n"

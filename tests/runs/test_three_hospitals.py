@@ -16,10 +16,10 @@ import yaml
 
 from garda.handover import format, ledger
 from garda.handover.format import KNOWLEDGE
-from tests import phantoms
-from tests.phantoms import CONFIG, SITES
+from tests.support import sites
+from tests.support.sites import CONFIG, SITES
 
-SCRIPT = Path(__file__).parent.parent / "docs" / "three_hospitals.sh"
+SCRIPT = Path(__file__).parents[2] / "docs" / "three_hospitals.sh"
 TINY = [f"--set={key}={json.dumps(value)}" for key, value in yaml.safe_load(CONFIG).items()]
 HOSPITALS = {"hospital_A": SITES[0], "hospital_B": SITES[1], "hospital_C": SITES[2]}
 
@@ -83,7 +83,7 @@ def garda() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny")).parent / "data"
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny")).parent / "data"
 
 
 def play(phantom: Path, work: Path, **surroundings: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ from garda.data.phantom.physics import Tissue
 from garda.data.phantom.scanner import SITES, Window, acquire, coil_shading, magnitude, majority
 from garda.data.task import Task
 
-COMMITTED = Path(__file__).parents[1] / "data_manifests" / "phantom"
+COMMITTED = Path(__file__).parents[2] / "data_manifests" / "phantom"
 FEW = {"train": 1, "test": 1}
 ONE, TIMES = np.ones(3), np.array([50.0, 300.0, 1500.0])
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-import yaml
 
 from garda.core.errors import CheckpointError, ConfigError, Interrupted
 from garda.core.signals import Stopping
 from garda.data import calibrate
-from garda.data.dataset import Batch, Slices
-from garda.data.task import Task
+from garda.data.dataset import Batch
 from garda.handover.settings import deciding_settings, parse_settings
 from garda.methods import registry
-from garda.methods.base import Method, Oracle
+from garda.methods.base import Method
 from garda.methods.garda_paper import GardaPaper
 from garda.methods.knowledge import DOMAIN_STATE_LIMIT, Knowledge
 from garda.methods.registry import METHODS
@@ -26,74 +21,10 @@ from garda.models.features import FeatureSettings
 from garda.models.objectives import SupervisedObjective
 from garda.training.cache import Cache, Stage
 from garda.training.loop import Phase
-from tests.phantoms import CONFIG
+from tests.support import fakes
+from tests.support.fakes import TASK, FakeSlices
 
 NOTHING_LEARNT = ("histogram", "randomised", "source_only")  # at a target
-TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
-
-
-class FakeSlices(Slices):
-    """Random slices of one domain, labelled or not, that remember whether they were asked for."""
-
-    def __init__(self, seed: int, *, with_labels: bool) -> None:
-        self._random = torch.Generator().manual_seed(seed)
-        self.with_labels = with_labels
-        self.image = torch.rand(8, 1, 16, 16, generator=self._random)
-
-    def batch(self, step: int, size: int, seed: int) -> Batch:
-        image = self.image[(torch.arange(size) + step) % 8]
-        return Batch(image, (image[:, 0] > 0.5).long() if self.with_labels else None)
-
-    def volumes(self) -> Iterator[torch.Tensor]:
-        yield from self.image.split(4)
-
-
-def method(name: str) -> Method:
-    return registry.build_method(name, parse_settings(name, yaml.safe_load(CONFIG), "tiny.yaml"), TASK)
-
-
-def stages(folder: Path, index: int):
-    return Stage(lambda part: Phase(f"{index}-{part}", folder / f"{index}-{part}", seed=index))
-
-
-def learn_source(learner: Method, folder: Path) -> Knowledge:
-    return learner.learn_source("a", FakeSlices(0, with_labels=True), stages(folder, 0))
-
-
-def learn_target(learner: Method, knowledge: Knowledge, domain: str, opened: Stage) -> Knowledge:
-    """Give a method what it may see of a target, and a bound what it may see of all domains met."""
-    if isinstance(learner, Oracle):
-        labelled = {d: d == "a" or learner.reads_target_labels for d in (*knowledge.domains, domain)}
-        met = {d: FakeSlices("abc".index(d), with_labels=labelled[d]) for d in labelled}
-        return learner.adapt_jointly(knowledge, met, opened)
-    return learner.adapt(knowledge, domain, FakeSlices("abc".index(domain), with_labels=False), opened)
-
-
-def follow(name: str, folder: Path) -> list[Knowledge]:
-    """Knowledge after the source, the first and the second target."""
-    learner = method(name)
-    known = [learn_source(learner, folder)]
-    for index, domain in enumerate("bc", start=1):
-        known.append(learn_target(learner, known[-1], domain, stages(folder, index)))
-    return known
-
-
-@cache
-def known_by(name: str) -> list[Knowledge]:
-    """What :func:`follow` gives, for tests that only look at it."""
-    with TemporaryDirectory() as folder:
-        return follow(name, Path(folder))
-
-
-def weights(knowledge: Knowledge) -> dict[str, torch.Tensor]:
-    """Everything that is kept, by name."""
-    parts = {"segmenter": knowledge.segmenter, "teacher": knowledge.source_segmenter, "generator": knowledge.generator}
-    states = {part: network.state_dict() for part, network in parts.items() if network is not None}
-    return {
-        f"{part}.{name}": value.clone()
-        for part, state in {**states, **knowledge.domain_state}.items()
-        for name, value in state.items()
-    }
 
 
 def networks(learner: Method, knowledge: Knowledge) -> dict[str, torch.Tensor]:
@@ -105,35 +36,30 @@ def networks(learner: Method, knowledge: Knowledge) -> dict[str, torch.Tensor]:
     }
 
 
-def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_equal_seeds_give_equal_weights(name, tmp_path):
-    for first, second in zip(known_by(name), follow(name, tmp_path), strict=True):
-        assert_equal(weights(first), weights(second))
+    for first, second in zip(fakes.known_by(name), fakes.follow(name, tmp_path), strict=True):
+        fakes.assert_equal(fakes.weights(first), fakes.weights(second))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_domains_are_named_in_order(name):
-    assert [known.domains for known in known_by(name)] == [("a",), ("a", "b"), ("a", "b", "c")]
+    assert [known.domains for known in fakes.known_by(name)] == [("a",), ("a", "b"), ("a", "b", "c")]
 
 
 @pytest.mark.parametrize("name", ["garda", "adabn", "randomised", "source_only"])
 def test_a_domain_that_was_met_is_read_by_the_same_network_ever_after(name):
-    learner = method(name)
-    _, second, third = known_by(name)
+    learner = fakes.method(name)
+    _, second, third = fakes.known_by(name)
     for domain in "ab":
         before, after = (learner.network_for(known, domain).state_dict() for known in (second, third))
-        assert_equal(before, after)
+        fakes.assert_equal(before, after)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_reads_equally_has_networks_that_are_equal_to_the_bit(name):
-    learner = method(name)
-    _, second, third = known_by(name)
+    learner = fakes.method(name)
+    _, second, third = fakes.known_by(name)
     for domain in "abcd":
         before, after = (learner.network_for(known, domain).state_dict() for known in (second, third))
         equal = all(torch.equal(before[key], after[key]) for key in before)
@@ -141,10 +67,10 @@ def test_what_reads_equally_has_networks_that_are_equal_to_the_bit(name):
 
 
 def test_garda_reads_every_domain_with_its_own_share_and_an_unknown_one_with_the_trunk():
-    learner, known = method("garda"), known_by("garda")[-1]
+    learner, known = fakes.method("garda"), fakes.known_by("garda")[-1]
     shares = {domain: learner.network_for(known, domain).state_dict() for domain in "abcd"}
-    assert_equal(shares["d"], known.segmenter.state_dict())
-    assert_equal(known.source_segmenter.state_dict(), known.segmenter.state_dict())
+    fakes.assert_equal(shares["d"], known.segmenter.state_dict())
+    fakes.assert_equal(known.source_segmenter.state_dict(), known.segmenter.state_dict())
     own = set(known.domain_state["a"])
     for domain in "abc":
         changed = {name for name, value in shares[domain].items() if not torch.equal(value, shares["d"][name])}
@@ -154,14 +80,14 @@ def test_garda_reads_every_domain_with_its_own_share_and_an_unknown_one_with_the
 
 @pytest.mark.parametrize("name", METHODS)
 def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
-    learner = method(name)
-    source = known_by(name)[0]
-    before = weights(source)
-    later = learn_target(learner, source, "b", stages(tmp_path, 1))
-    assert_equal(before, weights(source))
+    learner = fakes.method(name)
+    source = fakes.known_by(name)[0]
+    before = fakes.weights(source)
+    later = fakes.learn_target(learner, source, "b", fakes.stages(tmp_path, 1))
+    fakes.assert_equal(before, fakes.weights(source))
     assert source.domains == ("a",)
-    teacher = weights(later)
-    assert_equal(
+    teacher = fakes.weights(later)
+    fakes.assert_equal(
         {key: value for key, value in before.items() if key.startswith("teacher")},
         {key: value for key, value in teacher.items() if key.startswith("teacher")},
     )
@@ -169,23 +95,23 @@ def test_earlier_knowledge_is_left_as_it_was(name, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_knowledge_that_was_kept_goes_on_as_the_one_in_memory(name, tmp_path):
-    known = known_by(name)
+    known = fakes.known_by(name)
     known[1].save(tmp_path / "kept")
-    learner = method(name)
+    learner = fakes.method(name)
     loaded = learner.load(tmp_path / "kept")
-    assert_equal(weights(known[1]), weights(loaded))
-    assert_equal(networks(learner, known[1]), networks(learner, loaded))
+    fakes.assert_equal(fakes.weights(known[1]), fakes.weights(loaded))
+    fakes.assert_equal(networks(learner, known[1]), networks(learner, loaded))
     assert loaded.domains == ("a", "b")
-    later = learn_target(learner, loaded, "c", stages(tmp_path / "again", 2))
-    assert_equal(weights(known[2]), weights(later))
+    later = fakes.learn_target(learner, loaded, "c", fakes.stages(tmp_path / "again", 2))
+    fakes.assert_equal(fakes.weights(known[2]), fakes.weights(later))
     kept = {path.suffix for path in (tmp_path / "kept").iterdir()}
     assert kept == {".safetensors", ".json"}
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in NOTHING_LEARNT])
 def test_a_target_stage_that_was_stopped_ends_with_equal_weights(name, tmp_path):
-    learner = method(name)
-    source, whole, _ = known_by(name)
+    learner = fakes.method(name)
+    source, whole, _ = fakes.known_by(name)
     stopping = Stopping()
 
     def stop(done: int, total: int) -> None:
@@ -195,15 +121,15 @@ def test_a_target_stage_that_was_stopped_ends_with_equal_weights(name, tmp_path)
         return Phase(part, tmp_path / f"1-{part}", seed=1, stopping=stopping, progress=stop)
 
     with pytest.raises(Interrupted):
-        learn_target(learner, source, "b", Stage(stopped))
-    again = learn_target(learner, source, "b", stages(tmp_path, 1))
-    assert_equal(weights(whole), weights(again))
+        fakes.learn_target(learner, source, "b", Stage(stopped))
+    again = fakes.learn_target(learner, source, "b", fakes.stages(tmp_path, 1))
+    fakes.assert_equal(fakes.weights(whole), fakes.weights(again))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_networks_predict_without_gradients_and_batches(name):
-    learner = method(name)
-    for known in known_by(name):
+    learner = fakes.method(name)
+    for known in fakes.known_by(name):
         for domain in "abcd":
             network = learner.network_for(known, domain)
             assert not network.training
@@ -211,29 +137,29 @@ def test_networks_predict_without_gradients_and_batches(name):
 
 
 def test_methods_share_one_source_segmenter_unless_their_start_is_their_idea():
-    first, *others = (known_by(name)[0] for name in METHODS if name != "randomised")
+    first, *others = (fakes.known_by(name)[0] for name in METHODS if name != "randomised")
     for other in others:
-        assert_equal(
-            {k: v for k, v in weights(first).items() if k.startswith(("segmenter", "teacher"))},
-            {k: v for k, v in weights(other).items() if k.startswith(("segmenter", "teacher"))},
+        fakes.assert_equal(
+            {k: v for k, v in fakes.weights(first).items() if k.startswith(("segmenter", "teacher"))},
+            {k: v for k, v in fakes.weights(other).items() if k.startswith(("segmenter", "teacher"))},
         )
 
 
 def test_the_published_student_changes_and_the_lower_bound_does_not():
-    source, _, last = known_by("source_only")
-    assert_equal(weights(source), weights(last))
-    source, _, last = known_by("garda_paper")
+    source, _, last = fakes.known_by("source_only")
+    fakes.assert_equal(fakes.weights(source), fakes.weights(last))
+    source, _, last = fakes.known_by("garda_paper")
     changed = [
         n
-        for n, v in weights(source).items()
-        if n.startswith("segmenter") and "weight" in n and not torch.equal(v, weights(last)[n])
+        for n, v in fakes.weights(source).items()
+        if n.startswith("segmenter") and "weight" in n and not torch.equal(v, fakes.weights(last)[n])
     ]
     assert changed
 
 
 def test_damaged_knowledge_is_told_in_one_line(tmp_path):
-    known = known_by("source_only")[0]
-    learner = method("source_only")
+    known = fakes.known_by("source_only")[0]
+    learner = fakes.method("source_only")
     with pytest.raises(CheckpointError, match="holds no knowledge of a finished stage"):
         learner.load(tmp_path / "none")
     known.save(tmp_path / "kept")
@@ -253,10 +179,12 @@ def test_damaged_knowledge_is_told_in_one_line(tmp_path):
 
 
 def test_statistics_survive_and_stay_few(tmp_path):
-    known = known_by("source_only")[0]
+    known = fakes.known_by("source_only")[0]
     numbers = {"a": {"landmarks": torch.arange(3.0)}}
     Knowledge(known.segmenter, known.source_segmenter, None, ("a",), numbers).save(tmp_path / "kept")
-    assert torch.equal(method("source_only").load(tmp_path / "kept").domain_state["a"]["landmarks"], torch.arange(3.0))
+    assert torch.equal(
+        fakes.method("source_only").load(tmp_path / "kept").domain_state["a"]["landmarks"], torch.arange(3.0)
+    )
     with pytest.raises(ValueError, match=f"more than {DOMAIN_STATE_LIMIT}"):
         Knowledge(known.segmenter, known.source_segmenter, None, ("a",), {"a": {"image": torch.zeros(200, 200)}})
 
@@ -278,15 +206,15 @@ def test_other_methods_blocks_and_weights_paths_decide_nothing():
 
 
 def test_garda_paper_refuses_knowledge_without_its_generator(tmp_path):
-    source = known_by("source_only")[0]
-    learner = method("garda_paper")
+    source = fakes.known_by("source_only")[0]
+    learner = fakes.method("garda_paper")
     assert isinstance(learner, GardaPaper)
     with pytest.raises(TypeError, match="adapts a StyleGenerator"):
-        learner.adapt(source, "b", FakeSlices(1, with_labels=False), stages(tmp_path, 9))
+        learner.adapt(source, "b", FakeSlices(1, with_labels=False), fakes.stages(tmp_path, 9))
 
 
 def test_randomised_starts_randomised_and_source_only_plain_whatever_the_others_do(tmp_path):
-    assert method("randomised").source_settings.randomisation is not None
+    assert fakes.method("randomised").source_settings.randomisation is not None
     for name, randomised in (("source_only", False), ("garda_paper", True)):
         settings = parse_settings(name, {"source": {"randomisation": {}}}, "x")
         assert (registry.build_method(name, settings, TASK).source_settings.randomisation is not None) == randomised
@@ -307,7 +235,7 @@ class FaintSlices(FakeSlices):
 
 
 def test_a_source_with_faint_classes_is_randomised_less(tmp_path, monkeypatch):
-    learner, noted, used = method("randomised"), [], []
+    learner, noted, used = fakes.method("randomised"), [], []
     whole = learner.source_settings.randomisation
     monkeypatch.setattr(
         "garda.methods.base.SupervisedObjective", lambda *given: used.append(given[2]) or SupervisedObjective(*given)
@@ -324,7 +252,7 @@ def test_a_source_with_faint_classes_is_randomised_less(tmp_path, monkeypatch):
 
 
 def test_runs_share_what_they_learn_from_the_source(tmp_path):
-    learner, seconds = method("source_only"), []
+    learner, seconds = fakes.method("source_only"), []
 
     def shelved(folder: Path, seed: int) -> Stage:
         def open_stage(part: str) -> Phase:
@@ -336,11 +264,11 @@ def test_runs_share_what_they_learn_from_the_source(tmp_path):
     first = learner.learn_source("a", slices, shelved(tmp_path / "first", 0))
     again = learner.learn_source("a", slices, shelved(tmp_path / "again", 0))
     other = learner.learn_source("a", slices, shelved(tmp_path / "other", 1))
-    assert_equal(weights(first), weights(again))
+    fakes.assert_equal(fakes.weights(first), fakes.weights(again))
     assert not (tmp_path / "again").exists()
     assert seconds[0] == seconds[1] > 0
     assert (tmp_path / "other" / "segmenter").exists()
-    assert not torch.equal(next(iter(weights(first).values())), next(iter(weights(other).values())))
+    assert not torch.equal(next(iter(fakes.weights(first).values())), next(iter(fakes.weights(other).values())))
     for facts in (tmp_path / "shelf").glob("*.json"):
         facts.write_text("{}")
     with pytest.raises(CheckpointError, match="is damaged; delete it, the network is learnt again"):

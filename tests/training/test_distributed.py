@@ -23,18 +23,18 @@ from garda.training import distributed, loop, sharding, weights
 from garda.training.distributed import _Crew
 from garda.training.loop import Phase
 from garda.training.sharding import BatchNorm2d
-from tests import phantoms
-from tests.pair import CHANGES, METHODS, losses
-from tests.phantoms import SITES
+from tests.support import sites
+from tests.support.pair import CHANGES, METHODS, losses
+from tests.support.sites import SITES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "a", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 MEETING = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def free_port() -> int:
@@ -59,14 +59,12 @@ def pair(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     for method in METHODS:
         for which in ("source", "target"):
             tracker = InMemory()
-            phantoms.run_tiny(
-                folder / f"{which}.yaml", folder / "alone" / method, tracker, method=method, changes=CHANGES
-            )
+            sites.run_tiny(folder / f"{which}.yaml", folder / "alone" / method, tracker, method=method, changes=CHANGES)
             alone[f"{which}/{method}"] = losses(tracker)
             if which == "source":
                 shutil.copytree(folder / "alone" / method, folder / "target" / method)
     shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.pair", str(folder)]
+    command = [sys.executable, "-m", "tests.support.pair", str(folder)]
     both = [subprocess.Popen(command, cwd=ROOT, env={**shared, "LOCAL_RANK": str(rank)}) for rank in range(2)]
     assert [process.wait(timeout=600) for process in both] == [0, 0]
     return folder, alone

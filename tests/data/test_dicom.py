@@ -33,7 +33,7 @@ from garda.data.task import Code, Task
 from garda.data.volume import prediction_name, read_volume
 from garda.handover import format
 from garda.runs import predict
-from tests import phantoms, test_cli
+from tests.support import cli, sites
 
 HEADERS = {
     "PatientName": "Mustermann^Erika",
@@ -118,7 +118,7 @@ def quiet() -> Console:
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def nifti(pipeline: Path) -> Path:
 @pytest.fixture(scope="module")
 def package(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "out"
-    phantoms.run_tiny(pipeline, out, method="source_only")
+    sites.run_tiny(pipeline, out, method="source_only")
     return format.find_stage(out)
 
 
@@ -589,12 +589,12 @@ def test_no_header_reaches_run_package_or_store(pipeline: Path, tmp_path: Path, 
         manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
     out = tmp_path / "run"
     store = tmp_path / "store"
-    assert test_cli.garda("run", folder / "pipeline.yaml", "--data", data, "--out", out, "--method", "garda") == 0
+    assert cli.garda("run", folder / "pipeline.yaml", "--data", data, "--out", out, "--method", "garda") == 0
     said = capsys.readouterr()
     assert "are DICOM without PatientIdentityRemoved=YES" in said.out
     target, adapted = data / "manifests" / "tse_1p5t.csv", tmp_path / "next.zip"
     first = out / "stages" / "0-bssfp_1p5t" / "package"
-    assert test_cli.garda("adapt", first, target, "--data", data, "--out", adapted, "--track", store) == 0
+    assert cli.garda("adapt", first, target, "--data", data, "--out", adapted, "--track", store) == 0
     said = said.out + said.err + "".join(capsys.readouterr())
     files = [path for root in (out, store) for path in root.rglob("*") if path.is_file()] + [adapted]
     assert len(files) > 20

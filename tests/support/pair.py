@@ -1,6 +1,6 @@
 """Two processes that run methods together; see ``test_parallel.py``.
 
-python -m tests.pair FOLDER
+python -m tests.support.pair FOLDER
 
 FOLDER holds ``source.yaml`` and ``target.yaml``; ``source/<method>`` is begun there, ``target/<method>`` goes on. What
 the leader was told of losses goes to ``<which>/<method>.json``.
@@ -16,7 +16,7 @@ from garda.core.signals import Stopping
 from garda.data.sequence import read_sequence
 from garda.runs import run
 from garda.runs.tracking import InMemory
-from tests import phantoms
+from tests.support import sites
 
 METHODS = ("garda", "garda_paper", "advent", "cotta", "tent", "joint")  # all lessons
 
@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
                 run.follow_sequence(sequence, folder / "data", out, Stopping())
                 continue
             tracker = InMemory()
-            run.run_sequence(phantoms.tiny_run(sequence, pipeline, out, tracker))
+            run.run_sequence(sites.tiny_run(sequence, pipeline, out, tracker))
             out.with_suffix(".json").write_text(json.dumps(losses(tracker)))
 
 

@@ -21,8 +21,8 @@ from garda.models import inference
 from garda.runs import predict
 from garda.runs.tracking import InMemory
 from garda.training.device import Compute, ComputeSettings
-from tests import phantoms
-from tests.phantoms import SITES
+from tests.support import sites
+from tests.support.sites import SITES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CUDA = {"compute": {"accelerator": "cuda"}}
@@ -30,7 +30,7 @@ CUDA = {"compute": {"accelerator": "cuda"}}
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def weights(run: Path) -> dict[str, bytes]:
@@ -41,13 +41,13 @@ def weights(run: Path) -> dict[str, bytes]:
 def test_every_method_runs_on_the_device(name: str, pipeline: Path, tmp_path: Path):
     for precision in ("bf16", "32"):
         changes = {"compute": {"accelerator": "cuda", "precision": precision}}
-        scores = phantoms.run_tiny(pipeline, tmp_path / precision, method=name, changes=changes)
+        scores = sites.run_tiny(pipeline, tmp_path / precision, method=name, changes=changes)
         assert {score.stage for score in scores} == {0, 1, 2}
         verify.verify(format.find_stage(tmp_path / precision))
 
 
 def test_a_package_of_a_gpu_answers_alike_on_a_cpu(pipeline: Path, tmp_path: Path):
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
+    sites.run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
     package = format.find_stage(tmp_path / "run")
     data = pipeline.parent / "data"
     answers = []
@@ -62,7 +62,7 @@ def test_a_package_of_a_gpu_answers_alike_on_a_cpu(pipeline: Path, tmp_path: Pat
 
 
 def test_a_label_map_is_written_from_the_device(pipeline: Path, tmp_path: Path):
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
+    sites.run_tiny(pipeline, tmp_path / "run", method="garda", changes=CUDA)
     image = next((pipeline.parent / "data" / SITES[1] / "images").glob("*.nii.gz"))
     with Console() as console:
         (written,) = predict.predict(tmp_path / "run", [image], tmp_path / "maps", console)
@@ -90,13 +90,11 @@ def test_deterministic_runs_of_garda_repeat_and_resume_to_the_bit(
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     changes = {"compute": {"accelerator": "cuda", "deterministic": True}}
     for name in ("one", "two"):
-        phantoms.run_tiny(pipeline, tmp_path / name, method="garda", changes=changes)
+        sites.run_tiny(pipeline, tmp_path / name, method="garda", changes=changes)
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     stopping = Stopping()
     with pytest.raises(Interrupted):
-        phantoms.run_tiny(
-            pipeline, tmp_path / "cut", StopAfter(stopping, 12), stopping, method="garda", changes=changes
-        )
-    phantoms.run_tiny(pipeline, tmp_path / "cut", method="garda", changes=changes)
+        sites.run_tiny(pipeline, tmp_path / "cut", StopAfter(stopping, 12), stopping, method="garda", changes=changes)
+    sites.run_tiny(pipeline, tmp_path / "cut", method="garda", changes=changes)
     assert weights(tmp_path / "cut") == weights(tmp_path / "one")
     torch.use_deterministic_algorithms(False)

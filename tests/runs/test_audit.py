@@ -17,21 +17,21 @@ from garda.runs import audit, hop
 from garda.runs.audit import PatientScans
 from garda.runs.run import run_sequence
 from garda.safety import audit_report
-from tests import phantoms, test_cli, test_handover
-from tests.phantoms import SITES
+from tests.support import cli, fakes, sites
+from tests.support.sites import SITES
 
 FEW = {"audit": {"fewest": 2, "generated": 100, "references": 4, "permutations": 100}}
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    run = phantoms.tiny_run(read_sequence(pipeline, method="garda", changes=FEW), pipeline, out)
+    run = sites.tiny_run(read_sequence(pipeline, method="garda", changes=FEW), pipeline, out)
     run_sequence(replace(run, audited=True))
     return out
 
@@ -60,15 +60,15 @@ def test_a_package_is_audited_as_its_stage_was(finished, pipeline):
 
 
 def test_an_audited_hop_learns_the_same(finished, pipeline, tmp_path):
-    hop.adapt(test_handover.hop_to(pipeline, format.find_stage(finished, 0), 1, tmp_path / "1", audited=True))
-    assert test_handover.knowledge(tmp_path / "1") == test_handover.knowledge(format.find_stage(finished, 1))
+    hop.adapt(fakes.hop_to(pipeline, format.find_stage(finished, 0), 1, tmp_path / "1", audited=True))
+    assert fakes.knowledge(tmp_path / "1") == fakes.knowledge(format.find_stage(finished, 1))
     assert verify.verify(tmp_path / "1").entries[1].audit == verify.verify(format.find_stage(finished)).entries[1].audit
 
 
 def test_a_finding_holds_a_target(pipeline, tmp_path, monkeypatch):
     found = ("membership, reconstruction: AUC 0.9",)
     monkeypatch.setattr(audit_report, "find", lambda *given: found)
-    run = phantoms.tiny_run(read_sequence(pipeline, method="garda", changes=FEW), pipeline, tmp_path / "run")
+    run = sites.tiny_run(read_sequence(pipeline, method="garda", changes=FEW), pipeline, tmp_path / "run")
     run_sequence(replace(run, audited=True))
     entries = verify.verify(format.find_stage(tmp_path / "run")).entries
     assert [entry.decision for entry in entries] == ["source", "hold", "hold"]
@@ -76,16 +76,16 @@ def test_a_finding_holds_a_target(pipeline, tmp_path, monkeypatch):
 
 
 def test_too_few_patients_give_no_figure(pipeline, tmp_path, capsys):
-    run = phantoms.tiny_run(read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
+    run = sites.tiny_run(read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
     run_sequence(replace(run, audited=True))
     package = format.find_stage(tmp_path / "run")
     assert verify.verify(package).entries[1].audit["copies"] == []
     words = ("audit", package, manifest(pipeline, 2), "--data", pipeline.parent / "data")
-    assert test_cli.garda(*words, "--out", tmp_path / "audit.json") == 0
+    assert cli.garda(*words, "--out", tmp_path / "audit.json") == 0
     printed = capsys.readouterr().out
     assert "no figure for copies and membership: 2 training patients and 2 patients never used in training" in printed
     assert json.loads((tmp_path / "audit.json").read_text())["domain"] == SITES[2]
-    assert test_cli.garda(*words, "--out", tmp_path / "audit.json") == 2
+    assert cli.garda(*words, "--out", tmp_path / "audit.json") == 2
 
 
 def test_what_cannot_be_audited(finished, pipeline):

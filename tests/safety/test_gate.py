@@ -21,9 +21,9 @@ from garda.safety import quality
 from garda.safety.gate import inspect_incoming, inspect_learnt, measure_baseline
 from garda.safety.limits import Check, GateDecision, GateSettings, SourceBaseline, Views, at_least, at_most, decide
 from garda.training.device import Compute, ComputeSettings
-from tests import phantoms, test_methods
-from tests.phantoms import SITES
-from tests.test_methods import FakeSlices
+from tests.support import fakes, sites
+from tests.support.fakes import FakeSlices
+from tests.support.sites import SITES
 
 SIDE = 32
 TASK = Task(name="t", classes=("background", "square"), size=(SIDE, SIDE), any_orientation=True)
@@ -316,8 +316,8 @@ def test_what_observations_of_pairs_are_at_their_ends():
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not issubclass(method, Oracle)])
 def test_every_method_goes_through_the_gate(name, tmp_path):
-    method = test_methods.method(name)
-    source, first, second = test_methods.follow(name, tmp_path)
+    method = fakes.method(name)
+    source, first, second = fakes.follow(name, tmp_path)
     limits = GateSettings(sample=4)
     labelled, target = FakeSlices(0, with_labels=True), Counted(2, with_labels=False)
     found = measure_baseline(method, source, labelled, limits, 0)
@@ -330,8 +330,8 @@ def test_every_method_goes_through_the_gate(name, tmp_path):
 
 
 def test_the_benchmark_prints_both_error_rates(tmp_path: Path, monkeypatch, capsys):
-    pipeline = phantoms.write_tiny(tmp_path)
-    phantoms.run_tiny(pipeline, tmp_path / "run", method="garda")
+    pipeline = sites.write_tiny(tmp_path)
+    sites.run_tiny(pipeline, tmp_path / "run", method="garda")
     data = str(tmp_path / "data")
     given = [str(pipeline), "--method", "garda", "--data", data, "--run", str(tmp_path / "run")]
     monkeypatch.setattr(sys, "argv", ["gate", *given, "--other", str(pipeline), data])

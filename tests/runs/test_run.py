@@ -29,7 +29,6 @@ from garda.core.errors import (
     RunFolderError,
 )
 from garda.core.pseudonyms import Pseudonyms
-from garda.core.signals import Stopping
 from garda.data import checks, volume
 from garda.data.sequence import read_sequence
 from garda.evaluation.metrics import Score, read_scores
@@ -42,21 +41,22 @@ from garda.runs import mlflow, predict
 from garda.runs.run import run_sequence
 from garda.runs.stage import warn_regression
 from garda.runs.tracking import InMemory
-from tests import phantoms
-from tests.phantoms import SITES
+from tests.support import sites
+from tests.support.fakes import StopAt
+from tests.support.sites import SITES
 
 STAGES = [f"{index}-{site}" for index, site in enumerate(SITES)]
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InMemory]:
     out, tracker = tmp_path_factory.mktemp("finished") / "run", InMemory()
-    phantoms.run_tiny(pipeline, out, tracker)
+    sites.run_tiny(pipeline, out, tracker)
     return out, tracker
 
 
@@ -101,7 +101,7 @@ def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp
             name = f"{manifest.stem}_{number:03d}"
             text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
         manifest.write_text(text)
-    run = phantoms.tiny_run(
+    run = sites.tiny_run(
         read_sequence(folder / "pipeline.yaml"), folder / "pipeline.yaml", out, mlflow.open_tracker(out, print)
     )
     with Console() as console:
@@ -119,25 +119,9 @@ def test_the_same_command_changes_nothing(finished, pipeline):
     out, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("package/*")}
     scores = (out / "scores.csv").read_text()
-    phantoms.run_tiny(pipeline, out)
+    sites.run_tiny(pipeline, out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("package/*")} == before
     assert (out / "scores.csv").read_text() == scores
-
-
-class StopAt:
-    """Asks for a stop when a stage reports a step, or raises as a killed process would end."""
-
-    def __init__(self, stage: str, step: int) -> None:
-        self.stage, self.step, self.stopping = stage, step, Stopping()
-
-    def losses(self, stage, step, values):
-        if (stage, step) == (self.stage, self.step):
-            self.stopping.exit_code = 75
-
-    def start(self, run): ...
-    def stage_ended(self, stage, stage_index, metrics): ...
-    def artifact(self, path): ...
-    def finish(self, status): ...
 
 
 @pytest.mark.parametrize("part", ["segmenter", "generator"])
@@ -145,9 +129,9 @@ class StopAt:
 def test_a_stopped_run_ends_with_equal_weights(finished, pipeline, tmp_path, stage, part):
     stop = StopAt(f"{stage}-{part}", 1)
     with pytest.raises(Interrupted):
-        phantoms.run_tiny(pipeline, tmp_path / "run", stop, stop.stopping)
+        sites.run_tiny(pipeline, tmp_path / "run", stop, stop.stopping)
     assert (tmp_path / "run" / "stages" / stage / "training" / part / "checkpoint.pt").exists()
-    phantoms.run_tiny(pipeline, tmp_path / "run")
+    sites.run_tiny(pipeline, tmp_path / "run")
     assert kept(tmp_path / "run") == kept(finished[0])
     assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
 
@@ -155,13 +139,13 @@ def test_a_stopped_run_ends_with_equal_weights(finished, pipeline, tmp_path, sta
 def test_a_plan_that_appends_targets_goes_on(finished, pipeline, tmp_path):
     shorter = pipeline.with_name("shorter.yaml")
     shorter.write_text(pipeline.read_text().replace(f", {SITES[2]}", ""))
-    phantoms.run_tiny(shorter, tmp_path / "run")
+    sites.run_tiny(shorter, tmp_path / "run")
     assert len(list((tmp_path / "run" / "stages").iterdir())) == 2
-    phantoms.run_tiny(pipeline, tmp_path / "run")
+    sites.run_tiny(pipeline, tmp_path / "run")
     assert kept(tmp_path / "run") == kept(finished[0])
     assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
     with pytest.raises(RunFolderError) as caught:
-        phantoms.run_tiny(shorter, tmp_path / "run")
+        sites.run_tiny(shorter, tmp_path / "run")
     assert str(caught.value) == (
         f"{tmp_path}/run/plan.json: the folder holds another plan, domains differs; "
         "undo the change, or give a new --out folder"
@@ -174,7 +158,7 @@ def test_a_damaged_plan_is_one_line(finished, pipeline, tmp_path, content):
     (tmp_path / "run" / "plan.json").write_text(content)
     message = f"{tmp_path}/run/plan.json: is damaged; give a new --out folder, or restore the file"
     with pytest.raises(RunFolderError) as caught:
-        phantoms.run_tiny(pipeline, tmp_path / "run")
+        sites.run_tiny(pipeline, tmp_path / "run")
     assert str(caught.value) == message
     with Console() as console, pytest.raises(RunFolderError) as caught:
         predict.predict(tmp_path / "run", [], tmp_path, console)
@@ -200,7 +184,7 @@ def test_a_run_killed_at_its_very_start_goes_on(pipeline, tmp_path):
     out.mkdir()
     (out / ".lock").touch()
     (out / ".plan.json.123.tmp").write_text('{"ga')
-    phantoms.run_tiny(pipeline, out, method="source_only")
+    sites.run_tiny(pipeline, out, method="source_only")
     assert not list(out.glob(".*.tmp"))
 
 
@@ -209,11 +193,11 @@ def test_scores_that_are_missing_are_computed_again(finished, pipeline, tmp_path
     file = tmp_path / "run" / "scores.csv"
     whole = file.read_text()
     file.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
-    phantoms.run_tiny(pipeline, tmp_path / "run")
+    sites.run_tiny(pipeline, tmp_path / "run")
     assert file.read_text() == whole
     file.write_text(whole.replace("\n2,", "\n7,"))
     with pytest.raises(RunFolderError, match="holds stages of another run; delete it, it is computed again"):
-        phantoms.run_tiny(pipeline, tmp_path / "run")
+        sites.run_tiny(pipeline, tmp_path / "run")
 
 
 def test_a_run_killed_between_learning_and_scoring(finished, pipeline, tmp_path, monkeypatch):
@@ -223,14 +207,14 @@ def test_a_run_killed_between_learning_and_scoring(finished, pipeline, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr("garda.runs.run.write_scores", die)
         with pytest.raises(KeyboardInterrupt):
-            phantoms.run_tiny(pipeline, tmp_path / "run")
-    phantoms.run_tiny(pipeline, tmp_path / "run")
+            sites.run_tiny(pipeline, tmp_path / "run")
+    sites.run_tiny(pipeline, tmp_path / "run")
     assert kept(tmp_path / "run") == kept(finished[0])
     assert (tmp_path / "run" / "scores.csv").read_text() == (finished[0] / "scores.csv").read_text()
 
 
 def test_another_users_key_is_refused(finished, pipeline):
-    run = phantoms.tiny_run(read_sequence(pipeline), pipeline, finished[0])
+    run = sites.tiny_run(read_sequence(pipeline), pipeline, finished[0])
     with pytest.raises(RunFolderError, match="the folder holds another plan, pseudonyms differs"):
         run_sequence(replace(run, pseudonyms=Pseudonyms(b"another key")))
 
@@ -254,10 +238,10 @@ class DeleteAfter:
 
 @pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Oracle)])
 def test_a_run_ends_though_each_domains_training_files_are_deleted_after_its_stage(method, finished, tmp_path):
-    pipeline = phantoms.write_tiny(tmp_path)
+    pipeline = sites.write_tiny(tmp_path)
     tracker = DeleteAfter(tmp_path / "data")
     tracker.sequence = read_sequence(pipeline)
-    phantoms.run_tiny(pipeline, tmp_path / "run", tracker, method=method)
+    sites.run_tiny(pipeline, tmp_path / "run", tracker, method=method)
     assert method != "garda_paper" or kept(tmp_path / "run") == kept(finished[0])
     assert not list((tmp_path / "data" / SITES[0] / "images").glob("*_000.nii.gz"))
 
@@ -271,16 +255,16 @@ def test_a_learner_never_sees_a_targets_label(pipeline, tmp_path):
             (folder / "data" / case.labels[0]).write_bytes(b"no label at all")
     learned = [case for case in checks.needed_cases(sequence, sequence.domains) if case.split == "train"]
     assert [bool(case.labels) for case in learned] == [True] * 2 + [False] * 4
-    phantoms.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
+    sites.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
 
 
 def test_another_plan_is_refused_by_its_key(finished, pipeline):
     with pytest.raises(RunFolderError, match=r"the folder holds another plan, settings.source.steps differs"):
-        phantoms.run_tiny(pipeline, finished[0], changes={"source": {"steps": 6}})
+        sites.run_tiny(pipeline, finished[0], changes={"source": {"steps": 6}})
     with pytest.raises(RunFolderError, match="another plan, seed differs"):
-        phantoms.run_tiny(pipeline, finished[0], seed=5)
+        sites.run_tiny(pipeline, finished[0], seed=5)
     with pytest.raises(RunFolderError, match="method differs"):
-        phantoms.run_tiny(pipeline, finished[0], method="source_only")
+        sites.run_tiny(pipeline, finished[0], method="source_only")
 
 
 def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
@@ -290,12 +274,12 @@ def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
     images[0].unlink()
     images[1].write_bytes(images[1].read_bytes()[:50])
     with pytest.raises(Problems) as caught:
-        phantoms.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
+        sites.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 2
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="did you mean 'steps'"):
-        phantoms.run_tiny(pipeline, tmp_path / "run", changes={"source": {"step": 6}})
+        sites.run_tiny(pipeline, tmp_path / "run", changes={"source": {"step": 6}})
     assert not (tmp_path / "run").exists()
 
 
@@ -313,16 +297,16 @@ def test_what_could_only_fail_later_is_refused_at_once(pipeline, tmp_path, chang
     if "compute" in changes and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     with pytest.raises(GardaError, match=message):
-        phantoms.run_tiny(pipeline, tmp_path / "run", changes=changes)
+        sites.run_tiny(pipeline, tmp_path / "run", changes=changes)
     assert not (tmp_path / "run").exists()
 
 
 def test_what_decides_no_result_may_change(finished, pipeline):
-    phantoms.run_tiny(pipeline, finished[0], changes={"checkpoint_seconds": 5, "compute": {"precision": 32}})
+    sites.run_tiny(pipeline, finished[0], changes={"checkpoint_seconds": 5, "compute": {"precision": 32}})
 
 
 def test_a_source_whose_labels_mark_nothing(tmp_path):
-    pipeline = phantoms.write_tiny(tmp_path)
+    pipeline = sites.write_tiny(tmp_path)
     task = tmp_path / "data" / "manifests" / "task.yaml"
     words = "label: {masks: [rv, myo, lv], slice_labelled_by: rv}\n"
     task.write_text(task.read_text() + words)
@@ -335,7 +319,7 @@ def test_a_source_whose_labels_mark_nothing(tmp_path):
         label = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
     with pytest.raises(DataError) as caught:
-        phantoms.run_tiny(pipeline, tmp_path / "run")
+        sites.run_tiny(pipeline, tmp_path / "run")
     assert str(caught.value) == f"{SITES[0]}: no training label marks anything; give labels with a class"
     assert not (tmp_path / "run").exists()
 
@@ -343,21 +327,21 @@ def test_a_source_whose_labels_mark_nothing(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
     (tmp_path / "thesis.txt").write_text("do not touch")
     with pytest.raises(RunFolderError) as caught:
-        phantoms.run_tiny(pipeline, tmp_path)
+        sites.run_tiny(pipeline, tmp_path)
     assert str(caught.value) == f"{tmp_path}: holds something that is not a run of garda; give a new --out folder"
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_missing_data_folder(pipeline, tmp_path):
     sequence = read_sequence(pipeline)
-    run = phantoms.tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
+    run = sites.tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
     with pytest.raises(DataError, match="no folder that can be read; give the scans' folder under --data"):
         run_sequence(run)
 
 
 def test_a_folder_without_any_of_the_scans_is_one_line(pipeline, tmp_path):
     sequence = read_sequence(pipeline)
-    run = replace(phantoms.tiny_run(sequence, pipeline, tmp_path / "run"), data=pipeline.parent)
+    run = replace(sites.tiny_run(sequence, pipeline, tmp_path / "run"), data=pipeline.parent)
     with pytest.raises(DataError) as caught:
         run_sequence(run)
     image = sequence.source.split("train")[0].image
@@ -403,7 +387,7 @@ def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp
 
     own = inference.segment
     monkeypatch.setattr(inference, "segment", count)
-    scores = phantoms.run_tiny(pipeline, tmp_path / "run", method="garda")
+    scores = sites.run_tiny(pipeline, tmp_path / "run", method="garda")
     assert len(read) == 3 + 1 + 1  # every site once, then each target after its own stage
     rows = {(row.stage, row.domain, row.name): row for row in scores}
     for (stage, domain, name), row in rows.items():
@@ -452,7 +436,7 @@ def test_kill_9_in_each_kind_of_stage(finished, pipeline, tmp_path, part):
     hurried = pipeline.with_name("hurried.yaml")
     hurried.write_text(pipeline.read_text() + "settings: {checkpoint_seconds: 0.001}\n")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    phantoms.run_tiny(hurried, whole)
+    sites.run_tiny(hurried, whole)
     process = subprocess.Popen(command(hurried, killed), stdout=subprocess.DEVNULL)
     checkpoint = killed / "stages" / part / "checkpoint.pt"
     while not checkpoint.exists() and process.poll() is None:
@@ -487,7 +471,7 @@ def test_a_site_whose_dice_falls_in_its_own_stage_is_told(pipeline, tmp_path):
     said = io.StringIO()
     sequence = read_sequence(pipeline)
     with Console(RichConsole(file=said, soft_wrap=True)) as console:
-        run = replace(phantoms.tiny_run(sequence, pipeline, tmp_path), console=console)
+        run = replace(sites.tiny_run(sequence, pipeline, tmp_path), console=console)
         domain = sequence.domains[1]
         rows = {"p": 0.8, "q": 0.6}
         before = [Score(0, domain.name, who, who, 0, "organ", dice, 1.0, "mm") for who, dice in rows.items()]

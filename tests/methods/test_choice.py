@@ -19,8 +19,8 @@ from garda.models.choice import Candidate
 from garda.runs import choices
 from garda.runs.run import run_sequence
 from garda.training.device import Compute, ComputeSettings
-from tests import phantoms
-from tests.phantoms import SITES
+from tests.support import sites
+from tests.support.sites import SITES
 
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
 
@@ -125,8 +125,8 @@ def test_a_class_that_no_test_scan_shows_leaves_a_table_that_can_be_read(tmp_pat
 
 
 def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
-    pipeline = phantoms.write_tiny(tmp_path)
-    judged = phantoms.run_tiny(pipeline, tmp_path / "judged", method="garda", judging=True)
+    pipeline = sites.write_tiny(tmp_path)
+    judged = sites.run_tiny(pipeline, tmp_path / "judged", method="garda", judging=True)
     table = rows(tmp_path / "judged" / "candidates.csv")
     assert [row["domain"] for row in table] == [site for site in SITES[1:] for _ in range(3)]
     assert [row["chosen"] for row in table].count("1") == 2
@@ -137,12 +137,12 @@ def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
     for row in table:
         if row["chosen"] == "1":
             assert float(row["dice"]) == pytest.approx(sum(last[row["domain"]]) / len(last[row["domain"]]))
-    assert phantoms.run_tiny(pipeline, tmp_path / "plain", method="garda") == judged
+    assert sites.run_tiny(pipeline, tmp_path / "plain", method="garda") == judged
     assert not list((tmp_path / "plain").rglob("candidates*"))
 
 
 def test_a_run_without_candidates_says_that_nothing_is_judged(tmp_path):
-    pipeline, told = phantoms.write_tiny(tmp_path), StringIO()
-    run = phantoms.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
+    pipeline, told = sites.write_tiny(tmp_path), StringIO()
+    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
     run_sequence(replace(run, judging=True, console=Console(RichConsole(file=told, width=200))))
     assert "no choice is judged: no candidates were kept" in told.getvalue()

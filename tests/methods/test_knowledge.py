@@ -17,9 +17,9 @@ from garda.methods.knowledge import Knowledge
 from garda.models import adapter, unet
 from garda.models.factorised import FactorisedGenerator
 from garda.training import weights
-from tests import test_methods
+from tests.support import fakes
 
-PIPELINES = sorted((Path(__file__).parent.parent / "pipelines").glob("*.yaml"))
+PIPELINES = sorted((Path(__file__).parents[2] / "pipelines").glob("*.yaml"))
 MOST = 0.02  # of what the source has left, for each domain
 
 
@@ -57,10 +57,10 @@ def test_a_domain_adds_at_most_two_percent(file, tmp_path):
 
 
 def test_what_is_kept_comes_back_to_the_bit_and_is_kept_alike_again(tmp_path):
-    known = test_methods.known_by("garda")[-1]
+    known = fakes.known_by("garda")[-1]
     known.save(tmp_path / "kept")
-    loaded = test_methods.method("garda").load(tmp_path / "kept")
-    test_methods.assert_equal(test_methods.weights(known), test_methods.weights(loaded))
+    loaded = fakes.method("garda").load(tmp_path / "kept")
+    fakes.assert_equal(fakes.weights(known), fakes.weights(loaded))
     assert all(
         tensor.dtype == torch.float32 for tensor in loaded.generator.state_dict().values() if tensor.is_floating_point()
     )
@@ -70,7 +70,7 @@ def test_what_is_kept_comes_back_to_the_bit_and_is_kept_alike_again(tmp_path):
 
 
 def test_a_target_branch_holds_what_float16_holds_and_the_source_one_more(tmp_path):
-    known = test_methods.known_by("garda")[-1]
+    known = fakes.known_by("garda")[-1]
     first, *others = (branch.state_dict().values() for branch in known.generator.branches)
     assert len(others) == 2
     assert all(torch.equal(tensor, tensor.half().float()) for branch in others for tensor in branch)
@@ -84,12 +84,10 @@ def test_a_target_branch_holds_what_float16_holds_and_the_source_one_more(tmp_pa
 
 def test_rounding_changes_nothing_but_the_branch(tmp_path, monkeypatch):
     monkeypatch.setattr(FactorisedGenerator, "round_style", lambda generator: None)
-    for rounded, plain in zip(test_methods.known_by("garda"), test_methods.follow("garda", tmp_path), strict=True):
-        ours, theirs = test_methods.weights(rounded), test_methods.weights(plain)
+    for rounded, plain in zip(fakes.known_by("garda"), fakes.follow("garda", tmp_path), strict=True):
+        ours, theirs = fakes.weights(rounded), fakes.weights(plain)
         targets = [name for name in ours if name.startswith("generator.branches.") and ".branches.0." not in name]
-        test_methods.assert_equal(
-            *({name: kept[name] for name in kept if name not in targets} for kept in (ours, theirs))
-        )
+        fakes.assert_equal(*({name: kept[name] for name in kept if name not in targets} for kept in (ours, theirs)))
         assert [name for name in targets if not torch.equal(ours[name], theirs[name])] == targets
         assert all(torch.equal(ours[name], theirs[name].half().float()) for name in targets)
 
@@ -98,10 +96,10 @@ def test_knowledge_that_was_written_in_float32_is_read_and_stays_so(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(FactorisedGenerator, "round_style", lambda generator: None)
         patch.setattr(FactorisedGenerator, "kept_state", lambda generator: generator.state_dict())
-        known = test_methods.follow("garda", tmp_path)[1]
+        known = fakes.follow("garda", tmp_path)[1]
         known.save(tmp_path / "old")
-    loaded = test_methods.method("garda").load(tmp_path / "old")
-    test_methods.assert_equal(test_methods.weights(known), test_methods.weights(loaded))
+    loaded = fakes.method("garda").load(tmp_path / "old")
+    fakes.assert_equal(fakes.weights(known), fakes.weights(loaded))
     loaded.save(tmp_path / "again")
     old, again = (tmp_path / name / "generator.safetensors" for name in ("old", "again"))
     assert old.read_bytes() == again.read_bytes()
@@ -109,13 +107,13 @@ def test_knowledge_that_was_written_in_float32_is_read_and_stays_so(tmp_path, mo
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.int32, torch.bool])
 def test_a_tensor_of_another_kind_is_refused_in_one_line(kind, tmp_path):
-    test_methods.known_by("garda")[1].save(tmp_path / "kept")
+    fakes.known_by("garda")[1].save(tmp_path / "kept")
     file = tmp_path / "kept" / "generator.safetensors"
     tensors = weights.read_weights(file)
     name = "branches.1.last.weight"
     weights.save_weights(file, tensors | {name: tensors[name].to(kind)})
     with pytest.raises(CheckpointError) as caught:
-        test_methods.method("garda").load(tmp_path / "kept")
+        fakes.method("garda").load(tmp_path / "kept")
     assert str(caught.value) == f"{file}: holds weights of another network; use the settings it was trained with"
 
 

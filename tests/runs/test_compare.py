@@ -32,8 +32,8 @@ from garda.methods.registry import METHODS
 from garda.runs import compare, compare_plan
 from garda.runs.compare_plan import Request
 from garda.runs.stage import Run
-from tests import phantoms
-from tests.phantoms import SITES
+from tests.support import sites
+from tests.support.sites import SITES
 
 KEY = Pseudonyms(b"a key for tests")
 FLAT = [[0.9, 0.2, 0.4], [0.9, 0.2, 0.4], [0.9, 0.2, 0.4]]
@@ -44,7 +44,7 @@ SPREAD = (-0.05, 0.05)  # two patients, around each mean
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantoms.write_tiny(tmp_path_factory.mktemp("tiny"))
+    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_the_best_other_row_is_one_with_a_seed_in_common(request_):
 
 def test_the_note_stands_with_every_table(request_, tmp_path):
     (tmp_path / "noted").mkdir()
-    noted = phantoms.write_tiny(tmp_path / "noted")
+    noted = sites.write_tiny(tmp_path / "noted")
     with (noted.parent / "data" / "manifests" / "task.yaml").open("a") as file:
         file.write("same_patient_in_splits: one [bold]volunteer[/bold] a site\n")
     request = replace(request_, pipeline=noted)
@@ -435,7 +435,7 @@ def test_all_seeds_of_a_row_have_one_plan(request_):
 
 def test_a_bound_without_labels_is_refused_before_anything_is_learnt(request_, tmp_path):
     (tmp_path / "bare").mkdir()
-    bare = phantoms.write_tiny(tmp_path / "bare")
+    bare = sites.write_tiny(tmp_path / "bare")
     manifest = bare.parent / "data" / "manifests" / f"{SITES[1]}.csv"
     with manifest.open(newline="") as file:
         first, *rows = csv.reader(file)

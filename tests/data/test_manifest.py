@@ -11,7 +11,7 @@ from garda.core.errors import DataError
 from garda.data import build_manifest, manifest, readers
 from garda.data.task import LabelFormat, Task
 
-MANIFESTS = Path(__file__).parent.parent / "data_manifests"
+MANIFESTS = Path(__file__).parents[2] / "data_manifests"
 NUCLEI = [path.stem for path in sorted((MANIFESTS / "nuclei").glob("*.csv"))]
 TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 16))
 

@@ -32,7 +32,7 @@ ORIENTATIONS = [
     for order in permutations(("RL", "AP", "SI"))
     for sides in product((0, 1), repeat=3)
 ]
-MANIFESTS = Path(__file__).parent.parent / "data_manifests"
+MANIFESTS = Path(__file__).parents[2] / "data_manifests"
 
 
 def case(image: str, *labels: str) -> Case:
