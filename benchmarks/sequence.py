@@ -41,7 +41,7 @@ from garda.handover import format
 from garda.handover.settings import parse_settings
 from garda.methods import metadata
 from garda.runs import run
-from garda.runs.stage import Run, stage_name
+from garda.runs.context import Run, stage_name
 from garda.runs.tracking import InMemory
 from garda.training.device import Compute
 

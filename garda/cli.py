@@ -84,29 +84,34 @@ def run(
     nodes: Nodes = 1,
 ) -> None:
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
-    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.data.sequence import read_sequence
     from garda.evaluation.continual import forgetting, matrix, summary
     from garda.evaluation.tables import matrix_table
     from garda.handover.format import find_stage
+    from garda.handover.settings import parse_settings
     from garda.handover.signing import read_private
-    from garda.handover.verify import verify
+    from garda.handover.verify import open_package
+    from garda.runs.context import Run
     from garda.runs.mlflow import open_tracker
-    from garda.runs.run import enlist, follow_sequence, run_sequence
-    from garda.runs.stage import Run
+    from garda.runs.run import run_sequence
+    from garda.runs.tracking import InMemory
+    from garda.training import distributed
 
     sequence = read_sequence(
         pipeline, config=config, method=method, seed=seed, changes=cli_site.parse_changes(change or [])
     )
-    if not enlist(sequence, devices, nodes):
-        follow_sequence(sequence, data, out, context.obj)
-        return
+    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
+    rank_zero = distributed.configure(devices, nodes, settings.compute.accelerator)
     key = None if sign is None else read_private(sign)
-    with Console() as console:
-        own = (open_tracker(out, tell=console.line), console, context.obj, Pseudonyms(load_key()))
+    with cli_site.open_console(rank_zero) as console:
+        tracker = open_tracker(out, tell=console.line) if rank_zero else InMemory()
+        own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
         scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key, audited=audited))
-        found = verify(find_stage(out))
+        if not rank_zero:
+            return
+        with open_package(out) as found:
+            pass
         console.line(f"package {found.digest}: {find_stage(out)}")
         for entry in found.entries:
             if not entry.learnt:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +19,7 @@ from garda.core.errors import ConfigError, Refused, RunFolderError
 if TYPE_CHECKING:
     from garda.core.console import Console
     from garda.handover.signing import Trusted
+    from garda.handover.verify import Verified
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no public name for it
 
@@ -105,30 +105,26 @@ def adapt(
     nodes: Nodes = 1,
 ) -> None:
     """Learn this site's unlabelled scans and write the package for the next site. Run again to resume."""
-    from rich.console import Console as RichConsole
-
-    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
+    from garda.handover.load import HERE
     from garda.handover.signing import read_private, read_trusted
-    from garda.runs.hop import Hop, enlist, follow, work_folder
+    from garda.runs.hop import Hop, work_folder
     from garda.runs.hop import adapt as adapt_package
     from garda.runs.mlflow import open_tracker
     from garda.runs.tracking import InMemory
+    from garda.training import distributed
 
+    changes = parse_changes(change or [])
+    compute = {**HERE["compute"], **changes.get("compute", {})}
+    rank_zero = distributed.configure(devices, nodes, compute["accelerator"])
     key = None if sign is None else read_private(sign)
     trusted = [read_trusted(text) for text in trust or []]
-    changes = parse_changes(change or [])
-    leads = enlist(changes, devices, nodes)
-    silent = (InMemory(), Console(RichConsole(quiet=True)), context.obj, Pseudonyms(b""))
-    hop = Hop(package, manifest, data, out, *silent, name, changes, trusted, key, force, audited, expect)
-    if not leads:
-        follow(hop)
-        return
-    with Console() as console:
-        tracked = track or os.environ.get("MLFLOW_TRACKING_URI")
+    with open_console(rank_zero) as console:
+        tracked = rank_zero and (track or os.environ.get("MLFLOW_TRACKING_URI"))
         tracker = open_tracker(work_folder(out), console.line, track) if tracked else InMemory()
-        adapt_package(replace(hop, tracker=tracker, console=console, pseudonyms=Pseudonyms(load_key())))
-        _tell(out, console, None)
+        own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
+        hop = Hop(package, manifest, data, out, *own, name, changes, trusted, key, force, audited, expect)
+        _tell(adapt_package(hop), console)
 
 
 @app.command()
@@ -156,9 +152,14 @@ def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> No
     """Recompute every digest of a package and name the first line or file that does not fit."""
     from garda.core.console import Console
     from garda.handover.signing import read_trusted
+    from garda.handover.verify import open_package
 
-    with Console() as console:
-        _tell(package, console, [read_trusted(text) for text in trust or []], expect)
+    trusted = [read_trusted(text) for text in trust or []]
+    with Console() as console, open_package(package, trusted, expect) as found:
+        _tell(found, console)
+        console.line("whole: every file and every line fits its digest")
+        if found.signatures and not trusted:
+            console.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
 
 
 @app.command()
@@ -229,22 +230,15 @@ def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key 
 
 def _zip(package: Path, out: Path, trusted: Sequence[Trusted]) -> None:
     """A package as one file, once it has been found whole."""
-    from garda.handover.format import opened, pack
-    from garda.handover.verify import verify as verify_package
+    from garda.handover import format, verify
 
-    with opened(package) as folder:
-        found = verify_package(folder, trusted)
-        pack(folder, out)
+    with verify.open_package(package, trusted) as found:
+        format.pack(found.folder, out)
     print(f"package {found.digest}")
 
 
-def _tell(package: Path, console: Console, trusted: Sequence[Trusted] | None, expected: str = "") -> None:
-    """What a package is, a line a stage, once it has been found whole; no keys (None) where they were asked before."""
-    from garda.handover.format import opened
-    from garda.handover.verify import verify as verify_package
-
-    with opened(package) as folder:
-        found = verify_package(folder, trusted or (), expected)
+def _tell(found: Verified, console: Console) -> None:
+    """What a package is, a line a stage."""
     console.line(f"package {found.digest}")
     for number, entry in enumerate(found.entries, 1):
         how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
@@ -256,7 +250,12 @@ def _tell(package: Path, console: Console, trusted: Sequence[Trusted] | None, ex
             console.line("  NOT signed")
         for reason in entry.reasons:
             console.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
-    if trusted is not None:
-        console.line("whole: every file and every line fits its digest")
-    if found.signatures and trusted is not None and not trusted:
-        console.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
+
+
+def open_console(shown: bool) -> Console:
+    """What tells the user; nothing at a rank that another one speaks for."""
+    from rich.console import Console as RichConsole
+
+    from garda.core.console import Console
+
+    return Console(None if shown else RichConsole(quiet=True))

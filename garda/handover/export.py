@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from garda.core.errors import ConfigError, RunFolderError
-from garda.handover import bundle, format, load, onnx, verify
+from garda.handover import bundle, load, onnx, verify
 from garda.handover.format import CARD, GENERATOR, NOTICE
 from garda.handover.load import Exported, LoadedPackage
 from garda.handover.signing import Trusted
@@ -50,8 +50,8 @@ def read_exported(
     package: Path, domain: str | None = None, trusted: Collection[Trusted] = (), with_generator: bool = False
 ) -> Exported:
     """One domain's network, from a package that has been found whole; arguments and errors as above."""
-    with format.opened(package) as folder:
-        verified = verify.verify(folder, trusted)
+    with verify.open_package(package, trusted) as verified:
+        folder = verified.folder
         learnt = load.load_package(folder)
         card, notice = ((folder / name).read_text(encoding="utf-8") for name in (CARD, NOTICE))
         generator = folder / GENERATOR

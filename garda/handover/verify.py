@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,16 +29,39 @@ class Verified:
     """A package that is whole.
 
     Attributes:
+        folder: where it lies, or is unzipped.
         setup: what decides the learning.
         entries: the ledger's.
         signatures: valid ones, of trusted keys where keys were given.
         digest: see :func:`garda.handover.format.package_digest`.
     """
 
+    folder: Path
     setup: Setup
     entries: tuple[LedgerEntry, ...]
     signatures: tuple[Signature, ...]
     digest: str
+
+
+@contextmanager
+def open_package(
+    path: Path, trusted: Collection[Trusted] = (), expected: str = "", stage: int | None = None
+) -> Iterator[Verified]:
+    """A package that is given as a folder, a zip file or a run, and found whole.
+
+    Args:
+        path: a folder, a zip file, or a run folder for its last stage.
+        trusted: as in :func:`verify`.
+        expected: as in :func:`verify`.
+        stage: of a run, in place of its last one.
+
+    Raises:
+        PackageError: there is no package, or it is not whole.
+        RunFolderError: the run has no such stage.
+        ConfigError: ``expected`` is no whole digest.
+    """
+    with format.opened(path, stage) as folder:
+        yield verify(folder, trusted, expected)
 
 
 def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") -> Verified:
@@ -80,7 +104,7 @@ def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") 
     if expected and expected.lower() != digest:
         raise PackageError(folder, f"has the digest {digest}, not the expected one", "ask which package it is")
     signatures = signing.check_signatures(folder, lines, [entry.domain for entry in entries], trusted)
-    return Verified(setup, tuple(entries), tuple(signatures), digest)
+    return Verified(folder, setup, tuple(entries), tuple(signatures), digest)
 
 
 def _check_files(folder: Path, entry: LedgerEntry, number: int) -> None:

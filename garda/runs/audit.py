@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from garda.core import files
 from garda.core.console import Console
 from garda.core.errors import PackageError, raise_all
 from garda.data import checks, sequence, volume
@@ -21,16 +20,12 @@ from garda.data.dataset import Slices
 from garda.data.manifest import Case
 from garda.data.sequence import Domain
 from garda.data.task import Task
-from garda.handover import format, load, verify
-from garda.handover.format import OPEN
-from garda.handover.ledger import StageRecord
+from garda.handover import load, verify
 from garda.handover.signing import Trusted
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.models import features
 from garda.models.features import FeatureSettings
-from garda.runs import stage
-from garda.runs.stage import Run
 from garda.safety import audit
 from garda.safety.audit_report import Audit, AuditSettings
 
@@ -78,16 +73,15 @@ def audit_package(
         manifest: CSV of the site's scans: those of split ``train`` are what was learnt, patients of the others were
             never used.
         data: the folder that its paths are relative to.
-        reporter: tells the user.
+        console: tells the user.
         name: the domain's name; None for the manifest's.
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
 
     Raises:
         GardaError: the package has no generator, or has not learnt the domain; a scan does not fit.
     """
-    with format.opened(package) as folder:
-        verified = verify.verify(folder, trusted)
-        learnt = load.load_package(folder)
+    with verify.open_package(package, trusted) as verified:
+        learnt = load.load_package(verified.folder)
     domain = sequence.read_domain(manifest, name or manifest.stem, 0, learnt.method.task)
     generator = learnt.knowledge.generator
     if generator is None or domain.name not in generator.domains:
@@ -121,23 +115,6 @@ def audit_domain(
         seed=seed,
         task=method.task,
     )
-
-
-def audit_stage(run: Run, method: Method, domain: Domain, knowledge: Knowledge) -> None:
-    """Audit what a stage has learnt, before it is sealed; a finding holds it. A second call does nothing."""
-    file = run.kept(domain) / OPEN
-    if not file.exists() or knowledge.generator is None or domain.name not in knowledge.generator.domains:
-        return
-    record = StageRecord.model_validate(files.read_json(file))
-    if record.audit is not None:
-        return
-    found = audit_domain(method, knowledge, domain, run.data, run.settings.audit, run.sequence.seed)
-    for line in describe_audit(found):
-        run.console.line(f"{stage.stage_name(domain)}: {line}")
-    reasons = (*record.reasons, *(f"{domain.name}: {finding}" for finding in found.findings))
-    decision = "hold" if found.findings and record.decision == "promote" else record.decision
-    changes = {"audit": found.model_dump(mode="json"), "reasons": reasons, "decision": decision}
-    files.write_json(file, record.model_copy(update=changes).model_dump(mode="json"))
 
 
 def describe_audit(found: Audit) -> list[str]:

@@ -31,8 +31,8 @@ from garda.runs import compare_plan, compare_rows, mlflow
 from garda.runs.choices import choice_table, cost_table, find_choices
 from garda.runs.compare_plan import Planned, Request
 from garda.runs.compare_rows import Common
+from garda.runs.context import Run
 from garda.runs.run import run_sequence
-from garda.runs.stage import Run
 
 
 def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: Pseudonyms) -> None:

@@ -11,15 +11,16 @@ import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from garda.core import files
 from garda.core.config import SettingsOrigin
 from garda.core.console import Console
-from garda.core.errors import ConfigError, DataError, Interrupted, PackageError, Refused, RunFolderError, raise_all
+from garda.core.errors import ConfigError, DataError, PackageError, Refused, RunFolderError, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
 from garda.data import checks
@@ -30,27 +31,18 @@ from garda.evaluation.metrics import Score
 from garda.evaluation.results import summarise
 from garda.handover import format, ledger, load, signing, verify
 from garda.handover.format import SETUP
-from garda.handover.load import HERE, LoadedPackage
+from garda.handover.load import LoadedPackage
 from garda.handover.settings import make_plan
 from garda.handover.signing import Trusted
 from garda.handover.verify import Verified
 from garda.methods.base import Oracle
-from garda.runs import audit
-from garda.runs.plan import check_folder, claim
-from garda.runs.run import describe
-from garda.runs.stage import (
-    Run,
-    forget_training,
-    learn,
-    learn_along,
-    make_private,
-    score,
-    seal_stage,
-    stage_name,
-    warn_regression,
-)
+from garda.runs import context, stage
+from garda.runs.context import Run
+from garda.runs.run import carry_out
+from garda.runs.stage import Before, Known
 from garda.runs.tracking import Tracker
-from garda.training import distributed, sharding
+from garda.safety.limits import SourceBaseline
+from garda.training import distributed
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Hop:
         data: the folder that its paths are relative to.
         out: what goes on: a folder, or a zip file where the name ends so.
         tracker: receives metrics.
-        reporter: tells the user.
+        console: tells the user.
         stopping: asked within the stage.
         pseudonyms: key this site's digests.
         name: the domain's name.
@@ -113,77 +105,58 @@ def work_folder(out: Path) -> Path:
     return out.absolute().with_name(f".{out.name}.work")
 
 
-def adapt(hop: Hop) -> Path:
+def adapt(hop: Hop) -> Verified:
     """Learn this site and write the package that goes on; the same call again goes on where the last one ended.
 
+    Every rank of a hop on several devices calls this.
+
     Returns:
-        ``hop.out``.
+        what was written, found whole; the other ranks give what came.
 
     Raises:
         GardaError: the package, the manifest or a scan does not fit; nothing is learnt before all have been read.
         Refused: the gate has refused what was learnt; the package is written, with what was known before.
         Interrupted: a stop was asked for; a checkpoint has been written.
     """
-    with format.opened(hop.package) as folder:
-        verified = verify.verify(folder, hop.trusted, hop.expected)
+    with verify.open_package(hop.package, hop.trusted, hop.expected) as came:
         if hop.out.exists():
-            return _find_done(hop, folder)
-        learnt = load.load_package(folder, hop.changes)
-        if isinstance(learnt.method, Oracle):
-            what = f"is of {learnt.setup.method!r}, which needs the images of earlier sites"
-            raise PackageError(folder / SETUP, what, "take a package of a method under the contract")
-        run = _prepare(hop, verified, learnt)
-        domain = run.sequence.domains[-1]
-        settings = run.settings
-        plan = make_plan(run.sequence, settings, hop.pseudonyms, verified.digest, hop.forced)
-        check_folder(run.out, plan)
-        learnt.method.check()
-        sharding.check_batches(settings, plan.settings, distributed.count())
-        to_learn = [] if run.kept(domain).exists() else [domain]
-        checks.check(run.sequence, hop.data, checks.needed_cases(run.sequence, to_learn), hop.console)
-        make_private(run.out)
-        with claim(run.out, plan), distributed.leading(run.stopping, bool(to_learn)):
-            hop.tracker.start(describe(run.sequence, plan))
-            try:
-                _learn(run, verified, learnt, folder)
-            except BaseException as error:
-                hop.tracker.finish("stopped" if isinstance(error, Interrupted) else "failed")
-                raise
-            hop.tracker.finish("finished")
-            _deliver(run.kept(domain), hop.out)
+            return _find_done(hop, came) if distributed.is_rank_zero() else came
+        package = load.load_package(came.folder, hop.changes)
+        if isinstance(package.method, Oracle):
+            what = f"is of {package.setup.method!r}, which needs the images of earlier sites"
+            raise PackageError(came.folder / SETUP, what, "take a package of a method under the contract")
+        run = _prepare(hop, came, package)
+        planned = make_plan(run.sequence, run.settings, hop.pseudonyms, came.digest, hop.forced)
+        domain, method = run.sequence.domains[-1], package.method
+
+        def follow() -> None:
+            before = Before(
+                came.folder, lambda: package.knowledge, lambda: cast(SourceBaseline, came.entries[0].reference)
+            )
+            stage.run_stage(run, method, domain, before, came.setup, partial(_score, run, package))
+            if distributed.is_rank_zero():
+                _deliver(run.kept(domain), hop.out)
+
+        carry_out(run, planned, method, follow)
+    if not distributed.is_rank_zero():
+        return came
     _remove(run.out)
-    return _check_passed(hop)
+    with verify.open_package(hop.out) as goes:
+        return _passed(hop, goes)
 
 
-def enlist(changes: Mapping[str, Any], devices: int, nodes: int) -> bool:
-    """Whether this process leads a hop, whose machine's settings are ``changes``."""
-    compute = {**HERE["compute"], **changes.get("compute", {})}
-    return distributed.enlist(devices, nodes, compute["accelerator"])
-
-
-def follow(hop: Hop) -> None:
-    """The part of a process that does not lead, as in :func:`garda.runs.run.follow_sequence`."""
-    with format.opened(hop.package) as folder:
-        learnt = load.load_package(folder, hop.changes)
-        run = _prepare(hop, verify.verify(folder, hop.trusted, hop.expected), learnt)
-        with distributed.following(hop.stopping):
-            learn_along(run, learnt.method, lambda domain: learnt.knowledge)
-
-
-def _find_done(hop: Hop, package: Path) -> Path:
+def _find_done(hop: Hop, came: Verified) -> Verified:
     """What stands where this hop's package is to be, if it is that."""
     try:
-        with format.opened(hop.out) as there:
-            lines = ledger.read_lines(there)
-            found = verify.verify(there)
-            done = lines[:-1] == ledger.read_lines(package) and found.entries[-1].domain == hop.domain
-            done = done and _is_as_asked(hop, found)
+        with verify.open_package(hop.out) as found:
+            done = ledger.read_lines(found.folder)[:-1] == ledger.read_lines(came.folder)
+            done = done and found.entries[-1].domain == hop.domain and _is_as_asked(hop, found)
     except PackageError:
         done = False
     if not done:
         raise RunFolderError(hop.out, "exists already, and is not what this hop gives", "give another --out")
     _remove(hop.work)
-    return _check_passed(hop)
+    return _passed(hop, found)
 
 
 def _is_as_asked(hop: Hop, found: Verified) -> bool:
@@ -206,16 +179,15 @@ def _remove(work: Path) -> None:
         raise files.describe(error, work) from error
 
 
-def _check_passed(hop: Hop) -> Path:
+def _passed(hop: Hop, found: Verified) -> Verified:
     """The package, unless the gate has refused what was learnt."""
-    with format.opened(hop.out) as folder:
-        last = verify.verify(folder).entries[-1]
+    last = found.entries[-1]
     if not last.learnt:
         what = f"{last.domain} was refused and the package stays what it was, with a line that says so"
         raise Refused(
             hop.out, f"{what}: {last.reasons[0]}", "look at the scans; to overrule, give --force and another --out"
         )
-    return hop.out
+    return found
 
 
 def _prepare(hop: Hop, verified: Verified, learnt: LoadedPackage) -> Run:
@@ -239,32 +211,18 @@ def _prepare(hop: Hop, verified: Verified, learnt: LoadedPackage) -> Run:
     return replace(run, key=hop.key, forced=hop.forced, audited=hop.audited)
 
 
-def _learn(run: Run, verified: Verified, learnt: LoadedPackage, previous: Path) -> None:
-    """Learn, score and seal the last domain, as far as that has not been done."""
-    domain = run.sequence.domains[-1]
-    knowledge = None
-    if not run.kept(domain).exists():
-        knowledge = learn(run, learnt.method, domain, learnt.knowledge, verified.entries[0].reference)
-    if run.audited and not format.is_package(run.kept(domain)):
-        knowledge = knowledge or learnt.method.load(run.kept(domain))
-        audit.audit_stage(run, learnt.method, domain, knowledge)
-    forget_training(run, domain)
-    if not format.is_package(run.kept(domain)):
-        knowledge = knowledge or learnt.method.load(run.kept(domain))
-        scores = _score(run, learnt, replace(learnt, knowledge=knowledge), domain)
-        _publish(run, domain, scores)
-        warn_regression(run, domain, scores)
-        seal_stage(run, verified.setup, domain, previous, scores)
-
-
-def _score(run: Run, before: LoadedPackage, after: LoadedPackage, domain: Domain) -> Sequence[Score]:
-    """The site's own test scans, read by what came and by what goes on."""
-    if not checks.labelled_cases(domain):
+def _score(run: Run, package: LoadedPackage, domain: Domain, known: Known) -> Sequence[Score]:
+    """The site's own test scans, read by what came and by what goes on; nothing once that is sealed."""
+    if format.is_package(run.kept(domain)) or not checks.labelled_cases(domain):
         return []
-    came = score(run, before.method, domain, before.knowledge, [domain], "scores-before")
-    same = after.method.reads_equally(before.knowledge, after.knowledge, domain.name)
-    goes = came if same else score(run, after.method, domain, after.knowledge, [domain])
-    return [*(replace(row, stage=domain.index - 1) for row in came), *goes]
+    method, before = package.method, package.knowledge
+    came = stage.score_domains(run, method, domain, before, [domain], "scores-before")
+    same = method.reads_equally(before, known(), domain.name)
+    goes = came if same else stage.score_domains(run, method, domain, known(), [domain])
+    scores = [*(replace(row, stage=domain.index - 1) for row in came), *goes]
+    _publish(run, domain, scores)
+    stage.warn_regression(run, domain, scores)
+    return scores
 
 
 def _publish(run: Run, domain: Domain, scores: Sequence[Score]) -> None:
@@ -273,7 +231,7 @@ def _publish(run: Run, domain: Domain, scores: Sequence[Score]) -> None:
     values = {f"dice/{result.domain}/{result.name}": result.dice for result in results}
     values |= {f"hd95/{result.domain}/{result.name}": result.hd95 for result in results}
     known = {name: value for name, value in values.items() if value is not None}
-    run.tracker.stage_ended(stage_name(domain), domain.index, known)
+    run.tracker.stage_ended(context.stage_name(domain), domain.index, known)
 
 
 def _deliver(package: Path, out: Path) -> None:
@@ -300,20 +258,19 @@ def evaluate_package(
 
     Args:
         package: a folder, a zip file, or a run folder for its last stage.
-        manifests: CSV files; each one's name is its domain's, by which the domain's own share of the network is found.
+        manifests: CSV files; each one's name is its domain's, by which the domain's adapter is found.
         data: the folder that their paths are relative to.
-        reporter: tells the user.
+        console: tells the user.
         pseudonyms: stand for patients and scans.
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
 
     Raises:
         GardaError: the package, a manifest or a scan does not fit.
     """
-    with format.opened(package) as folder:
-        verified = verify.verify(folder, trusted)
-        learnt = load.load_package(folder)
-    task, stage = learnt.method.task, len(verified.entries) - 1
-    domains = [read_domain(manifest, manifest.stem, stage, task) for manifest in manifests]
+    with verify.open_package(package, trusted) as verified:
+        learnt = load.load_package(verified.folder)
+    task, last = learnt.method.task, len(verified.entries) - 1
+    domains = [read_domain(manifest, manifest.stem, last, task) for manifest in manifests]
     unlabelled = [domain for domain in domains if not checks.labelled_cases(domain)]
     raise_all([DataError(d.name, "has no labelled test scan", "give a manifest with one") for d in unlabelled])
     raise_all(
@@ -327,4 +284,4 @@ def evaluate_package(
     raise_all([DataError(manifest, "has the name of another manifest", "rename one") for manifest in twice[:1]])
     scans = TestScans(domains, data, pseudonyms)
     bar = console.bar("scores")
-    return evaluator.score_scans(scans, learnt.method, learnt.knowledge, stage, verified.setup.seed, bar)
+    return evaluator.score_scans(scans, learnt.method, learnt.knowledge, last, verified.setup.seed, bar)

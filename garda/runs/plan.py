@@ -16,7 +16,7 @@ TORN = ".*.tmp"  # what a killed process may leave of a file that it was replaci
 
 
 @contextmanager
-def claim(out: Path, plan: Plan) -> Iterator[None]:
+def claim(out: Path, planned: Plan) -> Iterator[None]:
     """Hold the run folder ``out`` for this plan.
 
     A new folder takes the plan; one that holds the same plan goes on; one whose targets are a beginning of the plan's
@@ -27,7 +27,7 @@ def claim(out: Path, plan: Plan) -> Iterator[None]:
             or cannot be written.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(mode=0o700 if planned.package else 0o777, parents=True, exist_ok=True)  # a hop's is its owner's alone
         lock = (out / ".lock").open("w")
     except OSError as error:
         raise files.describe(error, out) from error
@@ -38,22 +38,22 @@ def claim(out: Path, plan: Plan) -> Iterator[None]:
             raise RunFolderError(out, "is in use by another run", "wait for it, or give another --out") from None
         except OSError as error:
             raise files.describe(error, out / ".lock") from error
-        check_folder(out, plan)
+        check_folder(out, planned)
         for torn in out.glob(TORN):
             torn.unlink(missing_ok=True)
-        files.write_json(out / "plan.json", plan.model_dump(mode="json"))
+        files.write_json(out / "plan.json", planned.model_dump(mode="json"))
         yield
 
 
-def check_folder(out: Path, plan: Plan) -> None:
+def check_folder(out: Path, planned: Plan) -> None:
     """Look whether :func:`claim` would take ``out``, and write nothing; errors as there."""
     try:
         foreign = out.exists() and (not out.is_dir() or any(map(_is_foreign, out.iterdir())))
-        planned = (out / "plan.json").exists()
+        known = (out / "plan.json").exists()
     except OSError as error:
         raise RunFolderError(out, f"cannot be read ({files.reason(error)})", "give another --out folder") from None
-    if planned:
-        _compare(out / "plan.json", setup.read_plan(out), plan)
+    if known:
+        _compare(out / "plan.json", setup.read_plan(out), planned)
     elif foreign:
         raise RunFolderError(out, "holds something that is not a run of garda", "give a new --out folder")
 

@@ -16,7 +16,7 @@ from garda.data.manifest import Case
 from garda.data.scan import ScanFile, split_archive
 from garda.data.task import Task
 from garda.data.volume import Volume, in_stored_order, prediction_name, read_volume, write_label_map
-from garda.handover import format, load, verify
+from garda.handover import load, verify
 from garda.handover.load import OTHER, LoadedPackage
 from garda.handover.onnx import LIBRARY, OnnxNetwork, require
 from garda.handover.signing import Trusted
@@ -77,9 +77,8 @@ def predict(
         require("--runtime onnx", LIBRARY)
     _check_exist(images)
     scans = _name_outputs(*_spread(images), out)
-    with format.opened(source, stage) as folder:
-        found = verify.verify(folder, trusted, expected)
-        learnt = load.load_package(folder)
+    with verify.open_package(source, trusted, expected, stage) as found:
+        learnt = load.load_package(found.folder)
     console.line(_describe_choice(learnt.knowledge, domain))
     domain, task = load.choose_domain(learnt.knowledge, domain), learnt.method.task
     answer = _prepare(learnt, domain, onnx)

@@ -1,24 +1,21 @@
-"""The order of things: learn the source, adapt to one target after another, score every domain after every stage.
+"""A run: learn the source, adapt to one target after another, score every domain after every stage.
 
-This is the only file that knows the order; what learner and evaluator do in a stage is in :mod:`garda.runs.stage` and
-:mod:`garda.runs.stage`.
+What one stage does, and in which order, stands in :mod:`garda.runs.stage`.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
+from typing import TypeVar, cast
 
 import numpy as np
-from rich.console import Console as RichConsole
 
-from garda.core.console import Console
 from garda.core.errors import Interrupted, RunFolderError
-from garda.core.pseudonyms import Pseudonyms
-from garda.core.signals import Stopping
 from garda.data import checks
 from garda.data.manifest import SPLITS
 from garda.data.sequence import Domain, DomainSequence
@@ -26,143 +23,140 @@ from garda.evaluation import continual, figures
 from garda.evaluation.continual import Metric
 from garda.evaluation.metrics import Score, read_scores, write_scores
 from garda.handover import format, ledger, signing
-from garda.handover.settings import make_plan, parse_settings
+from garda.handover.settings import make_plan
 from garda.handover.setup import Plan
 from garda.methods import registry
 from garda.methods.base import Method, Oracle
-from garda.methods.knowledge import Knowledge
 from garda.models.choice import Candidate
-from garda.runs import audit, choices, stage
+from garda.runs import choices, context, plan, stage
 from garda.runs.choices import CANDIDATES
-from garda.runs.plan import check_folder, claim
-from garda.runs.stage import Run
-from garda.runs.tracking import InMemory, RunDescription
+from garda.runs.context import Run
+from garda.runs.stage import Before, Known
+from garda.runs.tracking import RunDescription
 from garda.safety.limits import SourceBaseline
 from garda.training import distributed, sharding
+
+T = TypeVar("T")
 
 
 def run_sequence(run: Run) -> list[Score]:
     """Take a segmenter through the sequence; the same call again goes on where the last one ended.
 
+    Every rank of a run on several devices calls this.
+
     Returns:
-        The scores of every labelled test scan after every stage.
+        The scores of every labelled test scan after every stage; at rank zero alone.
 
     Raises:
         GardaError: nothing is trained before every file has been read and found good; see :mod:`garda.core.errors`.
     """
-    sequence = run.sequence
-    settings = run.settings
-    plan = make_plan(sequence, settings, run.pseudonyms)
-    check_folder(run.out, plan)
-    _check_signed(run)
-    method = registry.build_method(sequence.method, settings, sequence.task)
-    if run.to_learn():
-        method.check()
-        sharding.check_batches(settings, plan.settings, distributed.count())
-    labels = method.reads_target_labels
-    checks.check(sequence, run.data, checks.needed_cases(sequence, _to_read(run, method), labels), run.console, labels)
-    with claim(run.out, plan), distributed.leading(run.stopping, bool(run.to_learn())):
-        run.tracker.start(describe(sequence, plan))
+    planned = make_plan(run.sequence, run.settings, run.pseudonyms)
+    method = registry.build_method(run.sequence.method, run.settings, run.sequence.task)
+    return carry_out(run, planned, method, lambda: _follow(run, planned, method)) or []
+
+
+def carry_out(run: Run, planned: Plan, method: Method, follow: Callable[[], T]) -> T | None:
+    """Look whether all can be done, then claim the run folder and let every rank follow; the tracker is told.
+
+    Args:
+        run: a sequence, or one hop of it.
+        planned: what it is.
+        method: how it learns.
+        follow: what every rank does.
+
+    Returns:
+        what ``follow`` gives; None at another rank where rank zero has ended early, and has told why.
+    """
+    rank_zero, to_learn = distributed.is_rank_zero(), run.to_learn()
+    if rank_zero:
+        plan.check_folder(run.out, planned)
+        _check_signed(run)
+        if to_learn:
+            method.check()
+            sharding.check_batches(run.settings, planned.settings, distributed.count())
+        to_read = list(run.sequence.domains) if to_learn and isinstance(method, Oracle) else to_learn
+        cases = checks.needed_cases(run.sequence, to_read, method.reads_target_labels)
+        checks.check(run.sequence, run.data, cases, run.console, method.reads_target_labels)
+    claimed = plan.claim(run.out, planned) if rank_zero else nullcontext()
+    with claimed, distributed.running(run.stopping, bool(to_learn)):
+        run.tracker.start(describe(run.sequence, planned))
         try:
-            scores = _follow(run, plan, method)
+            found = follow()
         except BaseException as error:
             run.tracker.finish("stopped" if isinstance(error, Interrupted) else "failed")
             raise
         run.tracker.finish("finished")
-    return scores
-
-
-def enlist(sequence: DomainSequence, devices: int, nodes: int) -> bool:
-    """Whether this process leads the run of a sequence; see :func:`garda.training.distributed.enlist`."""
-    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
-    return distributed.enlist(devices, nodes, settings.compute.accelerator)
-
-
-def follow_sequence(sequence: DomainSequence, data: Path, out: Path, stopping: Stopping) -> None:
-    """The part of a process that does not lead: wait for the leader's checks, learn along until dismissed, say nothing.
-
-    Args:
-        sequence: as the leader has it.
-        data: the folder that manifest paths are relative to.
-        out: the leader's run folder, where finished stages are read.
-        stopping: asked within the stages.
-    """
-    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
-    method = registry.build_method(sequence.method, settings, sequence.task)
-    run = Run(sequence, data, out, InMemory(), Console(RichConsole(quiet=True)), stopping, Pseudonyms(b""))
-    with distributed.following(stopping):
-        stage.learn_along(run, method, lambda domain: method.load(run.kept(sequence.domains[domain.index - 1])))
+        return found
+    return None
 
 
 def _check_signed(run: Run) -> None:
     """Refuse a key that has not signed what is sealed already: the chain would stay half signed, and nobody be told."""
-    mine = None if run.key is None else signing.public_digits(run.key)
-    for domain in run.sequence.domains if mine else ():
+    if run.key is None:
+        return
+    mine = signing.public_digits(run.key)
+    for domain in run.sequence.domains:
         package, line = run.kept(domain), domain.index + 1
-        if format.is_package(package) and (line, mine) not in [
-            (own.line, own.key) for own in signing.read_signatures(package)
-        ]:
+        if not format.is_package(package):
+            continue
+        if (line, mine) not in [(own.line, own.key) for own in signing.read_signatures(package)]:
             remedy = "leave out --sign, or give another --out"
             raise RunFolderError(package, "was sealed without this key's signature, and is not signed later", remedy)
 
 
-def _follow(run: Run, plan: Plan, method: Method) -> list[Score]:
-    before: Knowledge | None = None  # of the stage before; None where it has not been needed yet
-    previous: Path | None = None  # its package
+def _follow(run: Run, planned: Plan, method: Method) -> list[Score]:
     scores = read_scores(run.scores_file) if run.scores_file.exists() else []
     if any(row.stage >= len(run.sequence.domains) for row in scores):
         raise RunFolderError(run.scores_file, "holds stages of another run", "delete it, it is computed again")
+    before: Before | None = None
     for domain in run.sequence.domains:
-        run.stopping.check(stage.stage_name(domain))
-        knowledge: Knowledge | None = None
-        if not run.kept(domain).exists():
-            before = before or (method.load(previous) if previous else None)
-            knowledge = stage.learn(run, method, domain, before, _source(run) if domain.index > 0 else None)
-        if run.audited and not format.is_package(run.kept(domain)):
-            knowledge = knowledge or method.load(run.kept(domain))
-            audit.audit_stage(run, method, domain, knowledge)
-        stage.forget_training(run, domain)
-        unscored = find_unscored(run, domain, scores)
-        if unscored:
-            before = before or (method.load(previous) if previous else None)
-            knowledge = knowledge or method.load(run.kept(domain))
-            scores = _add_scores(run, method, domain, (before, knowledge), unscored, scores)
-            stage.warn_regression(run, domain, scores)
-        if run.judging:
-            _judge(run, method, domain, knowledge)
-        publish(run, domain, scores)
-        stage.seal_stage(run, plan.setup, domain, previous, [row for row in scores if row.stage == domain.index])
-        before, previous = knowledge, run.kept(domain)
+        run.stopping.check(context.stage_name(domain))
+        score = partial(_score, run, method, scores, before)
+        known = stage.run_stage(run, method, domain, before, planned.setup, score)
+        before = Before(run.kept(domain), known, partial(_read_baseline, run) if run.gated else None)
     if run.judging and not (run.out / CANDIDATES).exists():
         run.console.line("no choice is judged: no candidates were kept, or no target has a labelled test scan")
     return scores
 
 
-def _source(run: Run) -> SourceBaseline | None:
-    """What the gate knows of the source; None where no gate judges."""
-    if not run.gated:
-        return None
+def _read_baseline(run: Run) -> SourceBaseline:
+    """What the gate measured of the source, as it stands in the ledger's first line."""
     package = run.kept(run.sequence.source)
-    return ledger.parse_lines(package, ledger.read_lines(package))[0].reference
+    return cast(SourceBaseline, ledger.parse_lines(package, ledger.read_lines(package))[0].reference)
+
+
+def _score(
+    run: Run, method: Method, scores: list[Score], before: Before | None, domain: Domain, known: Known
+) -> list[Score]:
+    """Bring ``scores`` up to the stage, judge its choice, publish; gives the stage's own."""
+    unscored = find_unscored(run, domain, scores)
+    if unscored:
+        scores[:] = _add_scores(run, method, scores, before, domain, known, unscored)
+        stage.warn_regression(run, domain, scores)
+    if run.judging:
+        _judge(run, method, domain, known)
+    publish(run, domain, scores)
+    return [row for row in scores if row.stage == domain.index]
 
 
 def _add_scores(
     run: Run,
     method: Method,
-    domain: Domain,
-    known: tuple[Knowledge | None, Knowledge],
-    unscored: Sequence[Domain],
     scores: Sequence[Score],
+    before: Before | None,
+    domain: Domain,
+    known: Known,
+    unscored: Sequence[Domain],
 ) -> list[Score]:
     """The scores with those of the unscored domains after a stage; what reads as before is not segmented again."""
-    before, after = known
     names = {other.name for other in unscored}
     others = [row for row in scores if row.stage != domain.index or row.domain not in names]
-    same = [other.name for other in unscored if before and method.reads_equally(before, after, other.name)]
-    earlier = [row for row in scores if row.stage == domain.index - 1 and row.domain in same]
+    same = {name for name in names if before and method.reads_equally(before.knowledge(), known(), name)}
+    copied = [
+        replace(row, stage=domain.index) for row in scores if row.stage == domain.index - 1 and row.domain in same
+    ]
     changed = [other for other in unscored if other.name not in same]
-    rows = stage.score(run, method, domain, after, changed) if changed else []
-    copied = [replace(row, stage=domain.index) for row in earlier]
+    rows = stage.score_domains(run, method, domain, known(), changed) if changed else []
     return sorted([*others, *copied, *rows], key=lambda row: row.stage)
 
 
@@ -174,26 +168,18 @@ def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Dom
     return [other for other in scored if count[other.name] != len(checks.labelled_cases(other)) * foreground]
 
 
-def _judge(run: Run, method: Method, domain: Domain, knowledge: Knowledge | None) -> None:
+def _judge(run: Run, method: Method, domain: Domain, known: Known) -> None:
     folder, table = run.kept(domain).parent, run.out / CANDIDATES
     judged = domain.index in {line.stage for line in choices.read_candidates(table)}
     if judged or not (folder / "candidates.json").exists() or not checks.labelled_cases(domain):
         return
-    known = knowledge or method.load(run.kept(domain))
 
     def dice(candidate: Candidate) -> float:
-        tried = replace(known, domain_state={**known.domain_state, domain.name: candidate.own})
-        return float(
-            np.mean([*continual.patient_scores(stage.score(run, method, domain, tried, [domain]), "dice").values()])
-        )
+        tried = replace(known(), domain_state={**known().domain_state, domain.name: candidate.own})
+        scores = stage.score_domains(run, method, domain, tried, [domain])
+        return float(np.mean([*continual.patient_scores(scores, "dice").values()]))
 
     choices.judge(table, domain.index, domain.name, choices.load_candidates(folder), dice)
-
-
-def _to_read(run: Run, method: Method) -> list[Domain]:
-    """The domains whose training scans the stages to come read."""
-    to_learn = run.to_learn()
-    return list(run.sequence.domains) if to_learn and isinstance(method, Oracle) else to_learn
 
 
 def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
@@ -208,7 +194,7 @@ def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
     continual.write_matrix(run.out / "matrix.csv", dice, note)
     continual.write_matrix(run.out / "matrix_hd95.csv", continual.matrix(scores, names, "hd95"), note)
     figures.draw_matrix(run.out / "matrix.png", dice, note)
-    run.tracker.stage_ended(stage.stage_name(domain), domain.index, stage_metrics(so_far, run.sequence))
+    run.tracker.stage_ended(context.stage_name(domain), domain.index, stage_metrics(so_far, run.sequence))
     for name in ("plan.json", "scores.csv", "matrix.csv", "matrix_hd95.csv", "matrix.png"):
         run.tracker.artifact(run.out / name)
 
@@ -241,5 +227,5 @@ def describe(sequence: DomainSequence, plan: Plan) -> RunDescription:
         seed=sequence.seed,
         parameters=plan.settings,
         manifests=manifests,
-        stages=[stage.stage_name(domain) for domain in sequence.domains],
+        stages=[context.stage_name(domain) for domain in sequence.domains],
     )

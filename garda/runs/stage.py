@@ -1,319 +1,228 @@
-"""One stage: learn, judge, save, score, seal."""
+"""One stage of a sequence: learn, judge, save, audit, score, seal. The order stands here and nowhere else.
+
+A stage has two roles. The learner sees a domain's training scans, never a test path or a target's label; the evaluator
+sees labelled test scans and learns nothing.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from garda import __version__
 from garda.core import files
-from garda.core.console import Console
-from garda.core.errors import Interrupted, TrainingError
-from garda.core.pseudonyms import Pseudonyms
-from garda.core.seeds import derive_seed
-from garda.core.signals import Stopping
+from garda.core.errors import TrainingError
 from garda.data import volume
 from garda.data.checks import without_label
 from garda.data.dataset import Slices
-from garda.data.sequence import Domain, DomainSequence
+from garda.data.sequence import Domain
 from garda.evaluation import continual, evaluator, results
 from garda.evaluation.evaluator import TestScans
 from garda.evaluation.metrics import Score
-from garda.handover import format, ledger, write
+from garda.handover import format, write
 from garda.handover.format import OPEN
-from garda.handover.ledger import FileRecord, StageRecord
-from garda.handover.settings import Settings, parse_settings
+from garda.handover.ledger import StageRecord
 from garda.handover.setup import Setup
 from garda.methods.base import Method, Oracle
 from garda.methods.knowledge import Knowledge
-from garda.models.choice import Candidate
-from garda.runs import choices
-from garda.runs.tracking import Tracker
-from garda.safety.gate import Gate, measure_baseline
-from garda.safety.limits import GateDecision, SourceBaseline
+from garda.runs import audit, choices, context
+from garda.runs.context import Run
+from garda.safety import gate, limits
+from garda.safety.limits import Check, GateDecision, SourceBaseline
 from garda.training import distributed
-from garda.training.cache import Cache, Stage
-from garda.training.loop import Phase
+from garda.training.cache import Stage
 
-SEED_LABELS = {"adapter": "share"}  # of pieces whose name is not the label of their seed
+FALL = 0.02  # of Dice: what falls by less is noise of few test patients
+Known = Callable[[], Knowledge]  # read, or learnt, when it is first asked for
 
 
 @dataclass(frozen=True)
-class Run:
-    """A sequence, or one hop of it, in one run folder.
+class Before:
+    """What a target's stage begins with.
 
     Attributes:
-        sequence: what is learnt, in which order.
-        data: the folder that manifest paths are relative to.
-        out: the run folder.
-        tracker: receives metrics and artifacts.
-        reporter: tells the user.
-        stopping: asked between and within stages.
-        pseudonyms: stand for patients and cases in ``scores.csv``.
-        shelf: a folder where runs of one comparison share what they learn from the source; None for none.
-        judging: keep the candidates of each target's stage and write what their hidden Dice was.
-        key: signs each stage's line of the ledger; None for no signature.
-        gated: whether the gate judges targets; what it measures of the source is kept in any case.
-        forced: keep what the gate refuses; recorded in the ledger.
-        audited: whether each stage's generator is audited, while the images are there.
+        package: of the stage before.
+        knowledge: what is in it.
+        source: what the gate knows of the source; None where no gate judges.
     """
 
-    sequence: DomainSequence
-    data: Path
-    out: Path
-    tracker: Tracker
-    console: Console
-    stopping: Stopping
-    pseudonyms: Pseudonyms
-    cache: Path | None = None
-    judging: bool = False
-    key: Ed25519PrivateKey | None = None
-    gated: bool = True
-    forced: bool = False
-    audited: bool = False
-
-    @cached_property
-    def settings(self) -> Settings:
-        """The sequence's, checked and with their defaults."""
-        return parse_settings(self.sequence.method, self.sequence.settings, self.sequence.origin)
-
-    @property
-    def scores_file(self) -> Path:
-        """Every score of the run, a row each."""
-        return self.out / "scores.csv"
-
-    @property
-    def seconds_file(self) -> Path:
-        """How long each piece of training took, by its name."""
-        return self.out / "seconds.json"
-
-    def kept(self, domain: Domain) -> Path:
-        """Where a stage's package is kept; the folder exists once the stage has been learnt."""
-        return format.stage_folder(self.out, domain.index, domain.name)
-
-    def to_learn(self) -> list[Domain]:
-        """The domains whose stage has not been learnt yet."""
-        return [domain for domain in self.sequence.domains if not self.kept(domain).exists()]
+    package: Path
+    knowledge: Known
+    source: Callable[[], SourceBaseline] | None
 
 
-def stage_name(domain: Domain) -> str:
-    """Such as ``1-SiteB``."""
-    return f"{domain.index}-{domain.name}"
+def run_stage(
+    run: Run,
+    method: Method,
+    domain: Domain,
+    before: Before | None,
+    setup: Setup,
+    score: Callable[[Domain, Known], Sequence[Score]],
+) -> Known:
+    """Learn, judge, save, audit, score, seal: as far as that has not been done.
 
-
-def learn(
-    run: Run, method: Method, domain: Domain, before: Knowledge | None, source: SourceBaseline | None
-) -> Knowledge:
-    """One stage: read a domain's training scans, learn, let the gate judge, keep the knowledge.
+    Every rank of a run learns; rank zero alone does the rest.
 
     Args:
         run: where, and who listens.
         method: how.
         domain: what is learnt.
-        before: knowledge of the stage before; None for the source.
-        source: what the gate knows of the source, as its stage's line of the ledger says; None for no gate.
+        before: what a target's stage begins with; None for the source.
+        setup: what the package says of the sequence.
+        score: scores the stage and hands the scores on; gives those that go into the package.
 
     Returns:
-        what is kept: what was learnt, or ``before`` where the gate has refused it.
+        what is known after the stage.
     """
-    folder = make_private(training_folder(run, domain))
-    offer = partial(choices.keep_candidates, run.kept(domain).parent) if run.judging else _forget
-    stages = Stage(partial(_stage, run, domain, method.shared.checkpoint_seconds), _shelf(run, method), offer)
-    slices = read_slices(run, method, domain, folder)
-    if before is None:
-        distributed.call(domain.name)
-        knowledge = method.learn_source(domain.name, slices, stages)
-        measured = measure_baseline(method, knowledge, slices, run.settings.gate, run.sequence.seed)
-        found: dict[str, Any] = {"decision": "source", "reference": measured}
-    elif source is None or isinstance(method, Oracle):
-        knowledge, found = _learn_ungated(run, method, domain, before, slices, stages), {"decision": "ungated"}
+    kept = run.kept(domain)
+    if distributed.on_rank_zero(lambda: not kept.exists()):
+        learnt = learn(run, method, domain, before)
     else:
-        gate = Gate(method, source, run.settings.gate, run.sequence.seed, run.forced)
-        knowledge, verdict = gate.pass_target(before, domain.name, slices, stages)
-        found = _judge(run, domain, verdict)
-    record = StageRecord(
-        stage=domain.index,
-        domain=domain.name,
-        month=f"{date.today():%Y-%m}",
-        garda=__version__,
-        manifest=run.pseudonyms.digest("manifest", run.sequence.digests[domain.name]),
-        patients=len({case.patient for case in domain.split("train")}),
-        scans=len(domain.split("train")),
-        slices=len(slices),
-        deleted=_records(folder),
-        **found,
-    )
-    knowledge.save(run.kept(domain), {OPEN: record.model_dump(mode="json")})
+        learnt = None
+    known = cache(lambda: learnt or method.load(kept))
+    if distributed.is_rank_zero():
+        if run.audited and not format.is_package(kept):
+            _audit(run, method, domain, known())
+        context.forget_training(run, domain)
+        scores = score(domain, known)
+        write.write_package(
+            kept,
+            before.package if before else None,
+            setup,
+            results.summarise(scores),
+            context.seconds_of(run, domain),
+            run.key,
+        )
+    return known
+
+
+def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Knowledge:
+    """Read a domain's training scans, learn, let the gate judge, save.
+
+    Returns:
+        what is kept: what was learnt, or what was known before where the gate has refused it.
+    """
+    with context.training_folder(run, domain) as folder:
+        offer = partial(choices.keep_candidates, run.kept(domain).parent) if run.judging else _no_choice
+        stage = Stage(partial(context.open_phase, run, domain, folder), context.open_cache(run), offer)
+        slices = read_slices(run, method, domain, folder)
+        if before is None:
+            knowledge = method.learn_source(domain.name, slices, stage)
+            found = distributed.on_rank_zero(lambda: _describe_source(run, method, knowledge, slices))
+        elif before.source is None or isinstance(method, Oracle):
+            knowledge, found = _adapt(run, method, domain, before, slices, stage, folder), {"decision": "ungated"}
+        else:
+            knowledge, found = _adapt_gated(run, method, domain, before.knowledge(), before.source, slices, stage)
+        if distributed.is_rank_zero():
+            record = StageRecord(
+                stage=domain.index,
+                domain=domain.name,
+                month=f"{date.today():%Y-%m}",
+                garda=__version__,
+                manifest=run.pseudonyms.digest("manifest", run.sequence.digests[domain.name]),
+                patients=len({case.patient for case in domain.split("train")}),
+                scans=len(domain.split("train")),
+                slices=len(slices),
+                deleted=context.deleted_records(folder),
+                **found,
+            )
+            knowledge.save(run.kept(domain), {OPEN: record.model_dump(mode="json")})
     return knowledge
 
 
-def _learn_ungated(
-    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stage
-) -> Knowledge:
-    distributed.call(domain.name)
-    return _adapt(run, method, domain, before, slices, stages, training_folder(run, domain))
+def _describe_source(run: Run, method: Method, knowledge: Knowledge, slices: Slices) -> dict[str, Any]:
+    measured = gate.measure_baseline(method, knowledge, slices, run.settings.gate, run.sequence.seed)
+    return {"decision": "source", "reference": measured}
 
 
 def _adapt(
-    run: Run, method: Method, domain: Domain, before: Knowledge, slices: Slices, stages: Stage, folder: Path
+    run: Run, method: Method, domain: Domain, before: Before, slices: Slices, stage: Stage, folder: Path
 ) -> Knowledge:
     if not isinstance(method, Oracle):
-        return method.adapt(before, domain.name, slices, stages)
+        return method.adapt(before.knowledge(), domain.name, slices, stage)
     earlier = run.sequence.domains[: domain.index]
     met = {other.name: read_slices(run, method, other, folder) for other in earlier}
-    return method.adapt_jointly(before, {**met, domain.name: slices}, stages)
+    return method.adapt_jointly(before.knowledge(), {**met, domain.name: slices}, stage)
 
 
-def learn_along(run: Run, method: Method, before: Callable[[Domain], Knowledge]) -> None:
-    """A follower's part of a run: the stages that the leader calls; nothing is written or kept.
+def _adapt_gated(
+    run: Run,
+    method: Method,
+    domain: Domain,
+    known: Knowledge,
+    source: Callable[[], SourceBaseline],
+    slices: Slices,
+    stage: Stage,
+) -> tuple[Knowledge, dict[str, Any]]:
+    """Learn a target between two inspections; where it is refused nothing is learnt, or what was learnt is dropped."""
 
-    Args:
-        run: the leader's, of which only what is read counts.
-        method: how.
-        before: what a target's stage begins with, as the leader has kept it: the gate's word is the leader's.
-    """
-    domains = {domain.name: domain for domain in run.sequence.domains}
-    for name in distributed.calls():
-        domain = domains[name]
-        with files.private_temporary_folder() as folder, suppress(TrainingError, Interrupted):  # the leader tells
-            slices = read_slices(run, method, domain, folder)
-            stages = Stage(partial(_stage_along, run, domain, folder))
-            if domain.index == 0:
-                method.learn_source(domain.name, slices, stages)
-            else:
-                _adapt(run, method, domain, before(domain), slices, stages, folder)
+    def inspect(after: Knowledge | None) -> list[Check]:
+        measured, settings, seed = source(), run.settings.gate, run.sequence.seed
+        if after is None:
+            return gate.inspect_incoming(method, known, domain.name, slices, measured, settings, seed)
+        return gate.inspect_learnt(method, known, after, slices, measured, settings, seed)
+
+    checks = distributed.on_rank_zero(lambda: inspect(None))
+    after = known
+    if run.forced or limits.decide(checks).decision != "refuse":
+        try:
+            after = method.adapt(known, domain.name, slices, stage)
+            checks += distributed.on_rank_zero(lambda: inspect(after))
+        except TrainingError as error:  # the target's failure, not the sequence's
+            after, checks = known, [*checks, limits.failed(domain.name, f"{error.where}: {error.what}")]
+    decision = limits.decide(checks)
+    kept = known if decision.decision == "refuse" and not run.forced else after
+    return kept, _describe_decision(run, domain, decision)
 
 
-def _judge(run: Run, domain: Domain, verdict: GateDecision) -> dict[str, Any]:
-    """A verdict as it stands in the ledger; what is not promoted is told."""
-    forced = run.forced and verdict.decision == "refuse"
-    for reason in verdict.reasons:
-        run.console.line(f"{stage_name(domain)}: {reason}")
-    if verdict.decision != "promote":
+def _describe_decision(run: Run, domain: Domain, found: GateDecision) -> dict[str, Any]:
+    """A decision as it stands in the ledger; what is not promoted is told."""
+    forced = run.forced and found.decision == "refuse"
+    for reason in found.reasons:
+        context.tell(run, domain, reason)
+    if found.decision != "promote":
         what = {"hold": "held, look at it before it is used", "refuse": "refused, the site is left out"}
-        run.console.line(f"{stage_name(domain)}: {'refused, overruled' if forced else what[verdict.decision]}")
-    checks = [check.model_dump(mode="json") for check in verdict.checks]
-    return {"decision": verdict.decision, "reasons": verdict.reasons, "checks": checks, "forced": forced}
+        context.tell(run, domain, "refused, overruled" if forced else what[found.decision])
+    checks = [check.model_dump(mode="json") for check in found.checks]
+    return {"decision": found.decision, "reasons": found.reasons, "checks": checks, "forced": forced}
 
 
-def forget_training(run: Run, domain: Domain) -> None:
-    """Delete the checkpoints of a stage; what cannot be removed is told, since it may hold a discriminator."""
-    folder = training_folder(run, domain)
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise files.describe(error, folder) from error
-
-
-def seal_stage(run: Run, setup: Setup, domain: Domain, previous: Path | None, scores: Sequence[Score]) -> None:
-    """Make a package of a stage that has been learnt and scored; see :func:`garda.handover.write.write_package`."""
-    name = f"{stage_name(domain)}-"
-    seconds = {part.removeprefix(name): took for part, took in read_seconds(run).items() if part.startswith(name)}
-    write.write_package(run.kept(domain), previous, setup, results.summarise(scores), seconds, run.key)
+def _audit(run: Run, method: Method, domain: Domain, knowledge: Knowledge) -> None:
+    """Look for patients in what was learnt; a finding holds it. A second call does nothing."""
+    file = run.kept(domain) / OPEN
+    if not file.exists() or knowledge.generator is None or domain.name not in knowledge.generator.domains:
+        return
+    record = StageRecord.model_validate(files.read_json(file))
+    if record.audit is not None:
+        return
+    found = audit.audit_domain(method, knowledge, domain, run.data, run.settings.audit, run.sequence.seed)
+    for line in audit.describe_audit(found):
+        context.tell(run, domain, line)
+    reasons = (*record.reasons, *(f"{domain.name}: {finding}" for finding in found.findings))
+    decision = "hold" if found.findings and record.decision == "promote" else record.decision
+    changes = {"audit": found.model_dump(mode="json"), "reasons": reasons, "decision": decision}
+    files.write_json(file, record.model_copy(update=changes).model_dump(mode="json"))
 
 
 def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
-    """A domain's training slices, a target's without labels unless the method is a bound that reads them."""
+    """A domain's training slices, a target's without labels unless the method is an oracle that reads them."""
     with_label = domain.index == 0 or method.reads_target_labels
     cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
     volumes = (volume.read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
     return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
 
 
-def read_seconds(run: Run) -> dict[str, float]:
-    """How long each piece of training took, by its name; nothing where nothing has been noted."""
-    noted: dict[str, float] = files.read_json(run.seconds_file) if run.seconds_file.exists() else {}
-    return noted
-
-
-def _shelf(run: Run, method: Method) -> Cache:
-    if run.cache is None or distributed.count() > 1:  # followers learn along, and must not wait for what is not learnt
-        return Cache()
-    sequence = run.sequence
-    context = {
-        "garda": __version__,
-        "task": sequence.task.model_dump(mode="json"),
-        "source": [sequence.source.name, sequence.digests[sequence.source.name]],
-        "seed": sequence.seed,
-        "compute": method.shared.compute.model_dump(mode="json"),
-    }
-    return Cache(run.cache, context)
-
-
-def _stage(run: Run, domain: Domain, checkpoint_seconds: float, part: str) -> Phase:
-    """One piece of training of a domain's stage; equal seeds and names give equal stages, whatever the method."""
-    name = f"{stage_name(domain)}-{part}"
-    return Phase(
-        name=name,
-        folder=training_folder(run, domain) / part,
-        seed=_seed_of(run, domain, part),
-        stopping=run.stopping,
-        log=partial(run.tracker.losses, name),
-        progress=run.console.bar(name),
-        checkpoint_seconds=checkpoint_seconds,
-        ended=partial(_note_seconds, run, name),
-    )
-
-
-def _stage_along(run: Run, domain: Domain, folder: Path, part: str) -> Phase:
-    """A follower's twin of :func:`_stage`, which tells nobody anything."""
-    name = f"{stage_name(domain)}-{part}"
-    return Phase(name, folder / part, _seed_of(run, domain, part), run.stopping)
-
-
-def _seed_of(run: Run, domain: Domain, part: str) -> int:
-    """What a piece is called may change; the label that its seed follows from may not."""
-    return derive_seed(run.sequence.seed, f"{stage_name(domain)}-{SEED_LABELS.get(part, part)}")
-
-
-def _note_seconds(run: Run, name: str, seconds: float) -> None:
-    files.write_json(run.seconds_file, read_seconds(run) | {name: round(seconds, 3)})
-
-
-def _records(folder: Path) -> tuple[FileRecord, ...]:
-    """Records of everything that lies below a folder."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return tuple(ledger.record(path, path.relative_to(folder).as_posix()) for path in found)
-
-
-def training_folder(run: Run, domain: Domain) -> Path:
-    """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
-    return run.kept(domain).parent / "training"
-
-
-def make_private(folder: Path) -> Path:
-    """A folder that only its owner can enter."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError as error:
-        raise files.describe(error, folder) from error
-    return folder
-
-
-def _forget(candidates: Sequence[Candidate]) -> None:
-    """Candidates are gone once a method has chosen, unless someone judges the choice."""
-
-
-FALL = 0.02  # of Dice: what falls by less is noise of few test patients
-
-
-def score(
+def score_domains(
     run: Run, method: Method, domain: Domain, knowledge: Knowledge, domains: Sequence[Domain], name: str = "scores"
 ) -> list[Score]:
-    """The evaluator's part of one stage: every labelled test scan of the given domains; ``name`` is its bar's."""
+    """Score every labelled test scan of some domains after a stage; ``name`` is the bar's."""
     scans = TestScans(domains, run.data, run.pseudonyms)
-    bar = run.console.bar(f"{stage_name(domain)}-{name}")
+    bar = run.console.bar(f"{context.stage_name(domain)}-{name}")
     return evaluator.score_scans(scans, method, knowledge, domain.index, run.sequence.seed, bar)
 
 
@@ -321,16 +230,20 @@ def warn_regression(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
     """Tell where a site's own labels say that its stage has done harm; no gate sees a label.
 
     Args:
-        run: whose reporter tells.
+        run: whose console tells.
         domain: the stage's.
         scores: rows of this stage and the one before.
     """
-    own = [row for row in scores if row.domain == domain.name and row.stage in (domain.index - 1, domain.index)]
+    rows = [row for row in scores if row.domain == domain.name]
     before, after = (
-        continual.patient_scores([row for row in own if row.stage == stage], "dice").values()
+        continual.patient_scores([row for row in rows if row.stage == stage], "dice").values()
         for stage in (domain.index - 1, domain.index)
     )
     if before and after and fmean(before) - fmean(after) > FALL:
         fell = f"from {fmean(before):.3f} to {fmean(after):.3f}"
         what = f"warning: Dice of {domain.name} fell {fell} in its own stage"
-        run.console.line(f"{stage_name(domain)}: {what}; look at its label maps before it is used there")
+        context.tell(run, domain, f"{what}; look at its label maps before it is used there")
+
+
+def _no_choice(candidates: Sequence[object]) -> None:
+    """Candidates are gone once a method has chosen, unless someone judges the choice."""

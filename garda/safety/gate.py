@@ -11,33 +11,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from monai.networks.nets import BasicUNet
 from torch import Tensor
 
-from garda.core.errors import TrainingError
 from garda.core.seeds import derive_seed
 from garda.data.dataset import Slices
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.models.replay import Replay
 from garda.safety import quality
-from garda.safety.limits import (
-    Check,
-    GateDecision,
-    GateSettings,
-    SourceBaseline,
-    Views,
-    above,
-    at_least,
-    at_most,
-    decide,
-    share_of,
-)
-from garda.training import distributed
-from garda.training.cache import Stage
+from garda.safety.limits import Check, GateSettings, SourceBaseline, Views, above, at_least, at_most, share_of
 
 
 def measure_baseline(
@@ -258,57 +243,3 @@ def _seeded(seed: int, *names: str) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "gate", *names))
         yield
-
-
-@dataclass(frozen=True)
-class Gate:
-    """The gate before one target.
-
-    Attributes:
-        method: is to learn it.
-        source: what the source was like.
-        settings: limits.
-        seed: of the run.
-        forced: learn and keep what is refused.
-    """
-
-    method: Method
-    source: SourceBaseline
-    settings: GateSettings
-    seed: int
-    forced: bool = False
-
-    def pass_target(
-        self, before: Knowledge, domain: str, slices: Slices, stages: Stage
-    ) -> tuple[Knowledge, GateDecision]:
-        """Learn a target between two inspections.
-
-        Args:
-            before: knowledge of the stage before.
-            domain: the target's name.
-            slices: its training slices, without labels.
-            stages: the pieces of training.
-
-        Returns:
-            what is to be kept, and why: ``before`` where the target was refused, which takes no training if its images
-            were.
-        """
-        settings = self.settings
-        checks = inspect_incoming(self.method, before, domain, slices, self.source, settings, self.seed)
-        if decide(checks).decision == "refuse" and not self.forced:
-            return before, decide(checks)
-        try:
-            distributed.call(domain)
-            after = self.method.adapt(before, domain, slices, stages)
-        except TrainingError as error:
-            return before, decide([*checks, _failed(domain, error)])
-        checks += inspect_learnt(self.method, before, after, slices, self.source, settings, self.seed)
-        verdict = decide(checks)
-        return before if verdict.decision == "refuse" and not self.forced else after, verdict
-
-
-def _failed(domain: str, error: TrainingError) -> Check:
-    """A loss that stopped being a number is the target's failure, not the sequence's."""
-    return Check(
-        name="finite", domain=domain, value=None, limit=0, decision="refuse", reason=f"{error.where}: {error.what}"
-    )

@@ -89,6 +89,11 @@ class GateDecision(Config):
         return [check.reason for check in sorted(failed, key=lambda check: -ORDER.index(check.decision))]
 
 
+def failed(domain: str, reason: str) -> Check:
+    """The check of a target whose loss stopped being a number."""
+    return Check(name="finite", domain=domain, value=None, limit=0, decision="refuse", reason=reason)
+
+
 def decide(checks: Sequence[Check]) -> GateDecision:
     """The worst decision of all checks."""
     worst = max((ORDER.index(check.decision) for check in checks), default=0)

@@ -1,7 +1,8 @@
 """One run on several devices: a process for each, launched through Lightning Fabric, that share every batch.
 
-The first process leads: it checks, judges, scores and writes. The others follow: they do nothing but learn along, in
-the stages that the leader calls. How they share a batch: :mod:`garda.training.sharding`.
+All processes run one program. What is looked at, judged, scored or written once, rank zero does
+(:func:`on_rank_zero`), and the others are given what came of it. How they share a batch:
+:mod:`garda.training.sharding`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import distributed
@@ -26,24 +27,29 @@ from garda.core.signals import LEADER, Stopping
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-PATIENCE = timedelta(days=7)  # followers wait while the leader scores; one that has died is noticed by its launcher
+T = TypeVar("T")
+PATIENCE = timedelta(days=7)  # the others wait while rank zero scores; one that has died is noticed by its launcher
 
 
-class _Crew:
+class _World:
     """What this process knows of the others."""
 
     fabric: Fabric | None = None  # None for a run of one device
-    stopping: Stopping | None = None  # the leader's; no signal may part it from the others in the middle of a message
+    stopping: Stopping | None = None  # rank zero's; no signal may part it from the others in the middle of a message
     learning = False
-    dismissed = False
     parted = False  # the processes are no longer at the same place, so that nobody may wait for another
+    ended = False  # rank zero has dismissed the others
 
 
-_crew = _Crew()
+class _Ended(BaseException):
+    """Rank zero has ended, here or for good; it has told why."""
 
 
-def enlist(devices: int, nodes: int, accelerator: str) -> bool:
-    """Find out which process of the run this is; nothing is started yet.
+_world = _World()
+
+
+def configure(devices: int, nodes: int, accelerator: str) -> bool:
+    """Find out which process of a run this is; nothing is started yet.
 
     Args:
         devices: processes, and devices, a node.
@@ -51,11 +57,10 @@ def enlist(devices: int, nodes: int, accelerator: str) -> bool:
         accelerator: as :class:`garda.training.device.ComputeSettings` names it.
 
     Returns:
-        whether this process leads.
+        whether it is rank zero.
 
     Raises:
-        ConfigError: so many devices are not there, the cluster's settings say something else, or the port by which the
-            processes would meet is in use.
+        ConfigError: so many devices are not there, or the cluster's settings say something else.
     """
     if devices * nodes == 1:
         return True
@@ -74,12 +79,10 @@ def enlist(devices: int, nodes: int, accelerator: str) -> bool:
     if not _started_elsewhere(fabric):
         _check_devices(devices, accelerator)
         _check_meeting(nodes)
-    _crew.fabric, _crew.parted, _crew.dismissed = fabric, False, False
-    if fabric.global_rank == 0:
-        return True
-    if LEADER in os.environ:
+    _world.fabric = fabric
+    if fabric.global_rank > 0 and LEADER in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
-    return False
+    return fabric.global_rank == 0
 
 
 def quieten() -> None:
@@ -125,7 +128,7 @@ def _check_meeting(nodes: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A follower ends when the process that started it has ended, however that came about."""
+    """A process ends when the one that started it has ended, however that came about."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
@@ -133,15 +136,15 @@ def _end_with(parent: int) -> None:
 
 def _launch() -> None:
     """Start the other processes of this node and meet all."""
-    if _crew.fabric is None:
+    if _world.fabric is None:
         return
     from lightning_fabric.utilities.distributed import _destroy_dist_connection
 
-    threads = torch.get_num_threads() if _started_elsewhere(_crew.fabric) else 0
+    threads = torch.get_num_threads() if _started_elsewhere(_world.fabric) else 0
     if not threads:
         os.environ[LEADER] = str(os.getpid())
     try:
-        _crew.fabric.launch()
+        _world.fabric.launch()
     except (ValueError, RuntimeError) as error:
         raise _unfit(error) from None
     # Fabric would take leave of the others at the process's end, and wait for them, though they may be elsewhere
@@ -152,127 +155,111 @@ def _launch() -> None:
 
 def local_rank() -> int:
     """The number of this process's device on its node."""
-    return 0 if _crew.fabric is None else _crew.fabric.local_rank
+    return 0 if _world.fabric is None else _world.fabric.local_rank
 
 
-def is_follower() -> bool:
-    """Whether another process leads."""
-    return _crew.fabric is not None and _crew.fabric.global_rank > 0
+def is_rank_zero() -> bool:
+    """Whether this process looks, judges, scores and writes for all."""
+    return _world.fabric is None or _world.fabric.global_rank == 0
 
 
 def count() -> int:
     """The number of processes of the run."""
-    return 1 if _crew.fabric is None else _crew.fabric.world_size
+    return 1 if _world.fabric is None else _world.fabric.world_size
 
 
 @contextmanager
 def together() -> Iterator[None]:
     """The block in which all processes are at the same place and learn one thing."""
-    _crew.learning = distributed.is_initialized()
+    _world.learning = distributed.is_initialized()
     try:
         yield
     except (TrainingError, Interrupted):
         raise  # in all of them at once
     except BaseException:
-        _crew.parted = True
+        _world.parted = True
         raise
     finally:
-        _crew.learning = False
+        _world.learning = False
 
 
 def world_size() -> int:
     """Among how many processes a batch is shared: 1 outside of :func:`together`."""
-    return distributed.get_world_size() if _crew.learning else 1
+    return distributed.get_world_size() if _world.learning else 1
 
 
 def largest(number: int) -> int:
     """The largest of all processes' numbers."""
-    if world_size() == 1 or _crew.fabric is None:
+    if world_size() == 1 or _world.fabric is None:
         return number
-    found = torch.tensor(number, device=_crew.fabric.device)
+    found = torch.tensor(number, device=_world.fabric.device)
     distributed.all_reduce(found, op=distributed.ReduceOp.MAX)
     return int(found)
 
 
-def broadcast(value: Any) -> Any:
-    """What the leader gives, in every process; followers give None.
+def on_rank_zero(compute: Callable[[], T]) -> T:
+    """What rank zero computes, in every process; it must be of a kind that can be pickled."""
+    found = compute() if is_rank_zero() else None
+    return _broadcast((found, False))[0]  # type: ignore[return-value]
 
-    Returns:
-        any object that can be pickled; for followers, None once the leader has dismissed them, wherever they are.
-    """
-    if not distributed.is_initialized() or _crew.parted or _crew.dismissed:
-        return value
-    held = [value]
-    with nullcontext() if _crew.stopping is None else _crew.stopping.deferred():
+
+def _broadcast(message: tuple[T, bool]) -> tuple[T, bool]:
+    """Rank zero's (value, whether it has ended) in every process; where it has ended, the others end too."""
+    if not distributed.is_initialized() or _world.parted or _world.ended:
+        return message
+    held = [message]
+    with nullcontext() if _world.stopping is None else _world.stopping.deferred():
         distributed.broadcast_object_list(held, src=0)
-    _crew.dismissed = held[0] is None
+    _world.ended = held[0][1]
+    if _world.ended and not is_rank_zero():
+        raise _Ended
     return held[0]
 
 
 @contextmanager
-def leading(stopping: Stopping, needed: bool) -> Iterator[None]:
-    """The leader's work between meeting the others and dismissing them.
+def running(stopping: Stopping, needed: bool) -> Iterator[None]:
+    """The block that all processes of a run go through; of what ends it early, rank zero tells.
 
     Args:
-        stopping: what hears of signals.
+        stopping: what hears of signals; those of a terminal and a cluster reach every process, and count at rank zero.
         needed: whether there is anything to learn; if not, processes that nobody has started yet are not started.
 
     Raises:
         ConfigError: the processes cannot meet, or another one has failed in the block.
     """
-    _crew.stopping = stopping
+    _world.stopping, _world.parted, _world.ended = stopping, False, False
+    if not is_rank_zero():
+        stopping.ignore()
     try:
-        if needed or (_crew.fabric is not None and _started_elsewhere(_crew.fabric)):
-            _launch()
-        yield
-    except RuntimeError as error:
-        if count() == 1 or not _is_lost(error):
-            raise
-        _crew.parted = True
-        raise ConfigError("--devices", "another process of the run has failed", "look at what it has said") from None
+        with suppress(_Ended), _taking_leave():
+            if needed or (_world.fabric is not None and (_started_elsewhere(_world.fabric) or not is_rank_zero())):
+                _launch()
+            yield
     finally:
-        broadcast(None)
-        _leave()
+        if distributed.is_initialized() and not _world.parted:
+            distributed.destroy_process_group()
 
 
 @contextmanager
-def following(stopping: Stopping) -> Iterator[None]:
-    """A follower's whole work; that the leader was stopped or has failed is the leader's to tell.
-
-    Args:
-        stopping: hears of no signal from here on; a terminal and a cluster send theirs to every process.
-    """
-    stopping.ignore()
+def _taking_leave() -> Iterator[None]:
+    """At its end rank zero dismisses the others, which wait for that; rank zero says what went wrong."""
     try:
-        _launch()
         yield
-    except RuntimeError as error:
-        _crew.parted = True
-        if not _is_lost(error):
+    except (_Ended, TrainingError, Interrupted):
+        if is_rank_zero():
             raise
-    except BaseException:
-        _crew.parted = True
-        raise
+    except BaseException as error:
+        lost = isinstance(error, RuntimeError) and count() > 1 and _is_lost(error)
+        _world.parted = lost or not is_rank_zero()
+        if not lost:
+            raise
+        if is_rank_zero():
+            what = "another process of the run has failed"
+            raise ConfigError("--devices", what, "look at what it has said") from None
     finally:
-        _leave()
+        _broadcast((None, True))
 
 
 def _is_lost(error: RuntimeError) -> bool:
     """gloo's and NCCL's word for a process that has gone."""
     return "onnection" in str(error)
-
-
-def call(domain: str) -> None:
-    """The leader begins to learn a domain, and the followers along with it."""
-    broadcast(domain)
-
-
-def calls() -> Iterator[str]:
-    """A follower's work: the domains that the leader calls, until it dismisses."""
-    while (domain := broadcast(None)) is not None:
-        yield domain
-
-
-def _leave() -> None:
-    if distributed.is_initialized() and not _crew.parted:
-        distributed.destroy_process_group()

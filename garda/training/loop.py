@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import signal
 import time
 import warnings
 from collections import deque
@@ -26,7 +25,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from garda.core import files
 from garda.core.errors import CheckpointError, Interrupted, TrainingError
 from garda.core.seeds import derive_seed
-from garda.core.signals import EXIT_CODES, Stopping
+from garda.core.signals import Stopping
 from garda.training import distributed, sharding
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -110,7 +109,7 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: 
     """
     torch.manual_seed(derive_seed(phase.seed, "build"))
     objective = build()
-    step, before = (0, 0.0) if distributed.is_follower() else _restore(objective, phase)
+    step, before = _restore(objective, phase) if distributed.is_rank_zero() else (0, 0.0)
     step, before = _join(objective, step, before, phase)
     kept = step
     stride = max(1, -(-steps // LOSS_POINTS))
@@ -157,7 +156,7 @@ def _checked(losses: Mapping[str, Tensor], phase: Phase, step: int) -> dict[str,
 
 
 def _save(objective: Objective, step: int, phase: Phase, seconds: float) -> None:
-    if distributed.is_follower():
+    if not distributed.is_rank_zero():
         return
     with files.replacing(phase.checkpoint) as temporary:
         temporary.write_bytes(_pack(objective, step, phase, seconds))
@@ -174,11 +173,9 @@ def _join(objective: Objective, step: int, seconds: float, phase: Phase) -> tupl
     """Let all processes begin with the leader's state: networks that were built alike may still differ by rounding."""
     if distributed.count() == 1:
         return step, seconds
-    packed = distributed.broadcast(None if distributed.is_follower() else bytes(_pack(objective, step, phase, seconds)))
-    if not distributed.is_follower():
+    packed = distributed.on_rank_zero(lambda: bytes(_pack(objective, step, phase, seconds)))
+    if distributed.is_rank_zero():
         return step, seconds
-    if packed is None:
-        raise Interrupted(phase.name, EXIT_CODES[signal.SIGTERM])  # between two lessons, for the leader alone to tell
     saved = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
     for name, part in objective.state().items():
         part.load_state_dict(saved["state"][name])

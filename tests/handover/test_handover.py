@@ -64,12 +64,12 @@ def copy(package: Path, folder: Path) -> Path:
 def test_hop_by_hop_is_the_sequence_to_the_bit(method, pipeline, tmp_path):
     whole = tmp_path / "run"
     sites.run_tiny(pipeline, whole, method=method)
-    first = hop.adapt(fakes.hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
+    hop.adapt(fakes.hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
     shutil.move(tmp_path / "1", tmp_path / "elsewhere")
-    second = hop.adapt(fakes.hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
-    assert not first.exists()
+    hop.adapt(fakes.hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
+    assert not (tmp_path / "1").exists()
     assert fakes.knowledge(tmp_path / "elsewhere") == fakes.knowledge(format.find_stage(whole, 1))
-    with format.opened(second) as folder:
+    with format.opened(tmp_path / "2.zip") as folder:
         assert fakes.knowledge(folder) == fakes.knowledge(format.find_stage(whole, 2))
         hops = verify.verify(folder).entries
     stages = verify.verify(format.find_stage(whole, 2)).entries
@@ -133,7 +133,7 @@ def test_a_stopped_hop_goes_on(pipeline, source, finished, tmp_path):
     assert not work.exists()
 
 
-@pytest.mark.parametrize("function", ["hop.seal_stage", "hop._deliver", "hop._score"])
+@pytest.mark.parametrize("function", ["stage.write.write_package", "hop._deliver", "hop._score"])
 def test_a_hop_killed_after_learning_goes_on(function, pipeline, source, finished, tmp_path, monkeypatch):
     def die(*args, **others):
         raise KeyboardInterrupt
@@ -519,7 +519,7 @@ def test_a_package_that_vanishes_while_it_is_learnt_from_gives_no_package(pipeli
         return learnt
 
     shutil.copytree(format.find_stage(finished, 0), tmp_path / "source")
-    monkeypatch.setattr(hop, "learn", learn)
+    monkeypatch.setattr(stage, "learn", learn)
     with pytest.raises(PackageError, match="has lost its ledger since it was opened; run the same command again"):
         hop.adapt(fakes.hop_to(pipeline, tmp_path / "source", 1, tmp_path / "1"))
     assert not (tmp_path / "1").exists()

@@ -31,7 +31,7 @@ from garda.evaluation.metrics import Score
 from garda.methods.registry import METHODS
 from garda.runs import compare, compare_plan
 from garda.runs.compare_plan import Request
-from garda.runs.stage import Run
+from garda.runs.context import Run
 from tests.support import sites
 from tests.support.sites import SITES
 

@@ -14,8 +14,8 @@ from garda.core.signals import Stopping
 from garda.data import phantom
 from garda.data.sequence import DomainSequence, read_sequence
 from garda.evaluation.metrics import Score
+from garda.runs.context import Run
 from garda.runs.run import run_sequence
-from garda.runs.stage import Run
 from garda.runs.tracking import InMemory, Tracker
 
 SITES = ("bssfp_1p5t", "tse_1p5t", "lge_3t")

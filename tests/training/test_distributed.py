@@ -20,7 +20,6 @@ from garda.core.signals import Stopping
 from garda.handover.settings import parse_settings
 from garda.runs.tracking import InMemory
 from garda.training import distributed, loop, sharding, weights
-from garda.training.distributed import _Crew
 from garda.training.loop import Phase
 from garda.training.sharding import BatchNorm2d
 from tests.support import sites
@@ -157,7 +156,7 @@ def test_a_hop_is_learnt_by_two_processes_as_by_one(pipeline, pair, tmp_path):
 def test_a_signal_to_all_processes_while_the_leader_scores_is_heard_by_the_leader(pipeline, tmp_path):
     """A terminal's Ctrl-C and a cluster's SIGTERM reach the followers too, which wait meanwhile."""
     words = garda(pipeline, tmp_path / "out")
-    slow = "import garda.runs.stage, time; garda.runs.stage.score = lambda *given: time.sleep(60)"
+    slow = "import garda.runs.stage, time; garda.runs.stage.score_domains = lambda *given: time.sleep(60)"
     words = [sys.executable, str(tmp_path / "garda"), *words[1:]]
     (tmp_path / "garda").write_text(f"{slow}\nfrom garda.cli import main\nmain()\n")
     process = subprocess.Popen(
@@ -208,7 +207,7 @@ def test_a_stop_while_a_checkpoint_is_written_waits_for_the_next_step(tmp_path):
     ],
 )
 def test_what_cannot_be_started_is_one_line(pipeline, tmp_path, monkeypatch, capsys, more, environment, message):
-    monkeypatch.setattr(distributed, "_crew", _Crew())
+    monkeypatch.setattr(distributed, "_world", distributed._World())
     for name in MEETING:
         monkeypatch.delenv(name, raising=False)
     with socket.socket() as taken:
@@ -238,7 +237,7 @@ def test_halves_of_a_batch_are_shared_equally_too():
 def test_one_process_keeps_what_it_is_given():
     x = torch.randn(4, 3, 2, 2)
     assert x[sharding.shard(4)].data_ptr() == x.data_ptr() and x[sharding.shard(1, 3)].data_ptr() == x.data_ptr()
-    assert sharding.mean(x) is x and distributed.largest(3) == 3 and distributed.broadcast("a") == "a"
+    assert sharding.mean(x) is x and distributed.largest(3) == 3 and distributed.on_rank_zero(lambda: "a") == "a"
     with distributed.together():
         assert distributed.world_size() == 1
     ours, theirs = BatchNorm2d(3), nn.BatchNorm2d(3)

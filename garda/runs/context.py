@@ -1,0 +1,179 @@
+"""A run: what is asked for, who listens, and its folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from garda import __version__
+from garda.core import files
+from garda.core.console import Console
+from garda.core.pseudonyms import Pseudonyms
+from garda.core.seeds import derive_seed
+from garda.core.signals import Stopping
+from garda.data.sequence import Domain, DomainSequence
+from garda.handover import format, ledger
+from garda.handover.ledger import FileRecord
+from garda.handover.settings import Settings, parse_settings
+from garda.runs.tracking import Tracker
+from garda.training import distributed
+from garda.training.cache import Cache
+from garda.training.loop import Phase
+
+SEED_LABELS = {"adapter": "share"}  # of phases whose name is not the label of their seed
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sequence, or one hop of it, in one run folder.
+
+    Attributes:
+        sequence: what is learnt, in which order.
+        data: the folder that manifest paths are relative to.
+        out: the run folder.
+        tracker: receives metrics and artifacts.
+        console: tells the user.
+        stopping: asked between and within stages.
+        pseudonyms: stand for patients and cases in ``scores.csv``.
+        cache: a folder where runs of one comparison share what they learn from the source; None for none.
+        judging: keep the candidates of each target's stage and write what their hidden Dice was.
+        key: signs each stage's line of the ledger; None for no signature.
+        gated: whether the gate judges targets; what it measures of the source is kept in any case.
+        forced: keep what the gate refuses; recorded in the ledger.
+        audited: whether each stage's generator is audited, while the images are there.
+    """
+
+    sequence: DomainSequence
+    data: Path
+    out: Path
+    tracker: Tracker
+    console: Console
+    stopping: Stopping
+    pseudonyms: Pseudonyms
+    cache: Path | None = None
+    judging: bool = False
+    key: Ed25519PrivateKey | None = None
+    gated: bool = True
+    forced: bool = False
+    audited: bool = False
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The sequence's, checked and with their defaults."""
+        return parse_settings(self.sequence.method, self.sequence.settings, self.sequence.origin)
+
+    @property
+    def scores_file(self) -> Path:
+        """Every score of the run, a row each."""
+        return self.out / "scores.csv"
+
+    @property
+    def seconds_file(self) -> Path:
+        """How long each phase of training took, by its name."""
+        return self.out / "seconds.json"
+
+    def kept(self, domain: Domain) -> Path:
+        """Where a stage's package is kept; the folder exists once the stage has been learnt."""
+        return format.stage_folder(self.out, domain.index, domain.name)
+
+    def training(self, domain: Domain) -> Path:
+        """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
+        return self.kept(domain).parent / "training"
+
+    def to_learn(self) -> list[Domain]:
+        """The domains whose stage is to be learnt; one that another site has learnt has no case here."""
+        return [domain for domain in self.sequence.domains if domain.cases and not self.kept(domain).exists()]
+
+
+def stage_name(domain: Domain) -> str:
+    """Such as ``1-SiteB``."""
+    return f"{domain.index}-{domain.name}"
+
+
+def tell(run: Run, domain: Domain, line: str) -> None:
+    """One line about a stage."""
+    run.console.line(f"{stage_name(domain)}: {line}")
+
+
+@contextmanager
+def training_folder(run: Run, domain: Domain) -> Iterator[Path]:
+    """Where a stage's checkpoints go, its owner's alone; other ranks have a temporary one for large slices."""
+    if not distributed.is_rank_zero():
+        with files.private_temporary_folder() as folder:
+            yield folder
+        return
+    folder = run.training(domain)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise files.describe(error, folder) from error
+    yield folder
+
+
+def forget_training(run: Run, domain: Domain) -> None:
+    """Delete the checkpoints of a stage; what cannot be removed is told, since it may hold a discriminator."""
+    folder = run.training(domain)
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise files.describe(error, folder) from error
+
+
+def open_phase(run: Run, domain: Domain, folder: Path, part: str) -> Phase:
+    """One phase of a stage's training; equal seeds and names give equal phases, whatever the method."""
+    name = f"{stage_name(domain)}-{part}"
+    return Phase(
+        name=name,
+        folder=folder / part,
+        seed=derive_seed(run.sequence.seed, f"{stage_name(domain)}-{SEED_LABELS.get(part, part)}"),
+        stopping=run.stopping,
+        log=partial(run.tracker.losses, name),
+        progress=run.console.bar(name),
+        checkpoint_seconds=run.settings.checkpoint_seconds,
+        ended=partial(_note_seconds, run, name),
+    )
+
+
+def open_cache(run: Run) -> Cache:
+    """Where a comparison's runs share what they learn from the source; nowhere, for a run of its own."""
+    if run.cache is None or distributed.count() > 1:  # the other ranks must not wait for what need not be learnt
+        return Cache()
+    sequence = run.sequence
+    context = {
+        "garda": __version__,
+        "task": sequence.task.model_dump(mode="json"),
+        "source": [sequence.source.name, sequence.digests[sequence.source.name]],
+        "seed": sequence.seed,
+        "compute": run.settings.compute.model_dump(mode="json"),
+    }
+    return Cache(run.cache, context)
+
+
+def _note_seconds(run: Run, name: str, seconds: float) -> None:
+    if distributed.is_rank_zero():
+        files.write_json(run.seconds_file, _read_seconds(run) | {name: round(seconds, 3)})
+
+
+def _read_seconds(run: Run) -> dict[str, float]:
+    noted: dict[str, float] = files.read_json(run.seconds_file) if run.seconds_file.exists() else {}
+    return noted
+
+
+def seconds_of(run: Run, domain: Domain) -> dict[str, float]:
+    """How long each phase of a stage took."""
+    name = f"{stage_name(domain)}-"
+    return {part.removeprefix(name): took for part, took in _read_seconds(run).items() if part.startswith(name)}
+
+
+def deleted_records(folder: Path) -> tuple[FileRecord, ...]:
+    """Records of everything that lies below a folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(ledger.record(path, path.relative_to(folder).as_posix()) for path in found)
