@@ -14,18 +14,7 @@ from typing import Annotated
 import typer
 
 from garda import cli_site
-from garda.cli_site import (
-    Audited,
-    Changes,
-    DataFolder,
-    Devices,
-    Expect,
-    Nodes,
-    PackagePath,
-    SigningKey,
-    Trust,
-    UsageError,
-)
+from garda.cli_site import Audited, Changes, DataFolder, Devices, Expect, Nodes, PackagePath, SigningKey, Trust
 from garda.core import files
 from garda.core.errors import DataError, GardaError, Interrupted
 from garda.core.signals import LEADER, Stopping
@@ -90,7 +79,6 @@ def run(
     from garda.evaluation.tables import matrix_table
     from garda.handover.format import find_stage
     from garda.handover.settings import parse_settings
-    from garda.handover.signing import read_private
     from garda.handover.verify import open_package
     from garda.runs.context import Run
     from garda.runs.mlflow import open_tracker
@@ -103,11 +91,10 @@ def run(
     )
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     rank_zero = distributed.configure(devices, nodes, settings.compute.accelerator)
-    key = None if sign is None else read_private(sign)
     with cli_site.open_console(rank_zero) as console:
         tracker = open_tracker(out, tell=console.line) if rank_zero else InMemory()
         own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
-        scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=key, audited=audited))
+        scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=sign, audited=audited))
         if not rank_zero:
             return
         with open_package(out) as found:
@@ -150,7 +137,6 @@ def compare(
     judging: Judging = False,
 ) -> None:
     """Run several methods with several seeds and make one table of all that is finished. Run again to resume."""
-    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.runs.compare import compare as compare_methods
     from garda.runs.compare_plan import Request, parse_methods, parse_seeds
@@ -158,7 +144,7 @@ def compare(
     changes = cli_site.parse_changes(change or [])
     asked = (parse_methods(methods), parse_seeds(seeds), label, changes, config, against, judging)
     request = Request(pipeline, data, out, *asked)
-    with Console() as console:
+    with cli_site.open_console() as console:
         compare_methods(request, console, context.obj, Pseudonyms(load_key()))
 
 
@@ -171,7 +157,6 @@ def check(
     change: Changes = None,
 ) -> None:
     """Read every file of a pipeline, report all problems at once, train nothing."""
-    from garda.core.console import Console
     from garda.data.checks import check as check_cases
     from garda.data.sequence import read_sequence
     from garda.handover.settings import parse_settings
@@ -182,7 +167,7 @@ def check(
     learner = build_method(sequence.method, settings, sequence.task)
     learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
-    with Console() as console:
+    with cli_site.open_console() as console:
         check_cases(sequence, data, cases, console, learner.reads_target_labels)
         unrecorded = sum(not case.digests for case in cases)
         if unrecorded:
@@ -204,14 +189,11 @@ def predict(
     runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
-    from garda.core.console import Console
-    from garda.handover.signing import read_trusted
     from garda.runs.predict import predict as predict_images
 
-    trusted = [read_trusted(text) for text in trust or []]
-    with Console() as console:
+    with cli_site.open_console() as console:
         onnx = runtime is Runtime.onnx
-        for file in predict_images(package, images, out, console, stage, domain, trusted, expect, onnx):
+        for file in predict_images(package, images, out, console, stage, domain, trust or (), expect, onnx):
             console.line(str(file))
 
 
@@ -263,11 +245,10 @@ def phantom(
     slices: Annotated[int, typer.Option("--slices", min=1, help="Slices a patient.")] = 6,
 ) -> None:
     """Write the embedded data set: an MR heart phantom of four sites, with labels and manifests."""
-    from garda.core.console import Console
     from garda.data.manifest import Split
     from garda.data.phantom import write_phantom
 
-    with Console() as console:
+    with cli_site.open_console() as console:
         counts: dict[Split, int] = {"train": train, "val": val, "test": test}
         folder = write_phantom(out, seed=seed, patients=counts, slices=slices, progress=console.bar("phantom"))
         console.line(f"manifests: {folder}")
@@ -296,7 +277,7 @@ def main() -> None:
     try:
         with stopping.listening():
             raise SystemExit(app(obj=stopping, prog_name="garda", standalone_mode=False))
-    except UsageError as error:
+    except cli_site.UsageError as error:
         print(cli_site.describe_usage(error), end="", file=sys.stderr)
         raise SystemExit(GardaError.exit_code) from None
     except (GardaError, Interrupted) as error:

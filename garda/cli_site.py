@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,8 @@ import typer
 from garda.core.errors import ConfigError, Refused, RunFolderError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from garda.core.console import Console
     from garda.handover.signing import Trusted
     from garda.handover.verify import Verified
@@ -39,6 +40,29 @@ DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manife
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
 Devices = Annotated[int, typer.Option("--devices", min=1, help="Devices that share each batch, a process each.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines that so many devices each are on.")]
+
+
+def open_console(shown: bool = True) -> Console:
+    """What tells the user; nothing at a rank that another one speaks for."""
+    from rich.console import Console as RichConsole
+
+    from garda.core.console import Console
+
+    return Console(None if shown else RichConsole(quiet=True))
+
+
+def read_trusted(text: str) -> Trusted:
+    """See :func:`garda.handover.signing.read_trusted`."""
+    from garda.handover import signing
+
+    return signing.read_trusted(text)
+
+
+def read_private(text: str) -> Ed25519PrivateKey:
+    """See :func:`garda.handover.signing.read_private`."""
+    from garda.handover import signing
+
+    return signing.read_private(Path(text))
 
 
 def parse_changes(texts: list[str]) -> dict[str, Any]:
@@ -77,10 +101,13 @@ PackagePath = Annotated[
 ]
 FORMS = "zip: the package as one file; bundle: a MONAI bundle; onnx: the network alone."
 Trust = Annotated[
-    list[str] | None, typer.Option("--trust", metavar="[SITE=]PUBKEY", help="Whose signatures count, for which site.")
+    list[Any] | None,
+    typer.Option("--trust", parser=read_trusted, metavar="[SITE=]PUBKEY", help="Whose signatures count."),
 ]
 Expect = Annotated[str, typer.Option("--expect", metavar="DIGEST", help="The digest told by another channel.")]
-SigningKey = Annotated[Path | None, typer.Option("--sign", metavar="KEY", help="Sign this stage's ledger line.")]
+SigningKey = Annotated[
+    Any, typer.Option("--sign", parser=read_private, metavar="KEY", help="Sign this stage's ledger line.")
+]
 
 
 Audited = Annotated[bool, typer.Option("--audit", help="Look for copies and members before a stage is sealed.")]
@@ -107,7 +134,6 @@ def adapt(
     """Learn this site's unlabelled scans and write the package for the next site. Run again to resume."""
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.handover.load import HERE
-    from garda.handover.signing import read_private, read_trusted
     from garda.runs.hop import Hop, work_folder
     from garda.runs.hop import adapt as adapt_package
     from garda.runs.mlflow import open_tracker
@@ -117,13 +143,11 @@ def adapt(
     changes = parse_changes(change or [])
     compute = {**HERE["compute"], **changes.get("compute", {})}
     rank_zero = distributed.configure(devices, nodes, compute["accelerator"])
-    key = None if sign is None else read_private(sign)
-    trusted = [read_trusted(text) for text in trust or []]
     with open_console(rank_zero) as console:
         tracked = rank_zero and (track or os.environ.get("MLFLOW_TRACKING_URI"))
         tracker = open_tracker(work_folder(out), console.line, track) if tracked else InMemory()
         own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
-        hop = Hop(package, manifest, data, out, *own, name, changes, trusted, key, force, audited, expect)
+        hop = Hop(package, manifest, data, out, *own, name, changes, trust or (), sign, force, audited, expect)
         _tell(adapt_package(hop), console)
 
 
@@ -135,30 +159,24 @@ def evaluate(
     trust: Trust = None,
 ) -> None:
     """Score a package on the labelled test scans of any sites; nothing is written."""
-    from garda.core.console import Console
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.evaluation.tables import scores_table
-    from garda.handover.signing import read_trusted
     from garda.runs.hop import evaluate_package
 
-    with Console() as console:
-        trusted = [read_trusted(text) for text in trust or []]
-        scores = evaluate_package(package, manifests, data, console, Pseudonyms(load_key()), trusted)
+    with open_console() as console:
+        scores = evaluate_package(package, manifests, data, console, Pseudonyms(load_key()), trust or ())
         console.show(scores_table(scores))
 
 
 @app.command()
 def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> None:
     """Recompute every digest of a package and name the first line or file that does not fit."""
-    from garda.core.console import Console
-    from garda.handover.signing import read_trusted
     from garda.handover.verify import open_package
 
-    trusted = [read_trusted(text) for text in trust or []]
-    with Console() as console, open_package(package, trusted, expect) as found:
+    with open_console() as console, open_package(package, trust or (), expect) as found:
         _tell(found, console)
         console.line("whole: every file and every line fits its digest")
-        if found.signatures and not trusted:
+        if found.signatures and not trust:
             console.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
 
 
@@ -172,15 +190,13 @@ def audit(
     trust: Trust = None,
 ) -> None:
     """Look for a site's patients in what the generator gives away, while their scans are still there."""
-    from garda.core.console import Console
     from garda.core.files import write_json
-    from garda.handover.signing import read_trusted
     from garda.runs.audit import audit_package, describe_audit
 
     if out is not None and out.exists():
         raise RunFolderError(out, "exists already", "give another name, or remove it")
-    with Console() as console:
-        found = audit_package(package, manifest, data, console, name, [read_trusted(text) for text in trust or []])
+    with open_console() as console:
+        found = audit_package(package, manifest, data, console, name, trust or ())
         for line in describe_audit(found):
             console.line(line)
     if out is not None:
@@ -201,13 +217,10 @@ def export(
     with_generator: Annotated[bool, typer.Option("--with-generator", help="Put it into a bundle too.")] = False,
 ) -> None:
     """Write a package in another form."""
-    from garda.handover.signing import read_trusted
-
-    trusted = [read_trusted(text) for text in trust or []]
     if to is not Format.zip:
         from garda.handover.export import export_network
 
-        export_network(package, out, to.value, domain, trusted, with_generator)
+        export_network(package, out, to.value, domain, trust or (), with_generator)
     elif domain is not None:
         raise ConfigError("--domain", "a zip file holds the networks of all domains", "leave it out")
     elif with_generator:
@@ -215,7 +228,12 @@ def export(
     elif out.suffix != ".zip":
         raise ConfigError("--out", f"{out} is no name of a zip file", f"give {out}.zip, or another form with --to")
     else:
-        _zip(package, out, trusted)
+        from garda.handover import format as packages
+        from garda.handover import verify as verification
+
+        with verification.open_package(package, trust or ()) as found:
+            packages.pack(found.folder, out)
+        print(f"package {found.digest}")
     print(out)
 
 
@@ -226,15 +244,6 @@ def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key 
 
     public, digits = make_keys(key)
     print(f"{key}: private, keep it\n{public}: public, give it to the other sites\nshown as: signed {digits}")
-
-
-def _zip(package: Path, out: Path, trusted: Sequence[Trusted]) -> None:
-    """A package as one file, once it has been found whole."""
-    from garda.handover import format, verify
-
-    with verify.open_package(package, trusted) as found:
-        format.pack(found.folder, out)
-    print(f"package {found.digest}")
 
 
 def _tell(found: Verified, console: Console) -> None:
@@ -250,12 +259,3 @@ def _tell(found: Verified, console: Console) -> None:
             console.line("  NOT signed")
         for reason in entry.reasons:
             console.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
-
-
-def open_console(shown: bool) -> Console:
-    """What tells the user; nothing at a rank that another one speaks for."""
-    from rich.console import Console as RichConsole
-
-    from garda.core.console import Console
-
-    return Console(None if shown else RichConsole(quiet=True))

@@ -55,7 +55,7 @@ def predict(
         source: a package, as a folder or a zip file, or a run folder.
         images: image files, folders with one DICOM series each, zipped studies, or folders of these.
         out: where the label maps go.
-        reporter: tells the user.
+        console: tells the user.
         stage: of a run folder, the stage whose segmenter is used; None for the last one learnt.
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
         domain: the domain that the images come from; None for the last one met, ``other`` for one that has not been
@@ -76,7 +76,7 @@ def predict(
     if onnx:
         require("--runtime onnx", LIBRARY)
     _check_exist(images)
-    scans = _name_outputs(*_spread(images), out)
+    scans = _name_outputs(images, out)
     with verify.open_package(source, trusted, expected, stage) as found:
         learnt = load.load_package(found.folder)
     console.line(_describe_choice(learnt.knowledge, domain))
@@ -103,25 +103,19 @@ def _check_exist(images: Sequence[Path]) -> None:
     raise_all([DataError(image, "does not exist", "check the path") for image in missing])
 
 
-def _spread(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Images with the names of their label maps; a folder that is no DICOM series stands for all images below it.
+def _below(image: Path) -> list[tuple[Path, str]]:
+    """An image with its label map's name; a folder that is no DICOM series stands for all images below it.
 
     Raises:
         DataError: it holds none, or label maps beside them.
     """
-    paths, names = [], []
-    for image in images:
-        if not image.is_dir() or dicom.is_series(image):
-            paths.append(image)
-            names.append(prediction_name(image))
-            continue
-        layouts.refuse_labels(image)
-        found = list(layouts.find_images(image))
-        if not found:
-            raise DataError(image, "is a folder without an image or a DICOM series", "check the path")
-        paths += [path for _, path in found]
-        names += [path.with_name(key.replace("/", "_")).name + _suffix(path) for key, path in found]
-    return paths, names
+    if not image.is_dir() or dicom.is_series(image):
+        return [(image, prediction_name(image))]
+    layouts.refuse_labels(image)
+    found = [(path, key.replace("/", "_") + _suffix(path)) for key, path in layouts.find_images(image)]
+    if not found:
+        raise DataError(image, "is a folder without an image or a DICOM series", "check the path")
+    return found
 
 
 def _suffix(image: Path) -> str:
@@ -130,19 +124,18 @@ def _suffix(image: Path) -> str:
     return next(end for end in (".nii.gz", ".nii", ".png") if name.endswith(end))
 
 
-def _name_outputs(images: Sequence[Path], names: Sequence[str], out: Path) -> list[Scan]:
-    targets = [out / name for name in names]
-    for index, target in enumerate(targets):
-        if target in targets[:index]:
-            raise DataError(
-                images[index],
-                f"would be written to {target}, as another image",
-                "predict them apart, or give the folder that holds both",
-            )
+def _name_outputs(images: Sequence[Path], out: Path) -> list[Scan]:
+    scans: dict[Path, Scan] = {}
+    for image, name in (pair for each in images for pair in _below(each)):
+        target = out / name
+        if target in scans:
+            what = f"would be written to {target}, as another image"
+            raise DataError(image, what, "predict them apart, or give the folder that holds both")
         existing = next((file for file in (target, dicom_seg.dicom_seg_name(target)) if file.exists()), None)
         if existing is not None:
             raise DataError(existing, "exists already", "give another --out folder, or remove it")
-    return [Scan(image, target) for image, target in zip(images, targets, strict=True)]
+        scans[target] = Scan(image, target)
+    return [*scans.values()]
 
 
 def _prepare(learnt: LoadedPackage, domain: str, onnx: bool) -> Callable[[Volume], Tensor]:
