@@ -23,6 +23,7 @@ COLOURS = (
     "$lambda picture: picture if picture.mode in ('1', 'L', 'I', 'F') or picture.mode.startswith('I;16')"
     " else picture.convert('L' if picture.mode in ('LA', 'La') else 'RGB')"
 )
+SIDES = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"
 
 
 def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
@@ -100,13 +101,12 @@ def _reading(task: Task) -> dict[str, Any]:
 def _grid(task: Task) -> dict[str, Any]:
     """Slices (D, C, H, W) of a scan (C, H, W, D) to the network's :class:`garda.data.preprocess.Grid` and back."""
     missing = "max(0, wants - n)" if task.fit == "patch" else "wants - n"
-    own = "list(scan.shape[1:3])"
-    wanted = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"
+    sides = "list(scan.shape[1:3])" if task.spacing_mm is None else SIDES
     repeated = "scan.repeat(3 // len(scan), 1, 1, 1)" if task.channels == 3 else "scan"
     return {
         "spacing": None if task.spacing_mm is None else [*task.spacing_mm],
         "size": [*task.size],
-        "sides": f"$lambda scan: {own if task.spacing_mm is None else wanted}",
+        "sides": f"$lambda scan: {sides}",
         "margins": "$lambda sides: [m for n, wants in zip(reversed(sides), reversed(@size)) "
         f"for missing in [{missing}] for m in (missing // 2, missing - missing // 2)]",
         "resample": "$lambda slices, sides: slices if list(slices.shape[2:]) == list(sides) else "
@@ -123,9 +123,8 @@ def _grid(task: Task) -> dict[str, Any]:
 
 def _preprocessing(task: Task) -> dict[str, Any]:
     codes = PLANES[task.plane]
-    reader = "$[@picture_reader, 'NibabelReader']"
     transforms = [
-        _component("LoadImaged", keys="image", ensure_channel_first=True, reader=reader),
+        _component("LoadImaged", keys="image", ensure_channel_first=True, reader="$[@picture_reader, 'NibabelReader']"),
         _component("Lambdad", keys="image", func="@to_volume"),
         _component("Orientationd", keys="image", axcodes=codes[1] + codes[0] + codes[2], labels=ENDS),
         _component("Lambdad", keys="image", func="@to_unit"),

@@ -165,10 +165,10 @@ def parse_lines(folder: Path, lines: Sequence[bytes]) -> list[LedgerEntry]:
         PackageError: names the first line that does not fit.
     """
     entries: list[LedgerEntry] = []
-    before = START
     for number, line in enumerate(lines, 1):
         where = f"{folder / LEDGER}, line {number}"
         entry = decode(LedgerEntry, line, where)
+        before = line_digest(lines[number - 2]) if number > 1 else START
         what = ""
         if encode(entry) != line:
             what = "is not as garda writes it"
@@ -179,7 +179,6 @@ def parse_lines(folder: Path, lines: Sequence[bytes]) -> list[LedgerEntry]:
         if what:
             raise PackageError(where, what, AGAIN)
         entries.append(entry)
-        before = line_digest(line)
     return entries
 
 

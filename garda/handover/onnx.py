@@ -125,8 +125,7 @@ class OnnxNetwork(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         model = make_model(load.on_cpu(network), channels).SerializeToString()
-        there = onnxruntime.get_available_providers()
-        providers = [name for name in PROVIDERS if name in there]
+        providers = [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
         self._session = onnxruntime.InferenceSession(model, options, providers=providers)
 
     def forward(self, image: Tensor) -> Tensor:
