@@ -78,7 +78,10 @@ def write_bundle(exported: Exported, out: Path) -> None:
 
 
 def metadata(exported: Exported) -> dict[str, Any]:
-    """The contents of ``metadata.json``, which ``SCHEMA`` describes; no date, and no site but those of the card."""
+    """The contents of ``metadata.json``, which ``SCHEMA`` describes; no date, and no site but those of the card.
+
+    Its version, ``0.<stage>.0``, counts the stages that the network has been through.
+    """
     task, last = exported.task, exported.entries[-1]
     found = ", ".join(task.classes[1:])
     colours = ["image"] if task.channels == 1 else ["red", "green", "blue"]

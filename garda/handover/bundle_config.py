@@ -23,6 +23,7 @@ COLOURS = (
     "$lambda picture: picture if picture.mode in ('1', 'L', 'I', 'F') or picture.mode.startswith('I;16')"
     " else picture.convert('L' if picture.mode in ('LA', 'La') else 'RGB')"
 )
+# (H, W) of a scan's slices in the task's pixels
 SIDES = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"
 
 

@@ -28,16 +28,16 @@ START = "0" * 64  # what the first line has in place of a line before it
 
 Decision = Literal["source", "promote", "hold", "refuse", "ungated"]
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]+$")]  # it is printed
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # a SHA-256, or a public key
 Line = TypeVar("Line", bound=Config)
 
 
 class FileRecord(Config):
-    """One file, kept or deleted: its name, size in bytes and SHA-256."""
+    """One file, kept or deleted: its name, size in bytes and SHA-256 as 64 hex digits."""
 
     name: str
     bytes: int = Field(ge=0)
-    sha256: Sha256
+    sha256: Hex64
 
 
 class StageRecord(Config):
@@ -46,7 +46,7 @@ class StageRecord(Config):
     Attributes:
         stage: 0 for the source, then 1, 2 and so on for the targets.
         domain: the domain's name.
-        month: such as ``2026-11``; no date of a package is finer.
+        month: in which it was learnt, such as ``2026-11``; no date of a package is finer.
         garda: version of garda that learnt it.
         manifest: keyed digest of the manifest, see :meth:`garda.core.pseudonyms.Pseudonyms.digest`; the site alone can
             show which one it was.
@@ -87,12 +87,12 @@ class LedgerEntry(StageRecord):
         method: the method's name.
         config: SHA-256 of all that ``setup.json`` says.
         seed: seed of everything random.
-        seconds: how long each phase of training took, by its name.
+        seconds: how long each phase of training took, by the phase's name.
         scores: of this stage, where the site had labels.
         kept: every file of the package but ledger and signatures.
     """
 
-    previous: Sha256
+    previous: Hex64
     method: Word
     config: str
     seed: int

@@ -74,8 +74,7 @@ def make_model(network: BasicUNet, channels: int) -> ModelProto:
         channels: of its images.
     """
     network = unet.with_conv_transpose(copy.deepcopy(network))  # an operation that every program knows
-    dim = torch.export.Dim
-    free = {0: dim("batch"), 2: 16 * dim("height"), 3: 16 * dim("width")}
+    free = {0: torch.export.Dim("batch"), 2: 16 * torch.export.Dim("height"), 3: 16 * torch.export.Dim("width")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own about itself

@@ -21,7 +21,7 @@ from garda.core.config import Config
 from garda.core.errors import ConfigError, GardaError, PackageError
 from garda.handover import ledger
 from garda.handover.format import SIGNATURES
-from garda.handover.ledger import AGAIN, Sha256
+from garda.handover.ledger import AGAIN, Hex64
 
 PURPOSE = b"garda ledger line\0"  # so that no signature made for something else fits
 
@@ -43,7 +43,7 @@ class Signature(Config):
     """
 
     line: int = Field(ge=1)
-    key: Sha256
+    key: Hex64
     signature: str = Field(pattern=r"^[0-9a-f]{128}$")
 
 

@@ -1,7 +1,7 @@
 """Packages that version 0.1.0 wrote still verify, predict, go on to the next site and are exported.
 
 ``version_0.1.0/`` holds two of them, a source and one target of the phantom of ``tests/support/sites.py``, the key that
-signed both, and the label maps that version 0.1.0 predicted with them.
+signed both, and the label maps that version 0.1.0 predicted with them, in float32 and one thread.
 """
 
 from __future__ import annotations
