@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ import torch
 from monai.utils import IgniteInfo
 
 from garda import __version__
+from garda.core import files
 from garda.core.errors import ConfigError
-from garda.core.files import describe, replacing
 from garda.data.task import Task
 from garda.handover import bundle_config
 from garda.handover.format import CARD
-from garda.handover.ledger import LedgerEntry
 from garda.handover.load import Exported
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
@@ -43,11 +43,11 @@ def write_bundle(exported: Exported, out: Path) -> None:
     """Write a bundle whose labels are those of ``garda predict`` in float32.
 
     Args:
-        exported: the network.
+        exported: the network, and what is to be known of it.
         out: the bundle's folder, named for the model; appears whole or not at all.
 
     Raises:
-        ConfigError: the task reads scans as no bundle can.
+        ConfigError: the task reads scans as no bundle can, or MONAI would execute one of its names.
         RunFolderError: no space left, or the folder cannot be written.
     """
     _refuse(exported)
@@ -60,29 +60,39 @@ def write_bundle(exported: Exported, out: Path) -> None:
         "docs/license.txt": notice,
         "LICENSE": notice,
     }
-    files = {name: text.encode() for name, text in texts.items()}
+    contents = {name: text.encode() for name, text in texts.items()}
+    weights = io.BytesIO()
+    torch.save(dict(exported.network.state_dict()), weights)  # the specification asks for a pickle of tensors alone
+    contents["models/model.pt"] = weights.getvalue()
+    if exported.generator is not None:
+        contents["models/generator.safetensors"] = exported.generator
     try:
-        models = {"models/model.pt": _weights(exported)}
-        if exported.generator is not None:
-            models["models/generator.safetensors"] = exported.generator
-        for name, contents in {**files, **models}.items():
-            with replacing(draft / name) as temporary:
-                temporary.write_bytes(contents)
+        for name, written in contents.items():
+            with files.replacing(draft / name) as temporary:
+                temporary.write_bytes(written)
         os.replace(draft, out)
     except OSError as error:
-        raise describe(error, out) from error
+        raise files.describe(error, out) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def metadata(exported: Exported) -> dict[str, Any]:
-    """The contents of ``metadata.json``, which ``SCHEMA`` describes; no date, and no site but those of the card."""
+    """The contents of ``metadata.json``, which ``SCHEMA`` describes; no date, and no site but those of the card.
+
+    Its version, ``0.<stage>.0``, counts the stages that the network has been through.
+    """
     task, last = exported.task, exported.entries[-1]
     found = ", ".join(task.classes[1:])
+    colours = ["image"] if task.channels == 1 else ["red", "green", "blue"]
+    image, labels = _tensor(task, "magnitude", colours, [0, 1]), _tensor(task, "labels", task.classes, [])
     return {
         "schema": SCHEMA,
-        "version": _version(last.stage),
-        "changelog": {_version(entry.stage): _change(entry) for entry in exported.entries},
+        "version": f"0.{last.stage}.0",
+        "changelog": {
+            f"0.{entry.stage}.0": f"stage {entry.stage}, {entry.domain}: {entry.decision}{entry.overruled}"
+            for entry in exported.entries
+        },
         "monai_version": monai.__version__,
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
@@ -95,45 +105,23 @@ def metadata(exported: Exported) -> dict[str, Any]:
         "copyright": "see docs/license.txt",
         "intended_use": "Research. Not a medical device; predictions are to be checked by a person who can.",
         "garda": {"version": __version__, "package": exported.digest, "domain": exported.domain},
-        "network_data_format": {"inputs": {"image": _input(task)}, "outputs": {"pred": _output(task)}},
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": labels}},
     }
 
 
-def _input(task: Task) -> dict[str, Any]:
-    names = ["image"] if task.channels == 1 else ["red", "green", "blue"]
-    values = {"format": "magnitude", "num_channels": task.channels, "value_range": [0, 1]}
-    return {**_tensor(task), **values, "channel_def": {str(index): name for index, name in enumerate(names)}}
-
-
-def _output(task: Task) -> dict[str, Any]:
-    values = {"format": "labels", "num_channels": len(task.classes), "value_range": []}
-    return {**_tensor(task), **values, "channel_def": {str(index): name for index, name in enumerate(task.classes)}}
-
-
-def _tensor(task: Task) -> dict[str, Any]:
+def _tensor(task: Task, form: str, channels: Sequence[str], values: list[int]) -> dict[str, Any]:
+    """What ``SCHEMA`` asks of a network's input or output; ``values`` is its range, empty for logits."""
     return {
         "type": "image",
         "modality": "n/a",
         "spatial_shape": [*task.size],
         "dtype": "float32",
         "is_patch_data": task.fit == "patch",
+        "format": form,
+        "num_channels": len(channels),
+        "value_range": values,
+        "channel_def": {str(index): name for index, name in enumerate(channels)},
     }
-
-
-def _version(stage: int) -> str:
-    return f"0.{stage}.0"
-
-
-def _change(entry: LedgerEntry) -> str:
-    forced = ", overruled by a person" if entry.forced else ""
-    return f"stage {entry.stage}, {entry.domain}: {entry.decision}{forced}"
-
-
-def _weights(exported: Exported) -> bytes:
-    """The state as a pickled dictionary of tensors, which the specification asks for; nothing else is in it."""
-    buffer = io.BytesIO()
-    torch.save(dict(exported.network.state_dict()), buffer)
-    return buffer.getvalue()
 
 
 def _refuse(exported: Exported) -> None:

@@ -1,13 +1,17 @@
 """``inference.json`` of a bundle: garda's way from a scan to a label map, in MONAI's and torch's words.
 
-The grid is torch's own ``interpolate`` and ``pad``, as in :mod:`garda.data.preprocess`: MONAI's ``Spacing`` and
-``Resize`` have no such low-pass filter, and its ``CenterSpatialCrop`` cuts images with an odd side one pixel further.
+The syntax is MONAI's (https://docs.monai.io/en/stable/config_syntax.html): ``$`` begins an expression, ``@`` names
+another entry, ``_target_`` a class. The grid is torch's own ``interpolate`` and ``pad``, as in
+:mod:`garda.data.preprocess`: MONAI's ``Spacing`` and ``Resize`` have no such low-pass filter, and its
+``CenterSpatialCrop`` cuts images with an odd side one pixel further.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from garda.data.task import Task
 from garda.data.volume import LUMA, PLANES
@@ -19,15 +23,33 @@ COLOURS = (
     "$lambda picture: picture if picture.mode in ('1', 'L', 'I', 'F') or picture.mode.startswith('I;16')"
     " else picture.convert('L' if picture.mode in ('LA', 'La') else 'RGB')"
 )
+# (H, W) of a scan's slices in the task's pixels
+SIDES = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"
 
 
 def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
     """The configuration as plain values, to be run in the bundle's folder.
 
+    It reads scans (C, H, W, D) and writes label maps of class indices, uint8, on each scan's own grid.
+
     Args:
         task: what is segmented; its plane is not ``acquired``, and it corrects no bias field.
-        widths: see :class:`garda.models.unet.SegmenterSettings`.
+        widths: channels of the network's six levels, see :class:`garda.models.unet.SegmenterSettings`.
+
+    Raises:
+        KeyError: the task's plane is ``acquired``.
+
+    >>> task = Task(name="heart", classes=("background", "ventricle"), size=(64, 48), spacing_mm=(2.0, 1.5))
+    >>> found = inference(task, (4, 4, 4, 4, 4, 4))
+    >>> found["network_def"]["_target_"], found["network_def"]["out_channels"]
+    ('BasicUNet', 2)
+    >>> found["inferer"]["roi_size"], found["spacing"]
+    ([64, 48], [2.0, 1.5])
     """
+    network = {"in_channels": task.channels, "out_channels": len(task.classes), "features": [*widths]}
+    window = {"spatial_dim": 2, "roi_size": [*task.size], "sw_batch_size": BATCH, "overlap": 0.25, "mode": "gaussian"}
+    weights = {"load_path": "$@bundle_root + '/models/model.pt'", "load_dict": {"model": "@network"}}
+    parts = {name: f"@{name}" for name in ("network", "inferer", "postprocessing")}
     return {
         "imports": ["$import glob", "$import os"],
         "bundle_root": ".",
@@ -36,79 +58,42 @@ def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
         "suffix": ".nii.gz",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "datalist": "$sorted(glob.glob(os.path.join(@dataset_dir, '*' + @suffix)))",
-        "network_def": _network(task, widths),
+        "network_def": _component("BasicUNet", spatial_dims=2, **network, norm="batch", act="relu"),
         "network": "$@network_def.to(@device)",
         **_reading(task),
         **_grid(task),
         "preprocessing": _preprocessing(task),
-        "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @datalist]", "transform": "@preprocessing"},
-        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
-        "inferer": _inferer(task),
+        "dataset": _component("Dataset", data="$[{'image': i} for i in @datalist]", transform="@preprocessing"),
+        "dataloader": _component("DataLoader", dataset="@dataset", batch_size=1, num_workers=0),
+        "inferer": _component("SliceInferer", **window),
         "postprocessing": _postprocessing(),
-        "handlers": [
-            {
-                "_target_": "CheckpointLoader",
-                "load_path": "$@bundle_root + '/models/model.pt'",
-                "load_dict": {"model": "@network"},
-                "map_location": "@device",
-            }
-        ],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-        },
+        "handlers": [_component("CheckpointLoader", **weights, map_location="@device")],
+        "evaluator": _component(
+            "SupervisedEvaluator", device="@device", val_data_loader="@dataloader", **parts, val_handlers="@handlers"
+        ),
         "run": ["$@evaluator.run()"],
     }
 
 
-def _network(task: Task, widths: Sequence[int]) -> dict[str, Any]:
-    return {
-        "_target_": "BasicUNet",
-        "spatial_dims": 2,
-        "in_channels": task.channels,
-        "out_channels": len(task.classes),
-        "features": [*widths],
-        "norm": "batch",
-        "act": "relu",
-    }
-
-
-def _inferer(task: Task) -> dict[str, Any]:
-    return {
-        "_target_": "SliceInferer",
-        "spatial_dim": 2,
-        "roi_size": [*task.size],
-        "sw_batch_size": BATCH,
-        "overlap": 0.25,
-        "mode": "gaussian",
-    }
+def _component(target: str, **arguments: Any) -> dict[str, Any]:
+    """What MONAI makes an object of: a class's name and its arguments."""
+    return {"_target_": target, **arguments}
 
 
 def _reading(task: Task) -> dict[str, Any]:
     """Pictures to one-slice volumes, and intensities to [0, 1]; a scan is (C, ...) as MONAI loads it."""
     low, high = task.intensity.percentiles
     grey = f"torch.tensordot(torch.tensor({LUMA.tolist()}), picture, dims=1)[None]" if task.channels == 1 else "picture"
+    unit = {"lower": low, "upper": high, "b_min": 0.0, "b_max": 1.0, "clip": True}
     return {
-        "picture_reader": {"_target_": "PILReader", "converter": COLOURS},
+        "picture_reader": _component("PILReader", converter=COLOURS),
         "picture_affine": _picture_affine(task),
         "pixels": f"$lambda picture: {grey} if len(picture) == 3 else picture",
         "to_volume": "$lambda scan: scan if scan.ndim == 4 else scan[..., None] if 'mode' not in scan.meta else "
         "monai.data.MetaTensor(@pixels(scan.as_tensor())[..., None], affine=torch.tensor(@picture_affine), "
         "meta=scan.meta)",
-        "scale": {
-            "_target_": "ScaleIntensityRangePercentiles",
-            "lower": low,
-            "upper": high,
-            "b_min": 0.0,
-            "b_max": 1.0,
-            "clip": True,
-        },
-        "stretch": {"_target_": "ScaleIntensity"},
+        "scale": _component("ScaleIntensityRangePercentiles", **unit),
+        "stretch": _component("ScaleIntensity"),
         "to_unit": f"$lambda scan: @stretch(scan) if np.ptp(np.percentile(scan.numpy(), [{low}, {high}])) == 0 else "
         "@scale(scan)",
     }
@@ -117,13 +102,12 @@ def _reading(task: Task) -> dict[str, Any]:
 def _grid(task: Task) -> dict[str, Any]:
     """Slices (D, C, H, W) of a scan (C, H, W, D) to the network's :class:`garda.data.preprocess.Grid` and back."""
     missing = "max(0, wants - n)" if task.fit == "patch" else "wants - n"
-    own = "list(scan.shape[1:3])"
-    wanted = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"
+    sides = "list(scan.shape[1:3])" if task.spacing_mm is None else SIDES
     repeated = "scan.repeat(3 // len(scan), 1, 1, 1)" if task.channels == 3 else "scan"
     return {
         "spacing": None if task.spacing_mm is None else [*task.spacing_mm],
         "size": [*task.size],
-        "sides": f"$lambda scan: {own if task.spacing_mm is None else wanted}",
+        "sides": f"$lambda scan: {sides}",
         "margins": "$lambda sides: [m for n, wants in zip(reversed(sides), reversed(@size)) "
         f"for missing in [{missing}] for m in (missing // 2, missing - missing // 2)]",
         "resample": "$lambda slices, sides: slices if list(slices.shape[2:]) == list(sides) else "
@@ -141,48 +125,32 @@ def _grid(task: Task) -> dict[str, Any]:
 def _preprocessing(task: Task) -> dict[str, Any]:
     codes = PLANES[task.plane]
     transforms = [
-        {
-            "_target_": "LoadImaged",
-            "keys": "image",
-            "ensure_channel_first": True,
-            "reader": "$[@picture_reader, 'NibabelReader']",
-        },
-        {"_target_": "Lambdad", "keys": "image", "func": "@to_volume"},
-        {"_target_": "Orientationd", "keys": "image", "axcodes": codes[1] + codes[0] + codes[2], "labels": ENDS},
-        {"_target_": "Lambdad", "keys": "image", "func": "@to_unit"},
-        {"_target_": "CopyItemsd", "keys": "image", "names": "scan"},
-        {"_target_": "Lambdad", "keys": "image", "func": "@to_network"},
+        _component("LoadImaged", keys="image", ensure_channel_first=True, reader="$[@picture_reader, 'NibabelReader']"),
+        _component("Lambdad", keys="image", func="@to_volume"),
+        _component("Orientationd", keys="image", axcodes=codes[1] + codes[0] + codes[2], labels=ENDS),
+        _component("Lambdad", keys="image", func="@to_unit"),
+        _component("CopyItemsd", keys="image", names="scan"),
+        _component("Lambdad", keys="image", func="@to_network"),
     ]
-    return {"_target_": "Compose", "transforms": transforms}
+    return _component("Compose", transforms=transforms)
 
 
 def _postprocessing() -> dict[str, Any]:
+    names = {"output_dir": "@output_dir", "output_postfix": "seg", "output_ext": "@suffix"}
+    plain = {"output_dtype": "$np.uint8", "resample": False, "separate_folder": False, "print_log": False}
     transforms = [
-        {"_target_": "Activationsd", "keys": "pred", "softmax": True},
+        _component("Activationsd", keys="pred", softmax=True),
         "$lambda data: {**data, 'pred': @from_network(data['pred'], data['scan'])}",
-        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
-        {"_target_": "Invertd", "keys": "pred", "orig_keys": "image", "transform": "@preprocessing"},
-        {
-            "_target_": "SaveImaged",
-            "keys": "pred",
-            "output_dir": "@output_dir",
-            "output_postfix": "seg",
-            "output_ext": "@suffix",
-            "output_dtype": "$np.uint8",
-            "resample": False,
-            "separate_folder": False,
-            "print_log": False,
-        },
+        _component("AsDiscreted", keys="pred", argmax=True),
+        _component("Invertd", keys="pred", orig_keys="image", transform="@preprocessing"),
+        _component("SaveImaged", keys="pred", **names, **plain),
     ]
-    return {"_target_": "Compose", "transforms": transforms}
+    return _component("Compose", transforms=transforms)
 
 
 def _picture_affine(task: Task) -> list[list[float]]:
     """The affine of a picture's (columns, rows, 1) array: as if it lay in the task's plane, of the task's pixels."""
     rows, columns = task.spacing_mm or (1.0, 1.0)
-    axes = [TOWARDS[code] for code in PLANES[task.plane]]
-    sizes = (columns, rows, 1.0)
-    return [
-        *([*(float(axis[i] * size) for axis, size in zip(axes, sizes, strict=True)), 0.0] for i in range(3)),
-        [0.0, 0.0, 0.0, 1.0],
-    ]
+    affine = np.eye(4)
+    affine[:3, :3] = np.transpose([TOWARDS[code] for code in PLANES[task.plane]]) * (columns, rows, 1.0)
+    return affine.tolist()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from garda.data.task import Task
-from garda.evaluation.results import Result
 from garda.handover.ledger import LedgerEntry
 from garda.handover.setup import Setup
 
@@ -16,9 +15,11 @@ licence covers garda, not the weights: who may use and pass on these is for the 
 Weights may hold traces of what they were learnt from; `card.md` says what was examined.
 """
 
+MEANS = "Means over test patients, as each site measured them, on the scans' own grid; `n` is the number of patients."
+
 
 def write_card(setup: Setup, task: Task, entries: Sequence[LedgerEntry], met: Sequence[str]) -> str:
-    """The card as Markdown.
+    """The card as Markdown, after Mitchell et al., *Model Cards for Model Reporting* (FAT* 2019).
 
     The last three sections are those of a predetermined change control plan (FDA, *Marketing submission
     recommendations for a predetermined change control plan for artificial intelligence-enabled device software
@@ -27,7 +28,7 @@ def write_card(setup: Setup, task: Task, entries: Sequence[LedgerEntry], met: Se
     Args:
         setup: what decides the learning.
         task: what is segmented.
-        entries: the ledger's, the last one being the stage that the package comes from.
+        entries: the ledger's, at least one, the last being the stage that the package comes from.
         met: names of the domains that the package knows.
     """
     parts = (
@@ -54,45 +55,32 @@ other sites without their labels and without keeping an image.
 - method: `{setup.method}`, garda {entries[-1].garda}, seed {setup.seed}
 - input: {task.channels} channel{"s" * (task.channels > 1)}, {task.plane} slices, {grid}
 - knows: {", ".join(f"`{name}`" for name in met)}
-- stages: {len(entries)}, the last in {entries[-1].month}: **{entries[-1].decision}**{_forced(entries[-1])}
+- stages: {len(entries)}, the last in {entries[-1].month}: **{entries[-1].decision}**{entries[-1].overruled}
 
 Not a medical device. Predictions are to be checked by a person who can."""
 
 
-def _forced(entry: LedgerEntry) -> str:
-    return ", overruled by a person" if entry.forced else ""
-
-
-def _sites(entries: Sequence[LedgerEntry]) -> Iterable[Sequence[str]]:
+def _sites(entries: Sequence[LedgerEntry]) -> Iterable[Sequence[object]]:
     yield "stage", "site", "month", "patients", "scans", "slices", "labels", "gate"
     for entry in entries:
-        counts = (str(number) for number in (entry.patients, entry.scans, entry.slices))
-        labels = "read" if entry.stage == 0 else "never read"
-        yield str(entry.stage), entry.domain, entry.month, *counts, labels, entry.decision + _forced(entry)
+        labels, decision = "read" if entry.stage == 0 else "never read", entry.decision + entry.overruled
+        yield entry.stage, entry.domain, entry.month, entry.patients, entry.scans, entry.slices, labels, decision
 
 
 def _scores(entries: Sequence[LedgerEntry]) -> str:
-    results = [result for entry in entries for result in entry.scores]
-    if not results:
-        return "## Scores\n\nNone of the sites had labelled test scans at hand."
-    note = (
-        "Means over test patients, as each site measured them, on the scans' own grid; `n` is the number of patients."
-    )
-    return _table("Scores", _score_rows(results), note)
-
-
-def _score_rows(results: Iterable[Result]) -> Iterable[Sequence[str]]:
-    yield "after stage", "site", "class", "n", "Dice", "HD95"
-    for result in results:
+    rows: list[Sequence[object]] = [("after stage", "site", "class", "n", "Dice", "HD95")]
+    for result in (result for entry in entries for result in entry.scores):
         dice = "-" if result.dice is None else f"{result.dice:.3f}"
         distance = "-" if result.hd95 is None else f"{result.hd95:.1f} {result.unit}"
-        yield str(result.stage), result.domain, result.name, str(result.patients), dice, distance
+        rows.append((result.stage, result.domain, result.name, result.patients, dice, distance))
+    if len(rows) == 1:
+        return "## Scores\n\nNone of the sites had labelled test scans at hand."
+    return _table("Scores", rows, MEANS)
 
 
 def _modification(entry: LedgerEntry) -> str:
     learnt = "the segmentation network was learnt" if entry.stage == 0 else "the package was adapted"
-    kept = sum(file.bytes for file in entry.kept)
-    gone = sum(file.bytes for file in entry.deleted)
+    kept, gone = (sum(file.bytes for file in known) for known in (entry.kept, entry.deleted))
     return f"""## Change control: description of modifications
 
 In stage {entry.stage}, {learnt} on {entry.scans} training scans of {entry.patients} patients of `{entry.domain}`.
@@ -118,10 +106,9 @@ def _impact(entries: Sequence[LedgerEntry]) -> str:
 
 def _limits(entries: Sequence[LedgerEntry]) -> str:
     audited = [entry.domain for entry in entries if entry.audit is not None]
+    audit = "Whether weights or generated images hold traces of single patients was not examined."
     if audited:
         audit = f"Copies and membership were examined for {', '.join(audited)}: see `audit` in `ledger.jsonl`."
-    else:
-        audit = "Whether weights or generated images hold traces of single patients was not examined."
     return f"""## Limits
 
 - The scores of a site are its own, measured on its own test patients; other sites may be read worse.
@@ -130,11 +117,7 @@ def _limits(entries: Sequence[LedgerEntry]) -> str:
   digest by another channel, or ask for signatures (`garda verify --trust`)."""
 
 
-def _table(title: str, rows: Iterable[Sequence[str]], note: str = "") -> str:
+def _table(title: str, rows: Iterable[Sequence[object]], note: str = "") -> str:
     head, *body = rows
-    lines = [f"## {title}", "", *([note, ""] if note else [])]
-    return "\n".join((*lines, _row(head), _row(["---"] * len(head)), *map(_row, body)))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    lines = (f"| {' | '.join(map(str, cells))} |" for cells in (head, ["---"] * len(head), *body))
+    return "\n".join((f"## {title}", "", *([note, ""] if note else []), *lines))

@@ -6,7 +6,6 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
 NEEDED = ("onnx", "onnxscript")
+LIBRARY = "onnxruntime"
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that this build of it has
 INPUT, OUTPUT = "image", "logits"
 
 
@@ -33,7 +34,7 @@ def write_onnx(exported: Exported, out: Path) -> None:
     """Write ``image`` (B, C, H, W) float32 in [0, 1] to ``logits`` (B, K, H, W), H and W any multiples of 16.
 
     Args:
-        exported: the network.
+        exported: the network, and what is to be known of it.
         out: the file; appears whole or not at all.
 
     Raises:
@@ -53,6 +54,10 @@ def require(option: str, *more: str) -> None:
 
     Raises:
         ConfigError: one or several are.
+
+    >>> require("--runtime onnx", "a_library_that_nobody_has")
+    Traceback (most recent call last):
+    garda.core.errors.ConfigError: --runtime onnx: needs a_library_that_nobody_has; run: pip install "garda[onnx]"
     """
     missing = [name for name in (*NEEDED, *more) if find_spec(name) is None]
     if missing:
@@ -62,36 +67,14 @@ def require(option: str, *more: str) -> None:
 def make_model(network: BasicUNet, channels: int) -> ModelProto:
     """A network as a graph from ``INPUT`` to ``OUTPUT`` whose batch, height and width are free.
 
+    Nothing in it says where it was traced: no path, no stack trace.
+
     Args:
         network: in evaluation mode, float32, on the CPU; left as it is.
         channels: of its images.
     """
-    model = _trace(network, channels)
-    _forget_origin(model)
-    return model
-
-
-def describe(exported: Exported) -> Mapping[str, str]:
-    """The model's properties; all but texts are JSON."""
-    task = exported.task
-    values = {
-        "channels": task.channels,
-        "classes": task.classes,
-        "size": task.size,
-        "spacing_mm": task.spacing_mm,
-        "fit": task.fit,
-        "plane": task.plane,
-        "percentiles": task.intensity.percentiles,
-        "bias_field_correction": task.intensity.bias_field_correction,
-    }
-    texts = {"task": task.name, "domain": exported.domain, "package": exported.digest, "garda": __version__}
-    return {**texts, **{key: json.dumps(value) for key, value in values.items()}}
-
-
-def _trace(network: BasicUNet, channels: int) -> ModelProto:
     network = unet.with_conv_transpose(copy.deepcopy(network))  # an operation that every program knows
-    dim = torch.export.Dim
-    free = {0: dim("batch"), 2: 16 * dim("height"), 3: 16 * dim("width")}
+    free = {0: torch.export.Dim("batch"), 2: 16 * torch.export.Dim("height"), 3: 16 * torch.export.Dim("width")}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own about itself
@@ -105,36 +88,43 @@ def _trace(network: BasicUNet, channels: int) -> ModelProto:
             external_data=False,
             verbose=False,
         )
-    if program is None:
-        raise TypeError("torch gave no program, as it only does when it writes a file itself")
-    return program.model_proto
-
-
-def _forget_origin(model: ModelProto) -> None:
-    """Take out what says where on this machine the network was traced: stack traces with paths."""
+    assert program is not None  # which it only is where torch writes a file itself
+    model: ModelProto = program.model_proto
     graph: GraphProto = model.graph
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+    return model
 
 
-LIBRARY = "onnxruntime"
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")  # the first that this build of it has
+def describe(exported: Exported) -> dict[str, str]:
+    """The model's properties; all but task, domain, package (its digest) and garda (its version) are JSON.
+
+    ``size`` is in pixels, ``spacing_mm`` in mm, rows before columns; ``percentiles`` of a scan become 0 and 1.
+    """
+    task, intensity = exported.task, exported.task.intensity
+    texts = {"task": task.name, "domain": exported.domain, "package": exported.digest, "garda": __version__}
+    values = {name: getattr(task, name) for name in ("channels", "classes", "size", "spacing_mm", "fit", "plane")}
+    values |= {name: getattr(intensity, name) for name in ("percentiles", "bias_field_correction")}
+    return texts | {name: json.dumps(value) for name, value in values.items()}
 
 
 class OnnxNetwork(nn.Module):
     """A segmenter in float32, with as many CPU threads as torch has."""
 
     def __init__(self, network: BasicUNet, channels: int) -> None:
-        """Export ``network``, whose images have so many channels, in memory."""
+        """Export ``network``, whose images have so many channels, in memory.
+
+        Raises:
+            ImportError: ONNX Runtime is missing; :func:`require` tells it in one line.
+        """
         import onnxruntime
 
         super().__init__()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        there = onnxruntime.get_available_providers()
         model = make_model(load.on_cpu(network), channels).SerializeToString()
-        providers = [name for name in PROVIDERS if name in there]
+        providers = [name for name in PROVIDERS if name in onnxruntime.get_available_providers()]
         self._session = onnxruntime.InferenceSession(model, options, providers=providers)
 
     def forward(self, image: Tensor) -> Tensor:

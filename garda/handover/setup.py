@@ -36,7 +36,7 @@ GONE_SETTINGS = {"generator.family": "every method but garda_paper replays with 
 
 
 class PlannedDomain(Config):
-    """A domain's name and the SHA-256 of its manifest file."""
+    """A domain's name and the SHA-256 of its manifest file, 64 hex digits."""
 
     name: str
     manifest: str
@@ -86,17 +86,28 @@ class Plan(Setup):
 
 
 def find_old_words(settings: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Keys that settings of an older version have: each with what is wrong with it, and the remedy."""
-    found = [(old, f"{old!r} is called {new!r} now", "rename it") for old, new in RENAMED_SETTINGS.items()]
-    found += [(old, f"{old!r} is no setting any more: {why}", "leave it out") for old, why in GONE_SETTINGS.items()]
-    return [(old, what, remedy) for old, what, remedy in found if _pop(copy.deepcopy(dict(settings)), old) is not None]
+    """Keys that settings of an older version have: each with what is wrong with it, and the remedy.
+
+    >>> find_old_words({"gate": {"look": [1, 1]}})
+    [('gate.look', "'gate.look' is called 'gate.style' now", 'rename it')]
+    """
+    left = copy.deepcopy(dict(settings))
+    known = [(old, f"is called {new!r} now", "rename it") for old, new in RENAMED_SETTINGS.items()]
+    known += [(old, f"is no setting any more: {why}", "leave it out") for old, why in GONE_SETTINGS.items()]
+    return [(old, f"{old!r} {what}", remedy) for old, what, remedy in known if _pop(left, old) is not None]
 
 
 def in_todays_words(setup: Setup) -> Setup:
-    """A setup of any format with the names that methods and settings have now.
+    """A setup of any format with the names that methods and settings have now; the one given stays as it is.
 
     Raises:
         ValueError: format 1 let replaying methods choose a generator that none of them has now.
+
+    >>> settings = {"self_training": {"steps": 4}, "gate": {"look": [1.0, 1.0]}}
+    >>> old = Setup(format=1, garda="0.1.0", name="a", method="self_training", seed=0, task={}, settings=settings)
+    >>> new = in_todays_words(old)
+    >>> new.method, new.settings
+    ('cotta', {'gate': {'style': [1.0, 1.0]}, 'cotta': {'steps': 4}})
     """
     if setup.format == FORMAT:
         return setup
@@ -105,21 +116,21 @@ def in_todays_words(setup: Setup) -> Setup:
         raise ValueError("its method replays with a generator that this version has for garda_paper alone")
     _pop(settings, "generator.style")
     for old, new in RENAMED_SETTINGS.items():
-        value = _pop(settings, old)
-        for part in reversed(new.split(".")):
-            value = value if value is None else {part: value}
-        settings = config.merge(settings, value or {})
+        if (value := _pop(settings, old)) is not None:
+            for part in reversed(new.split(".")):
+                value = {part: value}
+            settings = config.merge(settings, value)
     _pop(settings, "generator.factorised")
     method = RENAMED_METHODS.get(setup.method, setup.method)
     return setup.model_copy(update={"format": FORMAT, "method": method, "settings": settings})
 
 
-def _pop(settings: dict[str, Any], key: str) -> Any:
+def _pop(settings: Any, key: str) -> Any:
     """Take the value at a dotted key out of nested settings; None where there is none."""
-    first, _, rest = key.partition(".")
-    if not rest:
-        return settings.pop(first, None)
-    return _pop(settings[first], rest) if isinstance(settings.get(first), dict) else None
+    *outer, last = key.split(".")
+    for part in outer:
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings.pop(last, None) if isinstance(settings, dict) else None
 
 
 def read_plan(run: Path) -> Plan:
@@ -138,12 +149,22 @@ def read_plan(run: Path) -> Plan:
 
 
 def differing_key(old: Any, new: Any, key: str = "") -> str | None:
-    """The first key, depth first, under which two trees of plain values differ; None if they are equal."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        pairs = [(name, old.get(name), new.get(name)) for name in sorted({*old, *new})]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(str(index), *pair) for index, pair in enumerate(zip(old, new, strict=True))]
-    else:
+    """The first key, depth first, under which two trees of plain values differ; None if they are equal.
+
+    Args:
+        old: mappings, lists and what JSON has besides.
+        new: likewise.
+        key: where the two stand in a larger tree.
+
+    >>> differing_key({"seed": 0, "domains": ["a", "b"]}, {"seed": 0, "domains": ["a", "c"]})
+    'domains.1'
+    >>> differing_key({"seed": 0}, {"seed": 0}) is None
+    True
+    """
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
+    if not isinstance(old, dict) or not isinstance(new, dict):
         return None if old == new else key
-    inner = (differing_key(a, b, f"{key}.{name}" if key else name) for name, a, b in pairs)
+    names = sorted({*old, *new})
+    inner = (differing_key(old.get(name), new.get(name), f"{key}.{name}" if key else str(name)) for name in names)
     return next((found for found in inner if found is not None), None)

@@ -5,28 +5,23 @@ A line vouches for every file of its package and, by its chain, for every line b
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
-from pydantic import Field, ValidationError
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from pydantic import Field
 
 from garda.core import files
 from garda.core.config import Config
 from garda.core.errors import ConfigError, GardaError, PackageError
+from garda.handover import ledger
 from garda.handover.format import SIGNATURES
+from garda.handover.ledger import AGAIN, Hex64
 
 PURPOSE = b"garda ledger line\0"  # so that no signature made for something else fits
 
@@ -48,15 +43,17 @@ class Signature(Config):
     """
 
     line: int = Field(ge=1)
-    key: str = Field(pattern=r"^[0-9a-f]{64}$")
+    key: Hex64
     signature: str = Field(pattern=r"^[0-9a-f]{128}$")
 
 
 def make_keys(private: Path) -> tuple[Path, str]:
     """Write a new private key that its owner alone can read, and its public key beside it, with ``.pub`` appended.
 
+    Both are PEM files: PKCS #8 without a password (RFC 5958), and a public key of RFC 8410.
+
     Returns:
-        the public key's file, and the key itself as hex digits.
+        the public key's file, and the key itself as 64 hex digits.
 
     Raises:
         GardaError: one of the files exists, or cannot be written.
@@ -68,13 +65,12 @@ def make_keys(private: Path) -> tuple[Path, str]:
     key = Ed25519PrivateKey.generate()
     try:
         private.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        private.touch(0o600, exist_ok=False)
+        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     except OSError as error:
         raise files.describe(error, private) from error
-    return public, _hex(key.public_key())
+    return public, public_digits(key)
 
 
 def read_private(path: Path) -> Ed25519PrivateKey:
@@ -83,70 +79,95 @@ def read_private(path: Path) -> Ed25519PrivateKey:
     Raises:
         ConfigError: no such key, or other users can read it.
     """
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(path, "other users have access to the key", f"run: chmod 600 {path}")
-    except OSError as error:
-        raise ConfigError(
-            path, f"the key cannot be read ({files.reason(error)})", "make one with `garda keygen`"
-        ) from None
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise ConfigError(path, "is no private key without a password", "make one with `garda keygen`") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(path, "is no Ed25519 key", "make one with `garda keygen`")
+    load = partial(serialization.load_pem_private_key, password=None)
+    remedy = "make one with `garda keygen`"
+    key: Ed25519PrivateKey = _read(path, load, Ed25519PrivateKey, "is no private key without a password", remedy)
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(path, "other users have access to the key", f"run: chmod 600 {path}")
     return key
 
 
 def read_public(path: Path) -> str:
-    """A public key as hex digits.
+    """A public key as 64 hex digits.
 
     Raises:
         ConfigError: no such key.
     """
+    remedy = "give a .pub file of `garda keygen`"
+    key: Ed25519PublicKey = _read(path, serialization.load_pem_public_key, Ed25519PublicKey, "is no public key", remedy)
+    return key.public_bytes_raw().hex()
+
+
+def _read(path: Path, load: Callable[[bytes], object], kind: type, misfit: str, remedy: str) -> Any:
     try:
-        key = load_pem_public_key(path.read_bytes())
+        key = load(path.read_bytes())
     except OSError as error:
-        raise ConfigError(path, f"the key cannot be read ({files.reason(error)})", "give a .pub file") from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise ConfigError(path, "is no public key", "give a .pub file of `garda keygen`") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise ConfigError(path, "is no Ed25519 key", "give a .pub file of `garda keygen`")
-    return _hex(key)
+        raise ConfigError(path, f"the key cannot be read ({files.reason(error)})", remedy) from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigError(path, misfit, remedy) from None
+    if not isinstance(key, kind):
+        raise ConfigError(path, "is no Ed25519 key", remedy)
+    return key
+
+
+def public_digits(key: Ed25519PrivateKey) -> str:
+    """The public key of a private one, as 64 hex digits.
+
+    >>> len(public_digits(Ed25519PrivateKey.generate()))
+    64
+    """
+    return key.public_key().public_bytes_raw().hex()
 
 
 def read_trusted(text: str) -> Trusted:
-    """``PUBKEY``, or ``SITE=PUBKEY`` for a key that may sign that site's lines alone; errors as :func:`read_public`."""
-    site, equals, file = text.partition("=")
-    return Trusted(read_public(Path(file)), site) if equals else Trusted(read_public(Path(text)))
+    """``PUBKEY``, or ``SITE=PUBKEY`` for a key that may sign that site's lines alone.
+
+    Raises:
+        ConfigError: there is no such key.
+    """
+    *site, file = text.split("=", 1)
+    return Trusted(read_public(Path(file)), *site)
 
 
 def sign_line(line: bytes, number: int, key: Ed25519PrivateKey) -> Signature:
-    """The signature of a ledger's line."""
-    return Signature(line=number, key=_hex(key.public_key()), signature=key.sign(PURPOSE + line).hex())
+    """The signature of a ledger's line, which has this number, from 1.
+
+    >>> key = Ed25519PrivateKey.generate()
+    >>> signature = sign_line(b"what was learnt", 1, key)
+    >>> signature.key == public_digits(key), fits(signature, b"what was learnt"), fits(signature, b"something else")
+    (True, True, False)
+    """
+    return Signature(line=number, key=public_digits(key), signature=key.sign(PURPOSE + line).hex())
+
+
+def fits(signature: Signature, line: bytes) -> bool:
+    """Whether a signature is that of a ledger's line; whose key it is, is another question."""
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.key))
+    try:
+        key.verify(bytes.fromhex(signature.signature), PURPOSE + line)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def write_signatures(folder: Path, signatures: Sequence[Signature]) -> None:
-    """Write all of them; errors as in :func:`garda.core.files.replacing`."""
-    with files.replacing(folder / SIGNATURES) as temporary:
-        text = "".join(json.dumps(signature.model_dump(), sort_keys=True) + "\n" for signature in signatures)
-        temporary.write_text(text, encoding="utf-8")
+    """Write all of them, a line each.
+
+    Raises:
+        RunFolderError: no space is left, or the folder cannot be written.
+    """
+    ledger.write_lines(folder, map(ledger.encode, signatures), SIGNATURES)
 
 
 def read_signatures(folder: Path) -> list[Signature]:
-    """A package's signatures, unexamined.
+    """A package's signatures, unexamined; none where nobody signed.
 
     Raises:
         PackageError: a line is damaged.
     """
     file = folder / SIGNATURES
-    signatures = []
-    for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
-        try:
-            signatures.append(Signature.model_validate(json.loads(line)))
-        except (ValueError, ValidationError, RecursionError):
-            raise PackageError(f"{file}, line {number}", "is damaged", "ask for the package again") from None
-    return signatures
+    lines = file.read_bytes().splitlines() if file.exists() else []
+    return [ledger.decode(Signature, line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
 
 
 def check_signatures(
@@ -166,8 +187,8 @@ def check_signatures(
     signatures = read_signatures(folder)
     for signature in signatures:
         where = f"{folder / SIGNATURES}, ledger line {signature.line}"
-        if signature.line > len(lines) or not _fits(signature, lines[signature.line - 1]):
-            raise PackageError(where, "the signature does not fit the line", "ask for the package again")
+        if signature.line > len(lines) or not fits(signature, lines[signature.line - 1]):
+            raise PackageError(where, "the signature does not fit the line", AGAIN)
         site = domains[signature.line - 1]
         sites = [own.site for own in trusted if own.key == signature.key]
         if sites and None not in sites and site not in sites:
@@ -175,26 +196,7 @@ def check_signatures(
             raise PackageError(where, what, f"trust it as {site}=PUBKEY, if it is that site's")
         if trusted and not sites:
             raise PackageError(where, f"signed by a stranger, {signature.key}", "trust the key, or ask whose it is")
-    signed = {signature.line for signature in signatures}
-    missing = next((number for number in range(1, len(lines) + 1) if number not in signed), None)
-    if trusted and missing is not None:
-        raise PackageError(f"{folder}, ledger line {missing}", "nobody has signed it", "ask its site to sign")
+    missing = {*range(1, len(lines) + 1)} - {signature.line for signature in signatures}
+    if trusted and missing:
+        raise PackageError(f"{folder}, ledger line {min(missing)}", "nobody has signed it", "ask its site to sign")
     return signatures
-
-
-def _fits(signature: Signature, line: bytes) -> bool:
-    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(signature.key))
-    try:
-        key.verify(bytes.fromhex(signature.signature), PURPOSE + line)
-    except InvalidSignature:
-        return False
-    return True
-
-
-def public_digits(key: Ed25519PrivateKey) -> str:
-    """The public key of a private one, as hex digits."""
-    return _hex(key.public_key())
-
-
-def _hex(key: Ed25519PublicKey) -> str:
-    return key.public_bytes(Encoding.Raw, PublicFormat.Raw).hex()

@@ -9,6 +9,7 @@ import warnings
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -18,44 +19,26 @@ import torch
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 from PIL import Image
 
+from garda import __version__
 from garda.core.errors import ConfigError, GardaError, PackageError
 from garda.data.task import Intensity, Task
 from garda.data.volume import prediction_name, write_label_map
-from garda.handover import export, format, verify
+from garda.handover import export, format
 from garda.handover.bundle import write_bundle
 from garda.handover.export import WRITERS
 from garda.handover.load import OTHER, Exported
 from garda.models import inference
 from garda.training.device import Compute, ComputeSettings
 from tests.support import cli, scans, sites
-from tests.support.scans import TASK
+from tests.support.scans import OLD, TASK
 from tests.support.sites import SITES
 
-REQUIRED = {
-    "schema",
-    "version",
-    "monai_version",
-    "pytorch_version",
-    "numpy_version",
-    "required_packages_version",
-    "task",
-    "description",
-    "authors",
-    "copyright",
-    "network_data_format",
-    "changelog",
-}
-TENSOR = {
-    "type",
-    "format",
-    "modality",
-    "num_channels",
-    "spatial_shape",
-    "dtype",
-    "value_range",
-    "is_patch_data",
-    "channel_def",
-}
+REQUIRED = (
+    "schema version monai_version pytorch_version numpy_version required_packages_version task description authors "
+    "copyright network_data_format changelog"
+)
+TENSOR = "type format modality num_channels spatial_shape dtype value_range is_patch_data channel_def"
+RUNNING = "conv_0.conv_0.adn.N.running_mean"
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +59,10 @@ def exported(run: Path) -> Exported:
 
 
 @pytest.fixture(scope="module")
-def onnx_file(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("onnx") / "network.onnx"
-    export.export_network(run, path, "onnx", SITES[1])
-    return path
+def bundle(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    export.export_network(run, out, "bundle")
+    return out
 
 
 def run_bundle(bundle: Path, images: Path, labels: Path, suffix: str = ".nii.gz") -> None:
@@ -118,11 +101,11 @@ def assert_same_labels(exported: Exported, images: Path, folder: Path, suffix: s
     assert found == {*range(len(exported.task.classes))}
 
 
-def test_a_bundle_gives_the_labels_of_the_package(run, pipeline, exported, tmp_path):
+def test_a_bundle_gives_the_labels_of_the_package(pipeline, exported, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for site in SITES:
-        shutil.copy(next((pipeline.parent / "data" / site / "images").glob("*_003.nii.gz")), images)
+        shutil.copy(pipeline.parent / "data" / site / "images" / f"{site}_003.nii.gz", images)
     assert_same_labels(scans.untrained(exported, exported.task), images, tmp_path)
 
 
@@ -158,61 +141,38 @@ def test_a_bundle_reads_pictures(channels, exported, tmp_path):
     assert_same_labels(scans.untrained(exported, task), tmp_path / "images", tmp_path, ".png")
 
 
-def test_a_bundle_is_what_the_specification_asks_for(run, exported, tmp_path):
-    export.export_network(run, tmp_path / "bundle", "bundle")
-    files = {str(path.relative_to(tmp_path / "bundle")) for path in (tmp_path / "bundle").rglob("*") if path.is_file()}
+def test_a_bundle_is_what_the_specification_asks_for(run, exported, bundle):
+    files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
     configs = {"configs/metadata.json", "configs/inference.json"}
     assert files == {*configs, "models/model.pt", "docs/README.md", "docs/license.txt", "LICENSE"}
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    metadata = json.loads((tmp_path / "bundle" / "configs" / "metadata.json").read_text())
-    assert set(metadata) >= REQUIRED
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    assert set(metadata) >= {*REQUIRED.split()}
     inputs, outputs = (metadata["network_data_format"][part] for part in ("inputs", "outputs"))
-    assert set(inputs["image"]) == set(outputs["pred"]) == TENSOR
+    assert set(inputs["image"]) == set(outputs["pred"]) == {*TENSOR.split()}
     assert outputs["pred"]["channel_def"] == {str(i): name for i, name in enumerate(exported.task.classes)}
     card = (format.find_stage(run) / "card.md").read_text()
-    assert (tmp_path / "bundle" / "docs" / "README.md").read_text().startswith(card)
+    assert (bundle / "docs" / "README.md").read_text().startswith(card)
 
 
-def test_monai_finds_the_network_of_the_metadata_in_the_bundle(run, tmp_path):
-    export.export_network(run, tmp_path / "bundle", "bundle")
-    configs = tmp_path / "bundle" / "configs"
+def test_monai_needs_no_garda_to_find_a_bundle_s_network(exported, bundle):
+    inference, metadata = (str(bundle / "configs" / name) for name in ("inference.json", "metadata.json"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        verify_net_in_out(
-            "network_def", meta_file=str(configs / "metadata.json"), config_file=str(configs / "inference.json")
-        )
-
-
-def test_a_bundle_names_no_class_of_garda(exported, tmp_path):
-    write_bundle(exported, tmp_path / "bundle")
-    assert "garda" not in (tmp_path / "bundle" / "configs" / "inference.json").read_text()
-    state = torch.load(tmp_path / "bundle" / "models" / "model.pt", weights_only=True)
+        verify_net_in_out("network_def", meta_file=metadata, config_file=inference)
+    assert "garda" not in Path(inference).read_text()
+    state = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(state[name], tensor) for name, tensor in exported.network.state_dict().items())
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 64, 96)])
-def test_onnx_runtime_gives_the_network_s_logits(shape, run, onnx_file):
-    count, height, width = shape
-    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    image = torch.rand(count, 1, height, width)
-    (logits,) = session.run(["logits"], {"image": image.numpy()})
-    with torch.no_grad():
-        wanted = export.read_exported(run, SITES[1]).network(image)
-    assert np.abs(logits - wanted.numpy()).max() < 1e-4
-    best, second = wanted.topk(2, dim=1).values.unbind(dim=1)
-    sure = (best - second).numpy() > 2e-4  # of pixels where two classes are level, rounding decides
-    assert sure.mean() > 0.95
-    assert (logits.argmax(1) == wanted.argmax(1).numpy())[sure].all()
-
-
-def test_an_onnx_file_says_how_it_is_used(run, exported, onnx_file):
-    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
-    properties = session.get_modelmeta().custom_metadata_map
-    assert properties.pop("package") == verify.verify(format.find_stage(run)).digest
-    assert properties.pop("garda")
-    assert properties == {
+def test_onnx_runtime_is_told_what_the_network_reads_and_gives_its_logits():
+    exported = export.read_exported(OLD / "garda.zip", SITES[1])
+    session = onnxruntime.InferenceSession(scans.exported_onnx(), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map == {
         "task": "heart_phantom",
         "domain": SITES[1],
+        "package": exported.digest,
+        "garda": __version__,
         "channels": "1",
         "classes": json.dumps(exported.task.classes),
         "size": "[64, 64]",
@@ -223,55 +183,56 @@ def test_an_onnx_file_says_how_it_is_used(run, exported, onnx_file):
         "bias_field_correction": "false",
     }
     assert session.get_inputs()[0].shape[1] == 1 and session.get_outputs()[0].shape[1] == 4
+    for shape in ((1, 1, 16, 16), (3, 1, 64, 96)):
+        image = torch.rand(shape)
+        (logits,) = session.run(["logits"], {"image": image.numpy()})
+        with torch.no_grad():
+            wanted = exported.network(image)
+        assert np.abs(logits - wanted.numpy()).max() < 1e-4
+        best, second = wanted.topk(2, dim=1).values.unbind(dim=1)
+        sure = (best - second).numpy() > 2e-4  # of pixels where two classes are level, rounding decides
+        assert sure.mean() > 0.95
+        assert (logits.argmax(1) == wanted.argmax(1).numpy())[sure].all()
 
 
-def test_every_domain_has_its_own_network(run, tmp_path):
+def test_every_domain_has_its_own_network(run, exported, tmp_path):
     format.pack(format.find_stage(run), tmp_path / "package.zip")
     source, *targets, other = (export.read_exported(tmp_path / "package.zip", name).network for name in (*SITES, OTHER))
-    means = [network.get_buffer("conv_0.conv_0.adn.N.running_mean") for network in (source, *targets)]
+    means = [network.get_buffer(RUNNING) for network in (source, *targets)]
     assert not any(torch.equal(one, two) for one, two in combinations(means, 2))
-    assert torch.equal(other.get_buffer("conv_0.conv_0.adn.N.running_mean"), means[0])
-    assert torch.equal(export.read_exported(run).network.get_buffer("conv_0.conv_0.adn.N.running_mean"), means[-1])
+    assert torch.equal(other.get_buffer(RUNNING), means[0])
+    assert torch.equal(exported.network.get_buffer(RUNNING), means[-1])
 
 
-def test_no_patient_no_path_and_no_day_is_exported(run, pipeline, onnx_file, tmp_path):
-    export.export_network(run, tmp_path / "bundle", "bundle")
+def test_no_patient_no_path_and_no_day_is_exported(pipeline, bundle):
     private = [b"/tmp", b"/home", b"/work", b".py", b".nii\0", str(pipeline.parent).encode(), str(Path.cwd()).encode()]
     private += [f"{site}_0".encode() for site in SITES]
-    for file in [onnx_file, *(path for path in (tmp_path / "bundle").rglob("*") if path.is_file())]:
-        contents = file.read_bytes()
-        assert [word for word in private if word in contents] == [], file
-        assert not re.search(rb"20\d\d-\d\d-\d\d", contents), file
+    files = {path.name: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    for name, contents in {**files, "network.onnx": scans.exported_onnx()}.items():
+        assert [word for word in private if word in contents] == [], name
+        assert not re.search(rb"20\d\d-\d\d-\d\d", contents), name
 
 
-def test_a_generator_goes_with_a_bundle_that_is_asked_to_hold_it(run, pipeline, tmp_path, capsys):
-    sites.run_tiny(pipeline, tmp_path / "run", method="garda")
-    package = format.find_stage(tmp_path / "run")
+def test_a_generator_goes_with_a_bundle_that_is_asked_to_hold_it(run, tmp_path):
+    package = OLD / "garda.zip"
     export.export_network(package, tmp_path / "plain", "bundle")
     assert not list((tmp_path / "plain").rglob("generator*"))
     assert cli.garda("export", package, "--to", "bundle", "--with-generator", "--out", tmp_path / "both") == 0
-    held = tmp_path / "both" / "models" / "generator.safetensors"
-    assert held.read_bytes() == (package / "generator.safetensors").read_bytes()
-    for words, what in (
-        (("--to", "zip"), "--with-generator: a zip file holds the whole package; leave it out"),
-        (("--to", "onnx"), "--with-generator: onnx holds one network; leave it out, or use --to bundle"),
-    ):
-        assert cli.garda("export", package, *words, "--with-generator", "--out", tmp_path / "no") == 2
-        assert what in capsys.readouterr().err
+    with format.opened(package) as folder:
+        held = (tmp_path / "both" / "models" / "generator.safetensors").read_bytes()
+        assert held == (folder / "generator.safetensors").read_bytes()
     with pytest.raises(ConfigError, match="--with-generator: 'adabn' has no generator; leave it out"):
         export.export_network(run, tmp_path / "none", "bundle", with_generator=True)
-    assert not (tmp_path / "none").exists() and not (tmp_path / "no").exists()
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_method_that_prepares_its_images_is_refused(pipeline, tmp_path):
-    sites.run_tiny(pipeline, tmp_path / "run", method="histogram")
+    alone = pipeline.with_name("alone.yaml")
+    alone.write_text(re.sub("targets: .*", "targets: []", pipeline.read_text()))
+    sites.run_tiny(alone, tmp_path / "run", method="histogram")
     for form in WRITERS:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(ConfigError, match=r"^--to: 'histogram' maps a scan's intensities .* use garda predict$"):
             export.export_network(tmp_path / "run", tmp_path / "out", form)
-        assert str(caught.value) == (
-            "--to: 'histogram' maps a scan's intensities before its network reads them, which neither a bundle nor "
-            "ONNX holds; use garda predict"
-        )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -291,10 +252,7 @@ def test_what_a_bundle_cannot_say_is_refused(change, what, exported, tmp_path):
 
 
 def test_a_failed_write_leaves_nothing(exported, tmp_path, monkeypatch):
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr("os.replace", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(GardaError, match="no space left on the device"):
         write_bundle(exported, tmp_path / "bundle")
     assert not list(tmp_path.iterdir())
@@ -302,9 +260,8 @@ def test_a_failed_write_leaves_nothing(exported, tmp_path, monkeypatch):
 
 def test_a_missing_library_is_one_line(run, tmp_path, monkeypatch):
     monkeypatch.setattr("garda.handover.onnx.find_spec", lambda name: None)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r'^--to onnx: needs onnx and onnxscript; run: pip install "garda\[onnx\]"$'):
         export.export_network(run, tmp_path / "a.onnx", "onnx")
-    assert str(caught.value) == '--to onnx: needs onnx and onnxscript; run: pip install "garda[onnx]"'
 
 
 def test_a_changed_package_is_not_exported(run, tmp_path):
@@ -315,18 +272,21 @@ def test_a_changed_package_is_not_exported(run, tmp_path):
 
 
 def test_the_command_line(run, tmp_path, capsys):
-    words = ("export", run, "--out", tmp_path / "bundle")
-    assert cli.garda(*words, "--to", "bundle", "--domain", "nowhere") == 2
-    met = ", ".join([*SITES, OTHER])
-    assert capsys.readouterr().err == f"--domain: 'nowhere' has not been met; use one of {met}\n"
-    assert cli.garda(*words, "--domain", SITES[0]) == 2
-    assert capsys.readouterr().err == "--domain: a zip file holds the networks of all domains; leave it out\n"
-    assert cli.garda(*words) == 2
-    named = f"{tmp_path}/bundle"
-    assert capsys.readouterr().err == (
-        f"--out: {named} is no name of a zip file; give {named}.zip, or another form with --to\n"
-    )
+    out = f"{tmp_path}/bundle"
+    words = ("export", run, "--out", out)
+    met = ", ".join((*SITES, OTHER))
+    refused = {
+        "--to bundle --domain nowhere": f"--domain: 'nowhere' has not been met; use one of {met}",
+        f"--domain {SITES[0]}": "--domain: a zip file holds the networks of all domains; leave it out",
+        "--with-generator": "--with-generator: a zip file holds the whole package; leave it out",
+        "--to onnx --with-generator": "--with-generator: onnx holds one network; leave it out, or use --to bundle",
+        "": f"--out: {out} is no name of a zip file; give {out}.zip, or another form with --to",
+    }
+    for options, line in refused.items():
+        assert cli.garda(*words, *options.split()) == 2
+        assert capsys.readouterr().err == f"{line}\n"
+    assert not list(tmp_path.iterdir())
     assert cli.garda(*words, "--to", "bundle", "--domain", SITES[0]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/bundle\n"
+    assert capsys.readouterr().out == f"{out}\n"
     assert cli.garda(*words, "--to", "onnx") == 2
-    assert capsys.readouterr().err == f"{tmp_path}/bundle: exists already; give another name, or remove it\n"
+    assert capsys.readouterr().err == f"{out}: exists already; give another name, or remove it\n"
