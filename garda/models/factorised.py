@@ -8,8 +8,8 @@ domain gets a branch of its own and never touches the decoder: older domains can
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from pydantic import Field, PositiveInt
@@ -148,10 +148,9 @@ class AnatomyEncoder(nn.Module):
     def __init__(self, channels: int, widths: Sequence[int], code: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for index, (before, width) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
-            layers += [nn.AvgPool2d(2)] if index else []
-            layers += [_block(before, width), _block(width, width)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], code, 1))
+        for before, width in pairwise([channels, *widths]):
+            layers += [nn.AvgPool2d(2), _block(before, width), _block(width, width)]
+        self.layers = nn.Sequential(*layers[1:], nn.Conv2d(widths[-1], code, 1))
         self.norm = BatchNorm2d(code, affine=False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -168,7 +167,7 @@ class AppearanceEncoder(nn.Module):
     def __init__(self, channels: int, length: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, width in zip([channels, *self.WIDTHS[:-1]], self.WIDTHS, strict=True):
+        for before, width in pairwise([channels, *self.WIDTHS]):
             layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(2 * self.WIDTHS[-1] + QUANTILES * channels, length)
@@ -190,7 +189,7 @@ class Decoder(nn.Module):
         super().__init__()
         up = widths[::-1]
         self.first = _block(code, up[0])
-        self.levels = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in itertools.pairwise(up))
+        self.levels = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in pairwise(up))
         self.label = nn.Conv2d(up[-1], classes, 1)
 
     def forward(self, code: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -207,7 +206,7 @@ class Branch(nn.Module):
     def __init__(self, channels: int, widths: Sequence[int], length: int) -> None:
         super().__init__()
         up = widths[::-1]
-        inputs = [up[0], *map(sum, itertools.pairwise(up)), up[-1]]
+        inputs = [up[0], *map(sum, pairwise(up)), up[-1]]
         pairs = zip(inputs, [*up, up[-1]], strict=True)
         self.layers = nn.ModuleList(ModulatedConvolution(before, width, length) for before, width in pairs)
         self.last = nn.Conv2d(up[-1], channels, 1)

@@ -87,18 +87,18 @@ class ReconstructionObjective:
     anatomy alone.
     """
 
-    def __init__(self, trainer: FactorisedTrainer, generator: FactorisedGenerator, source_segmenter: BasicUNet) -> None:
-        """Prepare everything but the prior.
+    def __init__(self, trainer: FactorisedTrainer, domain: str, segmenter: BasicUNet) -> None:
+        """Prepare a generator that has met the source alone; its prior does not learn here.
 
         Args:
             trainer: gives task, settings and device.
-            generator: has met the source alone.
-            source_segmenter: gives the features by which images are compared; frozen.
+            domain: the source's name.
+            segmenter: of the source, gives the features by which images are compared; frozen.
         """
         self._task, self._settings, self._compute = trainer.task, trainer.settings.reconstruction, trainer.compute
-        self.generator = self._compute.prepare(generator).train()
+        self.generator = self._compute.prepare(trainer.build_for(domain)).train()
         self.generator.prior.requires_grad_(False)
-        self._compare = ReconstructionLoss(self._compute.prepare(source_segmenter), self._settings.loss, self._compute)
+        self._compare = ReconstructionLoss(self._compute.prepare(segmenter), self._settings.loss, self._compute)
         self._label_loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
         trained, rate = [p for p in self.generator.parameters() if p.requires_grad], self._settings.learning_rate
         self._optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
@@ -133,18 +133,23 @@ class ReconstructionObjective:
 class StyleObjective:
     """Learn one target's style: its own branch alone, from images whose anatomy and appearance the encoders read."""
 
-    def __init__(self, trainer: FactorisedTrainer, generator: FactorisedGenerator, source_segmenter: BasicUNet) -> None:
-        """Prepare the last domain's branch.
+    def __init__(
+        self, trainer: FactorisedTrainer, previous: FactorisedGenerator, domain: str, segmenter: BasicUNet
+    ) -> None:
+        """Prepare a copy of the previous generator with one more domain.
 
         Args:
             trainer: gives task, settings and device.
-            generator: has the new domain as its last.
-            source_segmenter: gives the features by which images are compared; frozen.
+            previous: stays as it is.
+            domain: the new domain's name.
+            segmenter: of the source, gives the features by which images are compared; frozen.
         """
         self._task, self._settings, self._compute = trainer.task, trainer.settings.style, trainer.compute
+        generator = copy.deepcopy(previous)
+        generator.add_domain(domain)
         self.generator = self._compute.prepare(generator).eval().requires_grad_(False)
         self._branch = self.generator.branches[-1].requires_grad_(True)
-        self._compare = ReconstructionLoss(self._compute.prepare(source_segmenter), self._settings.loss, self._compute)
+        self._compare = ReconstructionLoss(self._compute.prepare(segmenter), self._settings.loss, self._compute)
         self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=self._settings.learning_rate, fused=True)
 
     def state(self) -> Mapping[str, Stateful]:
@@ -215,9 +220,17 @@ class FactorisedTrainer(GeneratorTrainer[GeneratorSettings, FactorisedGenerator]
 
     def learn_source(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> FactorisedGenerator:
         """Images and labels first, then the prior of the anatomies, then how the source's styles are distributed."""
-        generator = self.compute.prepare(self._learn_reconstruction(domain, slices, stage, teacher))
+        settings, phase = self.settings.reconstruction, stage("generator")
+        build, objective = partial(self.build_for, domain), partial(ReconstructionObjective, self, domain, teacher)
+
+        def learn(phase: Phase) -> FactorisedGenerator:
+            return self.fit(objective, slices, settings.batch, settings.steps, phase).generator
+
+        decides = self.settings.model_dump(mode="json", include={"network", "reconstruction"})
+        decides["teacher"] = cache.fingerprint(teacher)
+        generator = self.compute.prepare(stage.cache.get_or_train("factorised", decides, phase, build, learn))
         generator.prior = self.compute.prepare(self._learn_prior(generator.anatomy, slices, stage))
-        self._estimate_style(generator, slices, stage("generator"))
+        self._estimate_style(generator, slices, phase)
         return generator
 
     def learn_style(
@@ -225,30 +238,10 @@ class FactorisedTrainer(GeneratorTrainer[GeneratorSettings, FactorisedGenerator]
     ) -> FactorisedGenerator:
         """One more branch from the target's images; everything else stays as it is."""
         phase, settings = stage("generator"), self.settings.style
-
-        def objective() -> StyleObjective:
-            generator = copy.deepcopy(previous)
-            generator.add_domain(domain)
-            return StyleObjective(self, generator, teacher)
-
+        objective = partial(StyleObjective, self, previous, domain, teacher)
         generator = self.fit(objective, slices, settings.batch, settings.steps, phase).generator
         self._estimate_style(generator.eval().requires_grad_(False), slices, phase)
         return generator
-
-    def _learn_reconstruction(
-        self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet
-    ) -> FactorisedGenerator:
-        def objective() -> ReconstructionObjective:
-            return ReconstructionObjective(self, self.build_for(domain), teacher)
-
-        def learn(phase: Phase) -> FactorisedGenerator:
-            settings = self.settings.reconstruction
-            return self.fit(objective, slices, settings.batch, settings.steps, phase).generator
-
-        decides = self.settings.model_dump(mode="json", include={"network", "reconstruction"})
-        decides["teacher"] = cache.fingerprint(teacher)
-        phase, build = stage("generator"), partial(self.build_for, domain)
-        return stage.cache.get_or_train("factorised", decides, phase, build, learn)
 
     def _learn_prior(self, encoder: AnatomyEncoder, slices: Slices, stage: Stage) -> FlowPrior:
         settings = self.settings.prior

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -76,13 +77,10 @@ class StyleGenerator(Generator):
         self.map_in = EqualLinear(self.latent + EMBEDDING, self.latent, rate=0.01)
         self.map_out = EqualLinear(self.latent, self.latent, rate=0.01)
         self.constant = nn.Parameter(torch.ones(1, settings.widths[0][0], *base))
-        plan = [(level, width) for level, widths in enumerate(settings.widths) for width in widths]
-        inputs = [settings.widths[0][0], *(width for _, width in plan[:-1])]
-        self.levels = [level for level, _ in plan]
-        self.sizes = [(base[0] << level, base[1] << level) for level in self.levels]
-        pairs = zip(inputs, plan, strict=True)
-        self.layers = nn.ModuleList(StyledConvolution(before, width, self.latent) for before, (_, width) in pairs)
-        self.image = StyledConvolution(plan[-1][1], channels, self.latent, noisy=False)
+        self.sizes = [(base[0] << level, base[1] << level) for level, some in enumerate(settings.widths) for _ in some]
+        widths = [width for some in settings.widths for width in some]
+        self.layers = nn.ModuleList(StyledConvolution(i, o, self.latent) for i, o in pairwise([widths[0], *widths]))
+        self.image = StyledConvolution(widths[-1], channels, self.latent, noisy=False)
 
     def add_domain(self, name: str) -> None:
         """One more row of the embedding, standard normal, seeded by the domain's name."""
@@ -106,11 +104,9 @@ class StyleGenerator(Generator):
         style = F.leaky_relu(self.map_in(torch.cat([anatomy.code, domain], dim=1)), SLOPE)
         style = F.leaky_relu(self.map_out(style), SLOPE)
         x = self.constant.expand(len(anatomy.code), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        level = 0
-        for layer, wanted, noise in zip(self.layers, self.levels, anatomy.noise, strict=True):
-            if wanted > level:
+        for layer, noise in zip(self.layers, anatomy.noise, strict=True):
+            if noise.shape[-1] > x.shape[-1]:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-                level = wanted
             x = F.leaky_relu_(layer(x, style, noise), SLOPE)
         return self.image(x, style).float()
 
@@ -134,8 +130,7 @@ class Discriminator(nn.Module):
             ConfigError: there are more halvings than the size has.
         """
         super().__init__()
-        inputs = [channels, *widths[:-1]]
-        self.layers = nn.ModuleList(EqualConvolution(i, o) for i, o in zip(inputs, widths, strict=True))
+        self.layers = nn.ModuleList(EqualConvolution(i, o) for i, o in pairwise([channels, *widths]))
         last = (size[0] >> (len(widths) - 1), size[1] >> (len(widths) - 1))
         if min(last) < 1:
             what = f"{len(widths)} convolutions are too many for {size[0]} x {size[1]}"

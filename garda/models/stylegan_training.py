@@ -281,9 +281,7 @@ class StyleGanTrainer(GeneratorTrainer[StyleGanTrainerSettings, StyleGenerator])
     def learn_source(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> StyleGenerator:
         """From the source's images; labels and source segmenter are not looked at."""
         settings = self.settings.images
-
-        def objective() -> GanObjective:
-            return GanObjective(self.task, domain, self.settings.network, settings, self.compute)
+        objective = partial(GanObjective, self.task, domain, self.settings.network, settings, self.compute)
 
         def learn(phase: Phase) -> StyleGenerator:
             return self.fit(objective, slices, settings.batch, settings.steps, phase).generator
@@ -297,8 +295,5 @@ class StyleGanTrainer(GeneratorTrainer[StyleGanTrainerSettings, StyleGenerator])
     ) -> StyleGenerator:
         """From the features of the target's images."""
         settings, encoder = self.settings.style, features.build_encoder(self.settings.features, teacher)
-
-        def objective() -> GanStyleObjective:
-            return GanStyleObjective(self.task, domain, previous, encoder, settings, self.compute)
-
+        objective = partial(GanStyleObjective, self.task, domain, previous, encoder, settings, self.compute)
         return self.fit(objective, slices, settings.real_images, settings.steps, stage("generator")).generator

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from garda.core import files
@@ -31,18 +31,9 @@ from garda.training import distributed, sharding
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
+Stateful = nn.Module | torch.optim.Optimizer  # what a checkpoint can hold
 CHECKPOINT = "checkpoint.pt"
 LOSS_POINTS = 500  # logged points of one loss in one phase, at most
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold: modules, optimizers, averaged models."""
-
-    def state_dict(self) -> Any:
-        """Everything the object needs to go on."""
-
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Take up what :meth:`state_dict` gave."""
 
 
 class Objective(Protocol):
@@ -121,7 +112,7 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: 
     ...         return {"line": loss.detach()}
     >>> with TemporaryDirectory() as folder:
     ...     line = fit(Line, lambda step: torch.ones(4, 2), steps=20, phase=Phase("line", Path(folder), seed=0))
-    >>> round(float(line.network(torch.ones(2))), 2)
+    >>> round(line.network(torch.ones(2)).item(), 2)
     1.0
     """
     torch.manual_seed(derive_seed(phase.seed, "build"))
