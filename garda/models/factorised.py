@@ -82,7 +82,6 @@ class FactorisedGenerator(Generator):
         if any(side % (4 << halvings) for side in size):
             what = f"{halvings + 1} resolutions and the prior's two do not halve {size[0]} x {size[1]} pixels evenly"
             raise ConfigError("generator.widths", what, "change the number of widths, or the task's size")
-        self.domains = ()
         self.size, self.code_size = size, (size[0] >> halvings, size[1] >> halvings)
         self.channels, self.widths, self.length = channels, settings.widths, settings.appearance
         self.anatomy = AnatomyEncoder(channels, settings.widths, settings.code)

@@ -51,7 +51,7 @@ class Generator(nn.Module, ABC):
         domains: names of the domains met, in order; index 0 is the source.
     """
 
-    domains: tuple[str, ...]
+    domains: tuple[str, ...] = ()
 
     @abstractmethod
     def add_domain(self, name: str) -> None:

@@ -66,7 +66,6 @@ class StyleGenerator(Generator):
             ConfigError: the widths do not fit the size.
         """
         super().__init__()
-        self.domains = ()
         self.latent = settings.latent
         ups = len(settings.widths) - 1
         base = (size[0] >> ups, size[1] >> ups)

@@ -75,12 +75,10 @@ class Compute:
             torch.set_num_threads(settings.threads)
         torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
         has_gpus = available["cuda"] and settings.accelerator in ("auto", "cuda")
-        self._fabric = Fabric(
-            accelerator=settings.accelerator,
-            devices=[distributed.local_rank()] if has_gpus else 1,
-            precision={"bf16": "bf16-mixed", "32": "32-true"}[settings.precision],
-            plugins=LightningEnvironment(),  # one process is one device here, whatever a cluster has started
-        )
+        devices = [distributed.local_rank()] if has_gpus else 1
+        precision: Any = {"bf16": "bf16-mixed", "32": "32-true"}[settings.precision]
+        alone = LightningEnvironment()  # one process is one device here, whatever a cluster has started
+        self._fabric = Fabric(accelerator=settings.accelerator, devices=devices, precision=precision, plugins=alone)
         needs_bf16 = self.device.type == "cuda" and settings.precision == "bf16"
         if needs_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ConfigError("compute.precision", "this GPU cannot compute in bfloat16", "use '32'")

@@ -32,7 +32,6 @@ from garda.training import distributed, sharding
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 Stateful = nn.Module | torch.optim.Optimizer  # what a checkpoint can hold
-CHECKPOINT = "checkpoint.pt"
 LOSS_POINTS = 500  # logged points of one loss in one phase, at most
 
 
@@ -73,7 +72,7 @@ class Phase:
     @property
     def checkpoint(self) -> Path:
         """The phase's only checkpoint."""
-        return self.folder / CHECKPOINT
+        return self.folder / "checkpoint.pt"
 
 
 O = TypeVar("O", bound=Objective)  # noqa: E741
