@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from monai.losses import DiceLoss
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from garda.data import augment
 from garda.data.augment import AppearanceSettings
@@ -28,7 +27,7 @@ class Candidate:
 
     Attributes:
         step: steps learnt.
-        own: the domain's own share of the segmenter after them.
+        own: the domain's adapter after them.
         scores: label-free scores by name; empty until :func:`score_candidate` has given them.
     """
 
@@ -46,7 +45,7 @@ def score_candidate(
     Args:
         network: in evaluation mode.
         real: (B, C, H, W) images of the target in [0, 1].
-        replayed: (B, C, H, W) replayed images in the target's look.
+        replayed: (B, C, H, W) replayed images in the target's style.
         label: (B, K, H, W) their label probabilities.
         compute: device and precision.
 
@@ -58,17 +57,21 @@ def score_candidate(
         ``consistency``: soft Dice between the answers to a real image and to the same under another appearance;
         ``plausibility``: -|log| of predicted foreground's share in real images to that in replayed labels.
     """
-    answer, other = (_answer(network, image, compute) for image in (real, _change(real)))
+
+    def ask(image: Tensor) -> Tensor:
+        with compute.autocast():
+            return torch.softmax(network(compute.to_device(image)).float(), dim=1)
+
+    answer, other = ask(real), ask(augment.change_appearance(real, AppearanceSettings()))
     dice = DiceLoss(include_background=False)
-    classes = answer.shape[1]
     entropy = -(answer * answer.clamp_min(1e-8).log()).sum(dim=1).mean()
-    shares = [1 - probabilities[:, 0].mean() for probabilities in (answer, label)]
+    found, expected = (float(1 - probabilities[:, 0].mean()) for probabilities in (answer, label))
     return {
-        "replay": 1 - float(dice(_answer(network, replayed, compute), label)),
-        "certainty": 1 - float(entropy) / math.log(classes),
+        "replay": 1 - float(dice(ask(replayed), label)),
+        "certainty": 1 - float(entropy) / math.log(answer.shape[1]),
         "density": neighbourhood_density(answer),
         "consistency": 1 - float(dice(other, answer)),
-        "plausibility": -abs(math.log((float(shares[0]) + 1e-4) / (float(shares[1]) + 1e-4))),
+        "plausibility": -abs(math.log((found + 1e-4) / (expected + 1e-4))),
     }
 
 
@@ -77,38 +80,37 @@ def neighbourhood_density(answer: Tensor) -> float:
 
     The pixels are ``PIXELS`` evenly spaced ones of those whose likeliest class is not the background or whose answer is
     unsure; others say nothing.
+
+    >>> sure = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)  # four equal pixels, each near three
+    >>> round(neighbourhood_density(sure), 4) == round(math.log(3), 4)
+    True
+    >>> neighbourhood_density(1 - sure)  # background alone
+    0.0
     """
     points = answer.movedim(1, -1).flatten(0, 2)
     points = points[points[:, 0] < 0.95]
     if len(points) < 2:
         return 0.0
-    points = F.normalize(points[:: max(1, len(points) // PIXELS)][:PIXELS], dim=1)
+    points = nn.functional.normalize(points[:: max(1, len(points) // PIXELS)][:PIXELS], dim=1)
     similarity = points @ points.T * SHARPNESS
     similarity.fill_diagonal_(-math.inf)
-    near = torch.softmax(similarity, dim=1)
-    return float(-(near * near.clamp_min(1e-12).log()).sum(dim=1).mean())
+    near = torch.softmax(similarity, dim=1)  # equation 1
+    return float(-(near * near.clamp_min(1e-12).log()).sum(dim=1).mean())  # equation 2
 
 
 def choose(candidates: Sequence[Candidate]) -> int:
     """Place of the candidate with the best mean rank over the scores; of equals, the later one.
 
     Ranks, since the scores have no common unit and none of them can be trusted alone.
+
+    >>> scored = [{"replay": 0.8, "density": 3.0}, {"replay": 0.9, "density": 2.0}, {"replay": 0.7, "density": 1.0}]
+    >>> choose([Candidate(step, {}, scores) for step, scores in enumerate(scored)])
+    1
     """
-    names = candidates[0].scores
-    ranks = [sum(_rank(candidates, place, name) for name in names) for place in range(len(candidates))]
-    return max(range(len(candidates)), key=lambda place: (ranks[place], place))
 
+    def rank(own: Candidate) -> float:
+        """How many candidates it beats, summed over the scores; ties count half."""
+        pairs = [(own.scores[name], other.scores[name]) for name in candidates[0].scores for other in candidates]
+        return sum((mine > theirs) + 0.5 * (mine == theirs) for mine, theirs in pairs)
 
-def _rank(candidates: Sequence[Candidate], place: int, name: str) -> float:
-    """How many candidates a candidate beats, ties counting half."""
-    own = candidates[place].scores[name]
-    return sum((own > other.scores[name]) + 0.5 * (own == other.scores[name]) for other in candidates)
-
-
-def _answer(network: nn.Module, image: Tensor, compute: Compute) -> Tensor:
-    with compute.autocast():
-        return torch.softmax(network(compute.to_device(image)).float(), dim=1)
-
-
-def _change(image: Tensor) -> Tensor:
-    return augment.change_appearance(image, AppearanceSettings())
+    return max(range(len(candidates)), key=lambda place: (rank(candidates[place]), place))

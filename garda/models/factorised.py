@@ -1,16 +1,15 @@
-"""The factorised generator: a spatial code for anatomy, a short one for appearance, a branch for each domain's look.
+"""The factorised generator: a spatial code for anatomy, a short one for appearance, a branch for each domain's style.
 
 Anatomy and appearance apart, after the spatial decomposition of Chartsias et al. (Medical Image Analysis 58, 101535,
 2019). Image and label map are decoded from one anatomy, so that what is replayed carries its own label. One more
-domain gets its own appearance branch and never touches what is shared: older domains cannot be forgotten.
+domain gets a branch of its own and never touches the decoder: older domains cannot be forgotten.
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
-from functools import partial
+from itertools import pairwise
 
 import torch
 from pydantic import Field, PositiveInt
@@ -50,9 +49,20 @@ class FactorisedGenerator(Generator):
     Attributes:
         anatomy: image -> anatomy code, blind to appearance.
         appearance: image -> appearance code.
-        trunk: anatomy code -> features of every resolution and label logits; the same for all domains.
-        branches: a domain's look: features and appearance code -> image, one for each domain.
+        decoder: anatomy code -> features of every resolution and label logits; the same for all domains.
+        branches: a domain's style: features and appearance code -> image, one for each domain.
         prior: the distribution of anatomy codes.
+        mean: (D, N) of each domain's appearance codes.
+        factor: (D, N, N) Cholesky factors of their covariances.
+        noise: (D,) standard deviations of what no code explains.
+
+    >>> generator = FactorisedGenerator(1, 2, (16, 16), FactorisedSettings(widths=(4, 8), prior_width=8)).eval()
+    >>> generator.add_domain("a")
+    >>> with torch.no_grad():
+    ...     anatomy = generator.draw(3)
+    ...     image, label = generator.sample(anatomy, torch.zeros(3, dtype=torch.long)), generator.labels(anatomy)
+    >>> image.shape, label.shape
+    (torch.Size([3, 1, 16, 16]), torch.Size([3, 2, 16, 16]))
     """
 
     def __init__(self, channels: int, classes: int, size: tuple[int, int], settings: FactorisedSettings) -> None:
@@ -70,57 +80,52 @@ class FactorisedGenerator(Generator):
         super().__init__()
         halvings = len(settings.widths) - 1
         if any(side % (4 << halvings) for side in size):
-            raise ConfigError(
-                "generator.widths",
-                f"{halvings + 1} resolutions and the prior's two do not halve {size[0]} x {size[1]} pixels evenly",
-                "change the number of widths, or the task's size",
-            )
-        self.domains = ()
+            what = f"{halvings + 1} resolutions and the prior's two do not halve {size[0]} x {size[1]} pixels evenly"
+            raise ConfigError("generator.widths", what, "change the number of widths, or the task's size")
         self.size, self.code_size = size, (size[0] >> halvings, size[1] >> halvings)
-        self.channels, self.length = channels, settings.appearance
+        self.channels, self.widths, self.length = channels, settings.widths, settings.appearance
         self.anatomy = AnatomyEncoder(channels, settings.widths, settings.code)
         self.appearance = AppearanceEncoder(channels, settings.appearance)
         self.decoder = Decoder(settings.code, settings.widths, classes)
         self.branches = nn.ModuleList()
         self.prior = FlowPrior(settings.code, settings.prior_width)
-        self.mean: Tensor
-        self.factor: Tensor
-        self.noise: Tensor
-        self.register_buffer("mean", torch.empty(0, self.length))  # of a domain's appearance codes
-        self.register_buffer("factor", torch.empty(0, self.length, self.length))  # Cholesky factor of their covariance
-        self.register_buffer("noise", torch.empty(0))  # standard deviation of what no code explains
-        self._build_branch = partial(Branch, channels, settings.widths, settings.appearance)
+        self.mean: Tensor = nn.Buffer(torch.empty(0, self.length))
+        self.factor: Tensor = nn.Buffer(torch.empty(0, self.length, self.length))
+        self.noise: Tensor = nn.Buffer(torch.empty(0))
 
     def add_domain(self, name: str) -> None:
-        """A branch that starts as a copy of the source's, and the source's statistics of appearance."""
+        """A branch that starts as a copy of the source's, and the source's distribution of appearance."""
         first = not self.branches
-        self.branches.append(self._build_branch() if first else copy.deepcopy(self.branches[0]))
-        new = (torch.zeros(1, self.length), torch.eye(self.length)[None], torch.zeros(1))
-        old = (self.mean, self.factor, self.noise)
-        grown = [torch.cat([o, (n.to(o.device) if first else o[:1])]) for o, n in zip(old, new, strict=True)]
-        self.mean, self.factor, self.noise = grown
+        branch = Branch(self.channels, self.widths, self.length) if first else copy.deepcopy(self.branches[0])
+        self.branches.append(branch)
+        new = {"mean": torch.zeros(1, self.length), "factor": torch.eye(self.length)[None], "noise": torch.zeros(1)}
+        for part, row in new.items():
+            old = getattr(self, part)
+            setattr(self, part, torch.cat([old, row.to(old.device) if first else old[:1]]))
         self.domains = (*self.domains, name)
 
     def round_style(self) -> None:
-        """The last domain's branch; never the source's, with which every other one begins."""
+        """Round the last domain's branch to what float16 holds; never the source's, with which every other begins."""
         if len(self.branches) > 1:
             weights.round_weights(self.branches[-1])
 
     def kept_state(self) -> dict[str, Tensor]:
-        """The targets' branches as float16, tensor by tensor, where nothing is lost."""
-        state = self.state_dict()
-        rounded = [name for name in state if name.startswith("branches.") and not name.startswith("branches.0.")]
-        return state | {name: weights.halve(state[name]) for name in rounded}
+        """The state, the targets' branches as float16, tensor by tensor, where nothing is lost."""
+        state, targets = self.state_dict(), tuple(f"branches.{index}." for index in range(1, len(self.branches)))
+        return state | {name: weights.halve(value) for name, value in state.items() if name.startswith(targets)}
 
     def draw(self, count: int) -> Anatomy:
         """Codes from the prior; as noise the appearance's (B, N, 1, 1) and the image's (B, C, H, W)."""
-        device = self.mean.device
         code = self.prior.draw(count, self.code_size)
-        noise = torch.randn(count, self.length, 1, 1), torch.randn(count, self.channels, *self.size)
-        return Anatomy(code, (noise[0].to(device), noise[1].to(device)))
+        shapes = (self.length, 1, 1), (self.channels, *self.size)
+        return Anatomy(code, tuple(torch.randn(count, *shape).to(self.mean.device) for shape in shapes))
 
     def sample(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
-        """Each anatomy with an appearance drawn from its domain's, and the domain's noise."""
+        """Each anatomy with an appearance from its domain's normal distribution, and the domain's noise.
+
+        Returns:
+            (B, C, H, W) float32 in [0, 1].
+        """
         features, _ = self.decoder(anatomy.code)
         image = torch.empty(len(anatomy.code), self.channels, *self.size, device=anatomy.code.device)
         for domain in domains.unique().tolist():
@@ -137,15 +142,14 @@ class FactorisedGenerator(Generator):
 
 
 class AnatomyEncoder(nn.Module):
-    """(B, C, H, W) to the anatomy code, each of whose channels has mean 0 and variance 1 over the training images."""
+    """(B, C, H, W) in [0, 1] to the (B, code, h, w) anatomy code, each channel of mean 0 and variance 1."""
 
     def __init__(self, channels: int, widths: Sequence[int], code: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for index, (before, width) in enumerate(zip([channels, *widths[:-1]], widths, strict=True)):
-            layers += [nn.AvgPool2d(2)] if index else []
-            layers += [_block(before, width), _block(width, width)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], code, 1))
+        for before, width in pairwise([channels, *widths]):
+            layers += [nn.AvgPool2d(2), _block(before, width), _block(width, width)]
+        self.layers = nn.Sequential(*layers[1:], nn.Conv2d(widths[-1], code, 1))
         self.norm = BatchNorm2d(code, affine=False)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -155,14 +159,14 @@ class AnatomyEncoder(nn.Module):
 
 
 class AppearanceEncoder(nn.Module):
-    """(B, C, H, W) to (B, N), from the means and deviations of features and from quantiles of the intensities."""
+    """(B, C, H, W) in [0, 1] to (B, N), from means and deviations of features and from quantiles of the intensities."""
 
     WIDTHS = (16, 32, 64)
 
     def __init__(self, channels: int, length: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, width in zip([channels, *self.WIDTHS[:-1]], self.WIDTHS, strict=True):
+        for before, width in pairwise([channels, *self.WIDTHS]):
             layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(2 * self.WIDTHS[-1] + QUANTILES * channels, length)
@@ -178,15 +182,13 @@ class AppearanceEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The anatomy code to features of every resolution, the coarsest first, and (B, K, H, W) label logits."""
+    """(B, code, h, w) to features of every resolution, the coarsest first, and (B, K, H, W) label logits."""
 
     def __init__(self, code: int, widths: Sequence[int], classes: int) -> None:
         super().__init__()
-        up = list(reversed(widths))
+        up = widths[::-1]
         self.first = _block(code, up[0])
-        self.levels = nn.ModuleList(
-            nn.Sequential(_block(before, width), _block(width, width)) for before, width in itertools.pairwise(up)
-        )
+        self.levels = nn.ModuleList(nn.Sequential(_block(i, o), _block(o, o)) for i, o in pairwise(up))
         self.label = nn.Conv2d(up[-1], classes, 1)
 
     def forward(self, code: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -198,19 +200,18 @@ class Decoder(nn.Module):
 
 
 class Branch(nn.Module):
-    """One domain's look: the trunk's features to the image, modulated by an appearance code."""
+    """One domain's style: the decoder's features to the image, modulated by an appearance code."""
 
     def __init__(self, channels: int, widths: Sequence[int], length: int) -> None:
         super().__init__()
-        up = list(reversed(widths))
-        inputs = [up[0], *(before + width for before, width in itertools.pairwise(up)), up[-1]]
-        self.layers = nn.ModuleList(
-            ModulatedConvolution(before, width, length) for before, width in zip(inputs, [*up, up[-1]], strict=True)
-        )
+        up = widths[::-1]
+        inputs = [up[0], *map(sum, pairwise(up)), up[-1]]
+        pairs = zip(inputs, [*up, up[-1]], strict=True)
+        self.layers = nn.ModuleList(ModulatedConvolution(before, width, length) for before, width in pairs)
         self.last = nn.Conv2d(up[-1], channels, 1)
 
     def forward(self, features: Sequence[Tensor], style: Tensor) -> Tensor:
-        """(B, C, H, W) float32 in [0, 1] from the trunk's features and (B, N)."""
+        """(B, C, H, W) float32 in [0, 1] from the decoder's features and (B, N)."""
         first, *middle, last = self.layers
         x = first(features[0], style)
         for layer, feature in zip(middle, features[1:], strict=True):
@@ -231,13 +232,12 @@ class ModulatedConvolution(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         """(B, inputs, H, W) and (B, N) to (B, outputs, H, W)."""
         scale, shift = self.modulation(style)[:, :, None, None].chunk(2, dim=1)
-        return F.leaky_relu_(self.convolution(x) * (1 + scale) + shift, SLOPE)
+        return F.leaky_relu_(self.convolution(x) * (1 + scale) + shift, SLOPE)  # Perez et al., equation 2
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, padding=1), BatchNorm2d(outputs), nn.LeakyReLU(SLOPE, inplace=True)
-    )
+    convolution = nn.Conv2d(inputs, outputs, 3, padding=1)
+    return nn.Sequential(convolution, BatchNorm2d(outputs), nn.LeakyReLU(SLOPE, inplace=True))
 
 
 def _double(x: Tensor) -> Tensor:

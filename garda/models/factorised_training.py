@@ -5,21 +5,21 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn import functional as F
 
 from garda.core.config import Config
 from garda.core.seeds import derive_seed
 from garda.data import augment
 from garda.data.augment import ImitatedGeometrySettings, RandomisationSettings
 from garda.data.dataset import Batch, Slices
-from garda.data.task import Task
-from garda.models.factorised import FactorisedGenerator, FactorisedSettings
+from garda.models.factorised import AnatomyEncoder, FactorisedGenerator, FactorisedSettings
+from garda.models.features import ReconstructionLoss, ReconstructionLossSettings
 from garda.models.flow_prior import WARM_UP, FlowMatchingObjective, FlowPrior, PriorTrainingSettings
 from garda.models.generator import GeneratorTrainer
 from garda.training import cache, loop, sharding
@@ -28,20 +28,8 @@ from garda.training.device import Compute
 from garda.training.loop import Phase, Stateful
 
 
-class ReconstructionLossSettings(Config):
-    """How two images are compared.
-
-    Attributes:
-        edges: weight of the difference of gradients.
-        features: weight of the difference of the source segmenter's features.
-    """
-
-    edges: NonNegativeFloat = 2.0
-    features: NonNegativeFloat = 0.1
-
-
 class StyleRandomisation(RandomisationSettings):
-    """Looks that an appearance code can tell: mostly curves; see :class:`garda.data.augment.RandomisationSettings`."""
+    """Styles that an appearance code can tell: mostly curves; see :class:`garda.data.augment.RandomisationSettings`."""
 
     probability: float = Field(default=0.9, ge=0, le=1)
     blur: NonNegativeFloat = 0.7
@@ -57,7 +45,7 @@ class ReconstructionTrainingSettings(Config):
         batch: slices a step.
         learning_rate: the highest; rises over 50 steps, falls to 0 by a cosine.
         geometry: augmentation of image and label.
-        randomisation: makes the looks that the appearance code must tell apart and the anatomy code must not see.
+        randomisation: makes the styles that the appearance code must tell apart and the anatomy code must not see.
         code_noise: standard deviation of the noise on the anatomy code, whose own is 1.
         loss: how images are compared.
     """
@@ -72,7 +60,7 @@ class ReconstructionTrainingSettings(Config):
 
 
 class StyleTrainingSettings(Config):
-    """How a target's look is learnt.
+    """How a target's style is learnt.
 
     Attributes:
         steps: number of steps.
@@ -91,63 +79,29 @@ class StyleTrainingSettings(Config):
     loss: ReconstructionLossSettings = ReconstructionLossSettings()
 
 
-class ReconstructionLoss:
-    """The distance of two images: intensities, edges, and what the source segmenter sees in them.
-
-    Intensities alone leave small bright things on black unlearnt; features give edges back that the mean blurs.
-    """
-
-    def __init__(self, segmenter: BasicUNet, settings: ReconstructionLossSettings, compute: Compute) -> None:
-        self._layers = [segmenter.conv_0, segmenter.down_1, segmenter.down_2]
-        self._settings, self._compute = settings, compute
-
-    def __call__(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """A scalar, of (B, C, H, W) each; the gradient reaches ``ours`` alone."""
-        distance = 10 * F.mse_loss(ours, theirs) + F.l1_loss(ours, theirs)
-        for dim in (2, 3):
-            distance = distance + self._settings.edges * F.l1_loss(ours.diff(dim=dim), theirs.diff(dim=dim))
-        with self._compute.autocast():
-            with torch.no_grad():
-                seen = self._features(theirs)
-            found = self._features(ours)
-        parts = [
-            F.l1_loss(a.float(), b.float()) / (sharding.mean(b.float().abs().mean()) + 1e-3)
-            for a, b in zip(found, seen, strict=True)
-        ]
-        return distance + self._settings.features * torch.stack(parts).sum()
-
-    def _features(self, image: Tensor) -> list[Tensor]:
-        features = [self._compute.to_device(image)]
-        for layer in self._layers:
-            features.append(layer(features[-1]))
-        return features[1:]
-
-
 class ReconstructionObjective:
     """Take a source image apart into anatomy and appearance, and put both together again.
 
-    Anatomy is read from one random look of the slice, appearance from another, and the second look is what must come
-    out: so the anatomy code carries no look, and the appearance code nothing but the look. Label logits come from the
+    Anatomy is read from one random style of the slice, appearance from another, and the second style is what must come
+    out: so the anatomy code carries no style, and the appearance code nothing but the style. Label logits come from the
     anatomy alone.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        generator: FactorisedGenerator,
-        teacher: BasicUNet,
-        settings: ReconstructionTrainingSettings,
-        compute: Compute,
-    ) -> None:
-        self.generator = compute.prepare(generator).train()
+    def __init__(self, trainer: FactorisedTrainer, domain: str, segmenter: BasicUNet) -> None:
+        """Prepare a generator that has met the source alone; its prior does not learn here.
+
+        Args:
+            trainer: gives task, settings and device.
+            domain: the source's name.
+            segmenter: of the source, gives the features by which images are compared; frozen.
+        """
+        self._task, self._settings, self._compute = trainer.task, trainer.settings.reconstruction, trainer.compute
+        self.generator = self._compute.prepare(trainer.build_for(domain)).train()
         self.generator.prior.requires_grad_(False)
-        self._compare = ReconstructionLoss(compute.prepare(teacher), settings.loss, compute)
-        self._task, self._settings, self._compute = task, settings, compute
+        self._compare = ReconstructionLoss(self._compute.prepare(segmenter), self._settings.loss, self._compute)
         self._label_loss = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-        trained = [p for p in self.generator.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            trained, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
-        )
+        trained, rate = [p for p in self.generator.parameters() if p.requires_grad], self._settings.learning_rate
+        self._optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
 
     def state(self) -> Mapping[str, Stateful]:
         """Generator and optimizer."""
@@ -177,30 +131,26 @@ class ReconstructionObjective:
 
 
 class StyleObjective:
-    """Learn one target's look: its own branch alone, from images whose anatomy and appearance the encoders read."""
+    """Learn one target's style: its own branch alone, from images whose anatomy and appearance the encoders read."""
 
     def __init__(
-        self,
-        task: Task,
-        generator: FactorisedGenerator,
-        teacher: BasicUNet,
-        settings: StyleTrainingSettings,
-        compute: Compute,
+        self, trainer: FactorisedTrainer, previous: FactorisedGenerator, domain: str, segmenter: BasicUNet
     ) -> None:
-        """Prepare the last domain's branch.
+        """Prepare a copy of the previous generator with one more domain.
 
         Args:
-            task: what is segmented.
-            generator: has the new domain as its last.
-            teacher: the source segmenter.
-            lesson: how to learn.
-            compute: device and precision.
+            trainer: gives task, settings and device.
+            previous: stays as it is.
+            domain: the new domain's name.
+            segmenter: of the source, gives the features by which images are compared; frozen.
         """
-        self.generator = compute.prepare(generator).eval().requires_grad_(False)
+        self._task, self._settings, self._compute = trainer.task, trainer.settings.style, trainer.compute
+        generator = copy.deepcopy(previous)
+        generator.add_domain(domain)
+        self.generator = self._compute.prepare(generator).eval().requires_grad_(False)
         self._branch = self.generator.branches[-1].requires_grad_(True)
-        self._compare = ReconstructionLoss(compute.prepare(teacher), settings.loss, compute)
-        self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=settings.learning_rate, fused=True)
-        self._task, self._settings, self._compute = task, settings, compute
+        self._compare = ReconstructionLoss(self._compute.prepare(segmenter), self._settings.loss, self._compute)
+        self._optimizer = torch.optim.AdamW(self._branch.parameters(), lr=self._settings.learning_rate, fused=True)
 
     def state(self) -> Mapping[str, Stateful]:
         """The branch and its optimizer."""
@@ -208,13 +158,13 @@ class StyleObjective:
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a batch of the target's images."""
-        image = self._compute.to_device(batch.image)
-        motion = augment.draw_affine(len(image), self._settings.geometry, self._task.any_orientation, image.device)
+        settings, image = self._settings, self._compute.to_device(batch.image)
+        motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
         image = self._compute.to_device(augment.warp(image, motion)[sharding.shard(len(image))])
         with self._compute.autocast():
             drawn, _ = redraw(self.generator, image, self._compute)
         loss = self._compare(drawn, image)
-        loop.cosine_lr(self._optimizer, self._settings.learning_rate, step, self._settings.steps)
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps)
         loop.backward_step(self._optimizer, loss)
         return {"reconstruction": loss.detach()}
 
@@ -227,32 +177,15 @@ def redraw(generator: FactorisedGenerator, image: Tensor, compute: Compute) -> t
     return generator.branches[-1](features, style), style
 
 
-@torch.no_grad()
-def estimate_style(generator: FactorisedGenerator, images: list[Tensor], compute: Compute) -> None:
-    """Measure how the last domain's appearance is distributed, and the noise that no code explains.
-
-    Args:
-        generator: its last rows of ``mean``, ``factor`` and ``noise`` are set.
-        images: (B, C, H, W) batches of the domain.
-        compute: device and precision.
-    """
-    styles, noises = [], []
-    for image in images:
-        with compute.autocast():
-            drawn, style = redraw(generator, compute.to_device(image), compute)
-        styles.append(style.float())
-        noises.append(noise_level(image.to(drawn.device) - drawn.float()))
-    codes = torch.cat(styles)
-    spread = torch.eye(codes.shape[1], device=codes.device) * 1e-3  # keeps the factor defined for equal images
-    generator.mean[-1] = codes.mean(dim=0)
-    generator.factor[-1] = torch.linalg.cholesky(torch.cov(codes.T) + spread)
-    generator.noise[-1] = torch.cat(noises).mean()
-
-
 def noise_level(residual: Tensor) -> Tensor:
     """(B,) standard deviation of white noise in (B, C, H, W), by the median of neighbours' differences.
 
     The median passes over edges; 0.6745 is the quartile of the standard normal, sqrt 2 that of a difference of two.
+
+    >>> noise = 0.05 * torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    >>> noise[..., 32:] += 1  # an edge
+    >>> [round(level, 2) for level in noise_level(noise).tolist()]
+    [0.05, 0.05]
     """
     return residual.diff(dim=3).abs().flatten(1).median(dim=1).values / (0.6745 * math.sqrt(2))
 
@@ -274,7 +207,7 @@ class GeneratorSettings(Config):
 
 
 class FactorisedTrainer(GeneratorTrainer[GeneratorSettings, FactorisedGenerator]):
-    """Reconstruction of the source and a prior over its anatomy, then a branch for each target's look."""
+    """Reconstruction of the source and a prior over its anatomy, then a branch for each target's style."""
 
     def build(self) -> FactorisedGenerator:
         """An untrained factorised generator."""
@@ -286,11 +219,18 @@ class FactorisedTrainer(GeneratorTrainer[GeneratorSettings, FactorisedGenerator]
             self.build()
 
     def learn_source(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> FactorisedGenerator:
-        """Images and labels first, then the prior of the anatomies, then how the source's own looks are distributed."""
-        generator = self._learn_pairs(domain, slices, stage, teacher)
-        self.compute.prepare(generator)
-        generator.prior = self._learn_prior(generator, slices, stage)
-        self._survey(generator, slices, stage("generator"))
+        """Images and labels first, then the prior of the anatomies, then how the source's styles are distributed."""
+        settings, phase = self.settings.reconstruction, stage("generator")
+        build, objective = partial(self.build_for, domain), partial(ReconstructionObjective, self, domain, teacher)
+
+        def learn(phase: Phase) -> FactorisedGenerator:
+            return self.fit(objective, slices, settings.batch, settings.steps, phase).generator
+
+        decides = self.settings.model_dump(mode="json", include={"network", "reconstruction"})
+        decides["teacher"] = cache.fingerprint(teacher)
+        generator = self.compute.prepare(stage.cache.get_or_train("factorised", decides, phase, build, learn))
+        generator.prior = self.compute.prepare(self._learn_prior(generator.anatomy, slices, stage))
+        self._estimate_style(generator, slices, phase)
         return generator
 
     def learn_style(
@@ -298,57 +238,40 @@ class FactorisedTrainer(GeneratorTrainer[GeneratorSettings, FactorisedGenerator]
     ) -> FactorisedGenerator:
         """One more branch from the target's images; everything else stays as it is."""
         phase, settings = stage("generator"), self.settings.style
-
-        def build() -> StyleObjective:
-            generator = copy.deepcopy(previous)
-            generator.add_domain(domain)
-            return StyleObjective(self.task, generator, teacher, settings, self.compute)
-
-        learnt = loop.fit(build, lambda step: slices.batch(step, settings.batch, phase.seed), settings.steps, phase)
-        generator: FactorisedGenerator = learnt.generator.eval().requires_grad_(False)
-        self._survey(generator, slices, phase)
+        objective = partial(StyleObjective, self, previous, domain, teacher)
+        generator = self.fit(objective, slices, settings.batch, settings.steps, phase).generator
+        self._estimate_style(generator.eval().requires_grad_(False), slices, phase)
         return generator
 
-    def _learn_pairs(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> FactorisedGenerator:
-        settings = self.settings.reconstruction
-
-        def build() -> FactorisedGenerator:
-            generator = self.build()
-            generator.add_domain(domain)
-            return generator
-
-        def learn(phase: Phase) -> FactorisedGenerator:
-            return loop.fit(
-                lambda: ReconstructionObjective(self.task, build(), teacher, settings, self.compute),
-                lambda step: slices.batch(step, settings.batch, phase.seed),
-                settings.steps,
-                phase,
-            ).generator
-
-        decides = self.settings.model_dump(mode="json", include={"network", "reconstruction"})
-        decides["teacher"] = cache.fingerprint(teacher)
-        return stage.cache.get_or_train("factorised", decides, stage("generator"), build, learn)
-
-    def _learn_prior(self, generator: FactorisedGenerator, slices: Slices, stage: Stage) -> FlowPrior:
+    def _learn_prior(self, encoder: AnatomyEncoder, slices: Slices, stage: Stage) -> FlowPrior:
         settings = self.settings.prior
 
         def build() -> FlowPrior:
             return self.build().prior
 
+        def objective() -> FlowMatchingObjective:
+            return FlowMatchingObjective(self.task, encoder, build(), settings, self.compute)
+
         def learn(phase: Phase) -> FlowPrior:
-            return loop.fit(
-                lambda: FlowMatchingObjective(self.task, generator.anatomy, build(), settings, self.compute),
-                lambda step: slices.batch(step, settings.batch, phase.seed),
-                settings.steps,
-                phase,
-            ).prior
+            return self.fit(objective, slices, settings.batch, settings.steps, phase).prior
 
         decides = self.settings.model_dump(mode="json", include={"network", "prior"})
-        decides["encoder"] = cache.fingerprint(generator.anatomy)
-        return self.compute.prepare(stage.cache.get_or_train("prior", decides, stage("prior"), build, learn))
+        decides["encoder"] = cache.fingerprint(encoder)
+        return stage.cache.get_or_train("prior", decides, stage("prior"), build, learn)
 
-    def _survey(self, generator: FactorisedGenerator, slices: Slices, phase: Phase) -> None:
-        settings = self.settings.style
-        seed = derive_seed(phase.seed, "survey")
-        images = [slices.batch(step, settings.batch, seed).image for step in range(settings.estimate)]
-        estimate_style(generator, images, self.compute)
+    @torch.no_grad()
+    def _estimate_style(self, generator: FactorisedGenerator, slices: Slices, phase: Phase) -> None:
+        """Measure how the last domain's appearance is distributed, and the noise that no code explains; in place."""
+        settings, seed, compute = self.settings.style, derive_seed(phase.seed, "survey"), self.compute
+        styles, noises = [], []
+        for step in range(settings.estimate):
+            image = compute.to_device(slices.batch(step, settings.batch, seed).image)
+            with compute.autocast():
+                drawn, style = redraw(generator, image, compute)
+            styles.append(style.float())
+            noises.append(noise_level(image - drawn.float()))
+        codes = torch.cat(styles)
+        spread = torch.eye(codes.shape[1], device=codes.device) * 1e-3  # keeps the factor defined for equal images
+        generator.mean[-1] = codes.mean(dim=0)
+        generator.factor[-1] = torch.linalg.cholesky(torch.cov(codes.T) + spread)
+        generator.noise[-1] = torch.cat(noises).mean()

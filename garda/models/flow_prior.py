@@ -1,6 +1,7 @@
 """The distribution of anatomy codes, learnt by flow matching (Lipman et al., ICLR 2023, section 4.1).
 
-A velocity field v carries noise e to a code z along straight lines: at time t, x = (1 - t) e + t z and v(x, t) = z - e.
+A velocity field v carries noise e to a code z along straight lines: at time t, x = (1 - t) e + t z and v(x, t) = z - e
+(equations 20 to 23 with sigma_min = 0: optimal transport paths).
 """
 
 from __future__ import annotations
@@ -30,7 +31,12 @@ GROUPS = 8  # of the group normalisation
 
 
 class FlowPrior(nn.Module):
-    """A small U-Net for the velocity, and the drawing of codes by it."""
+    """A small U-Net for the velocity, and the drawing of codes by it.
+
+    >>> prior = FlowPrior(channels=2, width=8)
+    >>> prior(torch.rand(3, 2, 4, 8), torch.rand(3)).shape
+    torch.Size([3, 2, 4, 8])
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         """An untrained prior.
@@ -56,10 +62,15 @@ class FlowPrior(nn.Module):
         """The velocity, float32.
 
         Args:
-            x: (B, channels, h, w).
+            x: (B, channels, h, w), sides multiples of 4.
             time: (B,) in [0, 1].
+
+        Returns:
+            (B, channels, h, w).
         """
-        context = self.time(_encode(time))
+        rates = torch.exp(torch.linspace(0, math.log(200.0), TIME // 2, device=time.device))
+        angle = time[:, None] * rates
+        context = self.time(torch.cat([angle.sin(), angle.cos()], dim=1))
         fine = self.down_1(self.first(x), context)
         coarse = self.down_2(self.halve_1(fine), context)
         deep = self.middle_2(self.middle_1(self.halve_2(coarse), context), context)
@@ -68,7 +79,16 @@ class FlowPrior(nn.Module):
         return self.last(F.silu(up)).float()
 
     def draw(self, count: int, size: tuple[int, int], steps: int = 12) -> Tensor:
-        """``count`` codes (count, channels, *size) from torch's global generator, by Heun's method."""
+        """Codes from torch's global generator, by Heun's method.
+
+        Args:
+            count: number of codes.
+            size: (h, w), multiples of 4.
+            steps: of the integration from time 0 to 1.
+
+        Returns:
+            (count, channels, h, w) float32.
+        """
         device = self.last.weight.device
         x = torch.randn(count, self.channels, *size).to(device)
         for step in range(steps):
@@ -103,13 +123,6 @@ class _GroupNorm(nn.GroupNorm):
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
-def _encode(time: Tensor) -> Tensor:
-    """(B,) in [0, 1] to (B, TIME) sines and cosines."""
-    rates = torch.exp(torch.linspace(0, math.log(200.0), TIME // 2, device=time.device))
-    angle = time[:, None] * rates
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-
 WARM_UP = 50  # steps over which the learning rate rises
 
 
@@ -132,11 +145,20 @@ class PriorTrainingSettings(Config):
 
 
 class FlowMatchingObjective:
-    """Learn the distribution of the anatomy codes by flow matching."""
+    """Learn the distribution of the anatomy codes by flow matching (Lipman et al. 2023, equation 23)."""
 
     def __init__(
         self, task: Task, encoder: nn.Module, prior: FlowPrior, settings: PriorTrainingSettings, compute: Compute
     ) -> None:
+        """Prepare the prior.
+
+        Args:
+            task: what is segmented.
+            encoder: (B, C, H, W) images to (B, channels, h, w) codes; frozen.
+            prior: untrained, of the codes' channels.
+            settings: how to learn.
+            compute: device and precision.
+        """
         self._encoder = compute.prepare(encoder).eval()
         self._prior = compute.prepare(prior).train()
         self._average = AveragedModel(self._prior, multi_avg_fn=loop.ema(settings.average))
@@ -146,8 +168,7 @@ class FlowMatchingObjective:
     @property
     def prior(self) -> FlowPrior:
         """The averaged prior."""
-        averaged: FlowPrior = copy.deepcopy(self._average.module)  # type: ignore[assignment]
-        return averaged.eval().requires_grad_(False)
+        return copy.deepcopy(self._average.module).eval().requires_grad_(False)  # type: ignore[return-value]
 
     def state(self) -> Mapping[str, Stateful]:
         """Prior, its average and the optimizer."""
@@ -155,18 +176,18 @@ class FlowMatchingObjective:
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a batch of images."""
-        image = self._compute.to_device(batch.image)
-        motion = augment.draw_affine(len(image), self._settings.geometry, self._task.any_orientation, image.device)
+        settings, image = self._settings, self._compute.to_device(batch.image)
+        motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
+        part = sharding.shard(len(image))
         with torch.no_grad(), self._compute.autocast():
-            part = sharding.shard(len(image))
             code = self._encoder(self._compute.to_device(augment.warp(image, motion)[part]))
         noise = torch.randn(len(image), *code.shape[1:])[part].to(code.device)
         time = torch.sigmoid(torch.randn(len(image))[part]).to(code.device)
-        between = noise + (code - noise) * time[:, None, None, None]
+        between = noise + (code - noise) * time[:, None, None, None]  # equation 22
         with self._compute.autocast():
             velocity = self._prior(self._compute.to_device(between), time)
-        loss = F.mse_loss(velocity, code - noise)
-        loop.cosine_lr(self._optimizer, self._settings.learning_rate, step, self._settings.steps, warm_up=WARM_UP)
+        loss = F.mse_loss(velocity, code - noise)  # equation 23
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, warm_up=WARM_UP)
         loop.backward_step(self._optimizer, loss)
         self._average.update_parameters(self._prior)
         return {"flow": loss.detach()}

@@ -1,8 +1,12 @@
-"""What replay needs of a generator, and how a family of generators learns."""
+"""What replay needs of a generator, and what learns one.
+
+A generator stands in for images that are gone: it draws anatomies and shows each in the style of any domain it has met.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -12,8 +16,10 @@ from torch import Tensor, nn
 from garda.core.config import Config
 from garda.data.dataset import Slices
 from garda.data.task import Task
+from garda.training import loop
 from garda.training.cache import Stage
 from garda.training.device import Compute
+from garda.training.loop import O, Phase
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,18 @@ class Anatomy:
     Attributes:
         code: (B, L) or (B, L, h, w) latent code.
         noise: further standard normal tensors of B elements each.
+
+    >>> import torch
+    >>> anatomy = Anatomy(torch.zeros(4, 8), (torch.ones(4, 1, 16, 16),))
+    >>> anatomy[:2].code.shape, anatomy[:2].noise[0].shape
+    (torch.Size([2, 8]), torch.Size([2, 1, 16, 16]))
     """
 
     code: Tensor
     noise: tuple[Tensor, ...] = ()
 
     def __getitem__(self, part: slice | Tensor) -> Anatomy:
-        """A part of the batch."""
+        """A part of the batch, by a slice or an index of the first dimension."""
         return Anatomy(self.code[part], tuple(noise[part] for noise in self.noise))
 
 
@@ -40,7 +51,7 @@ class Generator(nn.Module, ABC):
         domains: names of the domains met, in order; index 0 is the source.
     """
 
-    domains: tuple[str, ...]
+    domains: tuple[str, ...] = ()
 
     @abstractmethod
     def add_domain(self, name: str) -> None:
@@ -75,19 +86,23 @@ class Generator(nn.Module, ABC):
         return None
 
 
-S = TypeVar("S", bound=Config)
+S = TypeVar("S", bound=Config)  # of all settings of a trainer
 G = TypeVar("G", bound=Generator)
 
 
 class GeneratorTrainer(ABC, Generic[S, G]):
-    """Learns a generator from the source and each target's look after it."""
+    """Learns a generator of the source, and each target's style after it."""
 
     def __init__(self, task: Task, settings: S, compute: Compute) -> None:
         self.task, self.settings, self.compute = task, settings, compute
 
     @abstractmethod
     def build(self) -> G:
-        """An untrained generator that has met no domain."""
+        """An untrained generator that has met no domain.
+
+        Raises:
+            ConfigError: settings that do not fit the task.
+        """
 
     @abstractmethod
     def check(self, segmenter: BasicUNet) -> None:
@@ -108,10 +123,23 @@ class GeneratorTrainer(ABC, Generic[S, G]):
         Args:
             domain: its name.
             slices: its training slices, with labels.
-            stages: the pieces of training.
+            stage: gives the phases of training, and the cache.
             teacher: the source segmenter, frozen.
+
+        Returns:
+            The generator in evaluation mode, without gradients.
         """
 
     @abstractmethod
     def learn_style(self, previous: G, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> G:
         """A generator that also draws an unlabelled target; ``previous`` is left as it is."""
+
+    def build_for(self, domain: str) -> G:
+        """An untrained generator that has met one domain."""
+        generator = self.build()
+        generator.add_domain(domain)
+        return generator
+
+    def fit(self, objective: Callable[[], O], slices: Slices, batch: int, steps: int, phase: Phase) -> O:
+        """Train an objective on batches of a domain's slices; errors as in :func:`garda.training.loop.fit`."""
+        return loop.fit(objective, lambda step: slices.batch(step, batch, phase.seed), steps, phase)

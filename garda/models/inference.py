@@ -1,4 +1,4 @@
-"""The segmentation of a whole volume, and the statistics by which a network normalises."""
+"""The segmentation of a whole volume, and the estimation of normalisation statistics."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
 
     Returns:
         (D, H, W) int64 class indices on the CPU.
+
+    >>> import numpy as np
+    >>> from garda.data.volume import Frame
+    >>> from garda.training.device import ComputeSettings
+    >>> class Threshold(nn.Module):
+    ...     def forward(self, image):
+    ...         return torch.cat([0.5 - image, image - 0.5], dim=1)
+    >>> task = Task(name="t", classes=("background", "bright"), size=(16, 16))
+    >>> volume = Volume("case", torch.ones(2, 1, 16, 16), None, None, np.eye(4), None, Frame())
+    >>> segment(Threshold(), volume, task, Compute(ComputeSettings())).shape
+    torch.Size([2, 16, 16])
     """
     grid = grid_for(volume, task)
     image = grid.to_network(volume.image)
@@ -63,7 +74,9 @@ class StatisticsSettings(Config):
 def estimate_statistics(
     network: nn.Module, slices: Slices, settings: StatisticsSettings, phase: Phase, compute: Compute
 ) -> None:
-    """Replace a network's running means and variances by their plain averages over batches of a domain; in place.
+    """Replace a network's running means and variances by their plain averages over batches of a domain, in place.
+
+    This is adaptive batch normalisation (Li et al. 2018).
 
     It takes seconds: a stop in between keeps nothing, and the stage begins again.
 
@@ -71,7 +84,7 @@ def estimate_statistics(
         network: on ``compute``'s device.
         slices: the domain's images.
         settings: how many.
-        stage: seeds the batches, is told progress and seconds.
+        phase: seeds the batches, is told progress and seconds.
         compute: device and precision.
 
     Raises:

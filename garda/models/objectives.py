@@ -1,4 +1,4 @@
-"""What a segmenter learns from: labels, or replayed images."""
+"""What a segmenter learns from: labels, or replayed images of a generator."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from garda.core.config import Config
 from garda.data import augment
@@ -26,7 +25,7 @@ from garda.training.loop import Stateful
 
 
 class TrainingSettings(Config):
-    """What both lessons of the segmenter share.
+    """What both objectives of the segmenter have.
 
     Attributes:
         steps: number of steps.
@@ -75,7 +74,16 @@ class DistillationSettings(TrainingSettings):
 
 
 class SupervisedObjective:
-    """Learn the source from its labels."""
+    """Learn from labels: soft Dice (Milletari et al. 2016, section 3) and cross entropy, or cross entropy alone.
+
+    >>> from garda.training.device import ComputeSettings
+    >>> task = Task(name="t", classes=("background", "organ"), size=(16, 16))
+    >>> network, settings = SegmenterSettings(widths=(4,) * 6), SupervisedTrainingSettings(steps=1, batch=2)
+    >>> objective = SupervisedObjective(task, network, settings, Compute(ComputeSettings()))
+    >>> losses = objective.step(Batch(torch.rand(2, 1, 16, 16), torch.randint(2, (2, 16, 16))), step=0)
+    >>> list(losses), bool(losses["segmentation"] > 0)
+    (['segmentation'], True)
+    """
 
     def __init__(
         self, task: Task, network: SegmenterSettings, settings: SupervisedTrainingSettings, compute: Compute
@@ -83,43 +91,49 @@ class SupervisedObjective:
         self.segmenter = compute.prepare(unet.build_segmenter(task, network)).train()
         self._task, self._settings, self._compute = task, settings, compute
         self._optimizer = _optimizer(self.segmenter, settings)
-        self._loss = (
-            DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
-            if settings.loss == "dice_ce"
-            else _CrossEntropy()
-        )
+        self._dice_ce = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
 
     def state(self) -> Mapping[str, Stateful]:
         """Network and optimizer."""
         return {"segmenter": self.segmenter, "optimizer": self._optimizer}
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step on a labelled batch."""
+        """One step on a labelled batch.
+
+        Args:
+            batch: (B, C, H, W) images in [0, 1] and (B, H, W) class indices.
+            step: the step's number.
+
+        Raises:
+            ValueError: the batch has no labels.
+        """
         if batch.label is None:
             raise ValueError("SupervisedObjective needs labels")
-        image, label = self._compute.to_device(batch.image), batch.label.to(self._compute.device)
-        if self._settings.geometry is not None:
-            motion = augment.draw_affine(len(image), self._settings.geometry, self._task.any_orientation, image.device)
+        settings, image, label = self._settings, self._compute.to_device(batch.image), batch.label
+        label = label.to(image.device)
+        if settings.geometry is not None:
+            motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
             image, label = augment.warp(image, motion), augment.warp_label(label, motion)
-        if self._settings.randomisation is not None:
-            image = augment.randomise_appearance(image, self._settings.randomisation)
-        if self._settings.appearance is not None:
-            image = augment.change_appearance(image, self._settings.appearance)
-        rate = self._settings.learning_rate
-        loop.cosine_lr(self._optimizer, rate, step, self._settings.steps, decay=self._settings.decay)
+        if settings.randomisation is not None:
+            image = augment.randomise_appearance(image, settings.randomisation)
+        if settings.appearance is not None:
+            image = augment.change_appearance(image, settings.appearance)
         part = sharding.shard(len(image))
         with self._compute.autocast():
             logits = self.segmenter(image[part])
-        loss = self._loss(logits.float(), label[part].unsqueeze(1))
+        logits, label = logits.float(), label[part]
+        dice_ce = settings.loss == "dice_ce"
+        loss = self._dice_ce(logits, label.unsqueeze(1)) if dice_ce else nn.functional.cross_entropy(logits, label)
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, decay=settings.decay)
         loop.backward_step(self._optimizer, loss)
         return {"segmentation": loss.detach()}
 
 
 class DistillationObjective:
-    """Learn from replayed images alone: the teacher reads an anatomy in the source's look, the student in any look.
+    """Learn from replayed images alone (GarDA, section 3.4).
 
-    The teacher's soft answer to G(z, 0) is the lesson for the student's answer to G(z, d), d drawn from all domains
-    seen: L = -mean sum softmax(teacher / T) log softmax(student / T), T the temperature.
+    The teacher reads an anatomy in the source's style, the student in any style: the teacher's soft answer to G(z, 0)
+    is the target of the student's answer to G(z, d), d drawn from all domains met.
     """
 
     def __init__(
@@ -130,6 +144,15 @@ class DistillationObjective:
         settings: DistillationSettings,
         compute: Compute,
     ) -> None:
+        """Prepare the student.
+
+        Args:
+            student: learns; kept as :attr:`segmenter`.
+            teacher: the source segmenter; never changes.
+            generator: of all domains met; never changes.
+            settings: how to learn.
+            compute: device and precision.
+        """
         self.segmenter = compute.prepare(student).train().requires_grad_(True)
         self._teacher = compute.prepare(teacher).eval().requires_grad_(False)
         self._generator = compute.prepare(generator).eval().requires_grad_(False)
@@ -142,17 +165,16 @@ class DistillationObjective:
 
     def step(self, batch: None, step: int) -> Mapping[str, Tensor]:
         """One step on freshly replayed images."""
-        settings = self._settings
+        settings, part = self._settings, sharding.shard(self._settings.batch)
         with torch.no_grad(), self._compute.autocast():
-            part = sharding.shard(settings.batch)
             anatomy = self._generator.draw(settings.batch)[part]
             domains = torch.randint(len(self._generator.domains), (settings.batch,))[part]
             answer = self._teacher(self._generator.sample(anatomy, torch.zeros_like(domains))).float()
             image = self._generator.sample(anatomy, domains)
-        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, decay=settings.decay)
         with self._compute.autocast():
             logits = self.segmenter(image)
         loss = distillation(logits.float(), answer, settings.temperature)
+        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, decay=settings.decay)
         loop.backward_step(self._optimizer, loss)
         return {"distillation": loss.detach()}
 
@@ -160,35 +182,31 @@ class DistillationObjective:
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Cross entropy of the softened answers (Hinton et al. 2015, section 2; without its factor T^2, as published).
 
+    L = -mean over pixels of sum softmax(teacher / T) log softmax(student / T): GarDA, section 3.4.
+
     Args:
         student: (B, K, H, W) logits.
         teacher: (B, K, H, W) logits.
         temperature: T > 0.
+
+    >>> logits = torch.zeros(1, 4, 2, 2)
+    >>> round(float(distillation(logits, logits, temperature=2.0)), 4)  # log 4, the entropy of four equal answers
+    1.3863
     """
-    return F.cross_entropy(student / temperature, torch.softmax(teacher / temperature, dim=1))
-
-
-class _CrossEntropy(nn.Module):
-    """Cross entropy with the label shaped as MONAI's losses want it, (B, 1, H, W)."""
-
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        return F.cross_entropy(logits, label.squeeze(1))
+    return nn.functional.cross_entropy(student / temperature, torch.softmax(teacher / temperature, dim=1))
 
 
 def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    weights, rate, decay = network.parameters(), settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+        return torch.optim.SGD(weights, rate, momentum=0.9, weight_decay=decay)
+    return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=True)
 
 
 def continue_training(
     start: BasicUNet, task: Task, network: SegmenterSettings, settings: SupervisedTrainingSettings, compute: Compute
 ) -> SupervisedObjective:
-    """A lesson from labels whose network begins with the weights of ``start``, which is left as it is."""
+    """An objective with labels whose network begins with the weights of ``start``, which is left as it is."""
     learner = SupervisedObjective(task, network, settings, compute)
     learner.segmenter.load_state_dict(start.state_dict())
     return learner

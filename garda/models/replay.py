@@ -10,21 +10,21 @@ from garda.training.device import Compute
 
 
 class Replay:
-    """A pool of anatomies with their labels, drawn once, and images of them in any domain's look."""
+    """A pool of anatomies with their labels, drawn once, and images of them in any domain's style."""
 
     def __init__(self, generator: Generator, teacher: nn.Module, count: int, compute: Compute, batch: int = 64) -> None:
         """Draw the pool from torch's global generator.
 
         Args:
             generator: draws anatomies.
-            teacher: answers for anatomies in the source's look where the generator knows no labels.
+            teacher: (B, C, H, W) images to (B, K, H, W) logits; answers for anatomies in the source's style where the
+                generator knows no labels.
             count: size of the pool.
             compute: device and precision.
             batch: anatomies drawn at once.
         """
         self.generator, self._compute = compute.prepare(generator).eval().requires_grad_(False), compute
-        self._parts: list[Anatomy] = []
-        labels: list[Tensor] = []
+        parts, labels = [], []
         with torch.no_grad(), compute.autocast():
             for start in range(0, count, batch):
                 part = generator.draw(min(batch, count - start))
@@ -32,15 +32,19 @@ class Replay:
                 if known is None:
                     source = torch.zeros(len(part.code), dtype=torch.long)
                     known = torch.softmax(teacher(generator.sample(part, source)).float(), dim=1)
-                self._parts.append(part)
+                parts.append(part)
                 labels.append(known.float())
-        self._codes = torch.cat([part.code for part in self._parts])
-        self._labels = torch.cat(labels)
+        self._codes, self._labels = torch.cat([part.code for part in parts]), torch.cat(labels)
+        self._noise = parts[0].noise  # of which shapes and device are read
 
     def batch(self, size: int, domain: int) -> tuple[Tensor, Tensor]:
-        """Random members of the pool in a domain's look: (size, C, H, W) in [0, 1], (size, K, H, W) probabilities."""
+        """Random members of the pool in a domain's style, with fresh noise.
+
+        Returns:
+            (size, C, H, W) images in [0, 1] and (size, K, H, W) label probabilities.
+        """
         chosen = torch.randint(len(self._codes), (size,))
-        fresh = [torch.randn(size, *noise.shape[1:]).to(noise.device) for noise in self._parts[0].noise]
+        fresh = tuple(torch.randn(size, *noise.shape[1:]).to(noise.device) for noise in self._noise)
         with torch.no_grad(), self._compute.autocast():
-            image = self.generator.sample(Anatomy(self._codes[chosen], tuple(fresh)), torch.full((size,), domain))
+            image = self.generator.sample(Anatomy(self._codes[chosen], fresh), torch.full((size,), domain))
         return image.float(), self._labels[chosen]

@@ -7,7 +7,8 @@ layer's fan-in when used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import torch
@@ -46,6 +47,11 @@ class StyleGenerator(Generator):
 
     Each convolution's input is scaled and shifted by the style (AdaIN without the normalisation), and per-pixel noise
     is added to its output. Drawing one domain never reads another domain's row of the embedding.
+
+    >>> generator = StyleGenerator(1, (16, 16), StyleSettings(latent=8, widths=((8,), (4,)))).eval()
+    >>> generator.add_domain("a")
+    >>> generator.sample(generator.draw(3), torch.zeros(3, dtype=torch.long)).shape
+    torch.Size([3, 1, 16, 16])
     """
 
     def __init__(self, channels: int, size: tuple[int, int], settings: StyleSettings) -> None:
@@ -54,49 +60,41 @@ class StyleGenerator(Generator):
         Args:
             channels: image channels.
             size: (H, W) of the image, multiples of 2^(number of resolutions - 1), at least twice that.
-            settings: widths.
+            settings: architecture.
 
         Raises:
             ConfigError: the widths do not fit the size.
         """
         super().__init__()
-        self.domains = ()
         self.latent = settings.latent
         ups = len(settings.widths) - 1
         base = (size[0] >> ups, size[1] >> ups)
         if (base[0] << ups, base[1] << ups) != size or min(base) < 2:
-            raise ConfigError(
-                "generator.widths",
-                f"{ups + 1} resolutions cannot draw {size[0]} x {size[1]} pixels",
-                "change the number of resolutions, or the task's size",
-            )
+            what = f"{ups + 1} resolutions cannot draw {size[0]} x {size[1]} pixels"
+            raise ConfigError("generator.widths", what, "change the number of resolutions, or the task's size")
         self.embedding = nn.Parameter(torch.empty(0, EMBEDDING))
         self.map_in = EqualLinear(self.latent + EMBEDDING, self.latent, rate=0.01)
         self.map_out = EqualLinear(self.latent, self.latent, rate=0.01)
         self.constant = nn.Parameter(torch.ones(1, settings.widths[0][0], *base))
-        plan = [(level, width) for level, widths in enumerate(settings.widths) for width in widths]
-        inputs = [settings.widths[0][0], *(width for _, width in plan[:-1])]
-        self.levels = [level for level, _ in plan]
-        self.sizes = [(base[0] << level, base[1] << level) for level in self.levels]
-        self.layers = nn.ModuleList(
-            StyledConvolution(before, width, self.latent) for before, (_, width) in zip(inputs, plan, strict=True)
-        )
-        self.image = StyledConvolution(plan[-1][1], channels, self.latent, noisy=False)
+        self.sizes = [(base[0] << level, base[1] << level) for level, some in enumerate(settings.widths) for _ in some]
+        widths = [width for some in settings.widths for width in some]
+        self.layers = nn.ModuleList(StyledConvolution(i, o, self.latent) for i, o in pairwise([widths[0], *widths]))
+        self.image = StyledConvolution(widths[-1], channels, self.latent, noisy=False)
 
     def add_domain(self, name: str) -> None:
         """One more row of the embedding, standard normal, seeded by the domain's name."""
-        row = torch.randn(1, EMBEDDING, generator=torch.Generator().manual_seed(derive_seed(0, "embedding", name)))
-        self.embedding = nn.Parameter(torch.cat([self.embedding.detach(), row.to(self.embedding.device)]))
+        row = _named_row("embedding", name, EMBEDDING).to(self.embedding.device)
+        self.embedding = nn.Parameter(torch.cat([self.embedding.detach(), row]))
         self.domains = (*self.domains, name)
 
     def draw(self, count: int) -> Anatomy:
-        """Standard normal code and noise maps."""
+        """Standard normal (B, L) codes and a (B, 1, h, w) noise map for each convolution."""
         device = self.constant.device
         noise = tuple(torch.randn(count, 1, *size).to(device) for size in self.sizes)
         return Anatomy(torch.randn(count, self.latent).to(device), noise)
 
     def sample(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
-        """What :meth:`forward` draws, cut to [0, 1]."""
+        """What :meth:`forward` draws, cut to [0, 1]: (B, C, H, W) float32."""
         return self(anatomy, domains).clamp(0, 1)
 
     def forward(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
@@ -105,11 +103,9 @@ class StyleGenerator(Generator):
         style = F.leaky_relu(self.map_in(torch.cat([anatomy.code, domain], dim=1)), SLOPE)
         style = F.leaky_relu(self.map_out(style), SLOPE)
         x = self.constant.expand(len(anatomy.code), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        level = 0
-        for layer, wanted, noise in zip(self.layers, self.levels, anatomy.noise, strict=True):
-            if wanted > level:
+        for layer, noise in zip(self.layers, anatomy.noise, strict=True):
+            if noise.shape[-1] > x.shape[-1]:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-                level = wanted
             x = F.leaky_relu_(layer(x, style, noise), SLOPE)
         return self.image(x, style).float()
 
@@ -133,38 +129,53 @@ class Discriminator(nn.Module):
             ConfigError: there are more halvings than the size has.
         """
         super().__init__()
-        inputs = [channels, *widths[:-1]]
-        self.layers = nn.ModuleList(EqualConvolution(i, o) for i, o in zip(inputs, widths, strict=True))
+        self.layers = nn.ModuleList(EqualConvolution(i, o) for i, o in pairwise([channels, *widths]))
         last = (size[0] >> (len(widths) - 1), size[1] >> (len(widths) - 1))
         if min(last) < 1:
-            raise ConfigError(
-                "discriminator widths",
-                f"{len(widths)} convolutions are too many for {size[0]} x {size[1]}",
-                "give fewer",
-            )
+            what = f"{len(widths)} convolutions are too many for {size[0]} x {size[1]}"
+            raise ConfigError("discriminator widths", what, "give fewer")
         self.final = EqualConvolution(widths[-1] + 1, widths[-1])
         self.dense = EqualLinear(widths[-1] * last[0] * last[1], widths[-1])
         self.logits = EqualLinear(widths[-1], PROJECTION)
-        rows = [
-            torch.randn(PROJECTION, generator=torch.Generator().manual_seed(derive_seed(0, "projection", name)))
-            for name in domains
-        ]
-        self.projection = nn.Parameter(torch.stack(rows))
+        self.projection = nn.Parameter(torch.cat([_named_row("projection", name, PROJECTION) for name in domains]))
 
     def forward(self, x: Tensor, domains: Tensor) -> Tensor:
         """(B, C, H, W) and (B,) domain indices to (B,) float32 logits: positive means real."""
         for index, layer in enumerate(self.layers):
-            x = F.leaky_relu_(layer(x), SLOPE)
-            if index < len(self.layers) - 1:
-                x = F.avg_pool2d(x, 2)
+            x = F.leaky_relu_(layer(F.avg_pool2d(x, 2) if index else x), SLOPE)
         x = torch.cat([x, minibatch_deviation(x).to(x.dtype)], dim=1)
         x = F.leaky_relu_(self.final(x), SLOPE)
         x = self.logits(F.leaky_relu(self.dense(x.flatten(1)), SLOPE))
-        return (x.float() * self.projection[domains.to(x.device)]).sum(dim=1) / math.sqrt(PROJECTION)
+        return (x.float() * self.projection[domains.to(x.device)]).sum(dim=1) / math.sqrt(PROJECTION)  # equation 3
+
+
+def r1_penalty(discriminator: Callable[[Tensor, Tensor], Tensor], real: Tensor, domains: Tensor) -> Tensor:
+    """Mean squared norm of D's gradient at real data, in float32 (Mescheder et al. 2018, equation 9).
+
+    Args:
+        discriminator: (B, C, H, W) and (B,) domain indices to (B,) logits.
+        real: (B, C, H, W) images or features.
+        domains: (B,) their domains.
+
+    Returns:
+        A scalar, without the factor gamma / 2; differentiable with respect to the discriminator.
+
+    >>> float(r1_penalty(lambda x, domains: 3 * x.sum((1, 2, 3)), torch.rand(4, 1, 2, 2), torch.zeros(4)))
+    36.0
+    """
+    real = real.detach().float().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(discriminator(real, domains).sum(), real, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
 def minibatch_deviation(x: Tensor) -> Tensor:
-    """(B, 1, H, W) filled with the standard deviation over the whole batch, averaged over channels and pixels."""
+    """(B, C, H, W) to (B, 1, H, W), filled with the standard deviation over the whole batch.
+
+    It is averaged over channels and pixels (Karras et al. 2018, section 3); of all processes where several learn.
+
+    >>> minibatch_deviation(torch.stack([torch.zeros(1, 2, 2), torch.full((1, 2, 2), 2.0)]))[:, 0, 0, 0]
+    tensor([1., 1.])
+    """
     wide = x.float()
     if distributed.world_size() == 1:
         variance = wide.var(dim=0, unbiased=False)
@@ -219,3 +230,8 @@ class StyledConvolution(nn.Module):
         if self.noise_scale is not None and noise is not None:
             x = torch.addcmul(x, self.noise_scale.to(x.dtype), noise.to(x.dtype))
         return x
+
+
+def _named_row(kind: str, name: str, length: int) -> Tensor:
+    """(1, length) standard normal numbers that follow from a domain's name."""
+    return torch.randn(1, length, generator=torch.Generator().manual_seed(derive_seed(0, kind, name)))

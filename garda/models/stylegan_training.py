@@ -1,23 +1,25 @@
-"""How the style generator learns: from a source's images, then from the look of a target's."""
+"""How the style generator learns: from a source's images, then from the style of a target's."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
 import torch
 from monai.networks.nets import BasicUNet
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from garda.core.config import Config
 from garda.data import augment
 from garda.data.augment import ImitatedGeometrySettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
-from garda.models.features import FeatureSettings, adain, build_encoder
+from garda.models import features, stylegan
+from garda.models.features import FeatureSettings
 from garda.models.generator import GeneratorTrainer
 from garda.models.stylegan import Discriminator, StyleGenerator, StyleSettings
 from garda.training import distributed, loop, sharding
@@ -25,11 +27,9 @@ from garda.training.cache import Stage
 from garda.training.device import Compute
 from garda.training.loop import Phase, Stateful
 
-_Tensors = tuple[Tensor, ...] | list[Tensor]
-
 
 class GanSettings(Config):
-    """What both adversarial lessons share (GarDA, section 4.2).
+    """What both adversarial objectives have (GarDA, section 4.2).
 
     Attributes:
         steps: number of steps.
@@ -62,7 +62,7 @@ class GanTrainingSettings(GanSettings):
 
 
 class GanStyleSettings(GanSettings):
-    """How the generator learns a target's look.
+    """How the generator learns a target's style.
 
     Attributes:
         widths: output channels of the feature discriminator's convolutions.
@@ -81,23 +81,76 @@ class GanStyleSettings(GanSettings):
         return self.batch - self.batch // 2
 
 
-class GanBase:
-    """What both lessons of the generator share: the duel in which it learns."""
+class GanStep:
+    """Generator against discriminator: losses, optimizers and averaged weights of both objectives.
 
-    _duel: GanStep
+    The loss is the non-saturating one (Goodfellow et al. 2014, section 3):
+    L_D = E softplus(D(fake)) + E softplus(-D(real)) + lazy R1;  L_G = E softplus(-D(fake)) + further losses.
+    """
+
+    def __init__(
+        self, generator: StyleGenerator, discriminator: Discriminator, settings: GanSettings, compute: Compute
+    ) -> None:
+        self._generator = compute.prepare(generator).train()
+        self._discriminator = compute.prepare(discriminator).train()
+        self._settings, self._compute = settings, compute
+        self._average = AveragedModel(self._generator, multi_avg_fn=loop.average_by(partial(_decay, settings)))
+
+        def adam(network: nn.Module, share: float) -> torch.optim.Optimizer:
+            rate, betas = settings.learning_rate * share, (0.0, 0.99**share)
+            return torch.optim.Adam(network.parameters(), lr=rate, betas=betas, fused=True)
+
+        lazy = settings.r1_interval / (settings.r1_interval + 1)  # Karras et al. 2020, appendix B
+        self._optimizers = {
+            "generator_optimizer": adam(self._generator, 1.0),
+            "discriminator_optimizer": adam(self._discriminator, lazy),
+        }
 
     @property
     def generator(self) -> StyleGenerator:
-        """The averaged weights: the ones that are kept."""
-        return self._duel.averaged
+        """A copy of the averaged generator, the one that is kept: in evaluation mode, without gradients."""
+        return copy.deepcopy(self._average.module).eval().requires_grad_(False)  # type: ignore[return-value]
 
     def state(self) -> Mapping[str, Stateful]:
         """Both networks, both optimizers, the averaged weights; what is frozen never changes."""
-        return self._duel.state()
+        networks = {"generator": self._generator, "discriminator": self._discriminator, "average": self._average}
+        return networks | self._optimizers
+
+    def _teach_discriminator(self, fake: Tensor, real: Tensor, domains: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of the discriminator; ``fake`` and ``real`` are (B, C, H, W) of the same domains."""
+        with self._compute.autocast():
+            judged_fake = self._discriminator(fake.detach(), domains)
+            judged_real = self._discriminator(real.detach(), domains)
+        loss = F.softplus(judged_fake).mean() + F.softplus(-judged_real).mean()
+        losses = {"discriminator": loss.detach()}
+        if step % self._settings.r1_interval == 0:
+            penalty = stylegan.r1_penalty(self._discriminator, real, domains)
+            loss = loss + penalty * (self._settings.r1 / 2 * self._settings.r1_interval)
+            losses["r1"] = penalty.detach()
+        loop.backward_step(self._optimizers["discriminator_optimizer"], loss)
+        return losses
+
+    def _teach_generator(self, fake: Tensor, domains: Tensor, **further: tuple[float, Tensor]) -> dict[str, Tensor]:
+        """One step of the generator; ``further`` holds (weight, loss) by name."""
+        self._discriminator.requires_grad_(False)
+        with self._compute.autocast():
+            loss = F.softplus(-self._discriminator(fake, domains)).mean()
+        losses = {"generator": loss.detach()} | {name: value.detach() for name, (_, value) in further.items()}
+        loss = loss + sum(weight * value for weight, value in further.values())
+        loop.backward_step(self._optimizers["generator_optimizer"], loss)
+        self._discriminator.requires_grad_(True)
+        self._average.update_parameters(self._generator)
+        return losses
 
 
-class GanObjective(GanBase):
-    """Learn to draw the source (Goodfellow et al. 2014, non-saturating loss)."""
+def _decay(settings: GanSettings, count: int) -> float:
+    """Of the averaged weights: their half-life grows to ``average_images`` over the first quarter of the steps."""
+    half_life = min(settings.average_images, 4 * settings.average_images / settings.steps * count)
+    return 0.5 ** (settings.batch / half_life)
+
+
+class GanObjective(GanStep):
+    """Learn to draw the source."""
 
     def __init__(
         self, task: Task, domain: str, network: StyleSettings, settings: GanTrainingSettings, compute: Compute
@@ -105,35 +158,36 @@ class GanObjective(GanBase):
         generator = StyleGenerator(task.channels, task.size, network)
         generator.add_domain(domain)
         discriminator = Discriminator(task.channels, task.size, settings.widths, (domain,))
-        self._task, self._settings, self._compute = task, settings, compute
-        self._duel = GanStep(generator, discriminator, settings, compute)
+        super().__init__(generator, discriminator, settings, compute)
+        self._task, self._geometry = task, settings.geometry
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step of the discriminator, then one of the generator on the same images."""
-        duel, count = self._duel, len(batch.image)
-        part = sharding.shard(count)
+        count, part = len(batch.image), sharding.shard(len(batch.image))
         real = self._move(self._compute.to_device(batch.image)[part], count)
         domains = torch.zeros(len(real), dtype=torch.long)
         with self._compute.autocast():
-            fake = self._move(duel.generator(duel.generator.draw(count)[part], domains), count)
-        losses = duel.teach_discriminator(fake, real, domains, step)
-        return losses | duel.teach_generator(fake, domains, {})
+            fake = self._move(self._generator(self._generator.draw(count)[part], domains), count)
+        losses = self._teach_discriminator(fake, real, domains, step)
+        return losses | self._teach_generator(fake, domains)
 
     def _move(self, image: Tensor, count: int) -> Tensor:
         """This process's images of a batch of ``count``."""
-        if self._settings.geometry is None:
+        if self._geometry is None:
             return image
-        motion = augment.draw_affine(count, self._settings.geometry, self._task.any_orientation, image.device)
+        motion = augment.draw_affine(count, self._geometry, self._task.any_orientation, image.device)
         return augment.warp(image, motion[sharding.shard(count)])
 
 
-class GanStyleObjective(GanBase):
-    """Learn one more domain's look, keep the old ones (GarDA, section 3.3).
+class GanStyleObjective(GanStep):
+    """Learn one more domain's style, keep the old ones (GarDA, section 3.3).
 
     Half of each batch repeats old domains, where G_k must equal G_{k-1} (image distillation, same code and noise). The
-    other half learns the new look: its features are judged against AdaIN(features of G_{k-1}(z, 0), features of real
+    other half learns the new style: its features are judged against AdaIN(features of G_{k-1}(z, 0), features of real
     target images).
     """
+
+    _settings: GanStyleSettings
 
     def __init__(
         self,
@@ -144,135 +198,51 @@ class GanStyleObjective(GanBase):
         settings: GanStyleSettings,
         compute: Compute,
     ) -> None:
-        self._settings, self._compute = settings, compute
+        """Prepare a copy of the previous generator with one more domain.
+
+        Args:
+            task: what is segmented.
+            domain: the new domain's name.
+            previous: G_{k-1}; stays as it is.
+            encoder: (B, C, H, W) images to (B, c, h, w) features; frozen.
+            settings: how to learn.
+            compute: device and precision.
+        """
         self._previous = compute.prepare(previous).eval().requires_grad_(False)
         self._encoder = compute.prepare(encoder)
         generator = copy.deepcopy(previous).requires_grad_(True)
         generator.add_domain(domain)
-        channels, height, width = feature_shape(self._encoder, task, compute)
-        discriminator = Discriminator(channels, (height, width), settings.widths, generator.domains)
-        self._duel = GanStep(generator, discriminator, settings, compute)
+        with torch.no_grad(), compute.autocast():
+            shape = self._encoder(compute.to_device(torch.zeros(1, task.channels, *task.size))).shape
+        discriminator = Discriminator(shape[1], (shape[2], shape[3]), settings.widths, generator.domains)
+        super().__init__(generator, discriminator, settings, compute)
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step; no image is drawn or encoded twice in it.
 
         Args:
-            batch: real target images, :attr:`StyleLessonSettings.real_images` of them.
+            batch: real target images, :attr:`GanStyleSettings.real_images` of them.
             step: the step's number.
         """
-        duel, count = self._duel, self._settings.batch
-        old = count - self._settings.real_images
-        new_domain = len(duel.generator.domains) - 1
+        settings, count = self._settings, self._settings.batch
+        old, new_domain = count - settings.real_images, len(self._generator.domains) - 1
         before = torch.cat([torch.randint(new_domain, (old,)), torch.zeros(count - old, dtype=torch.long)])
         domains = torch.cat([before[:old], torch.full((count - old,), new_domain)])
         part, images = sharding.shard(old, count - old), batch.image[sharding.shard(len(batch.image))]
-        anatomy, before, domains = duel.generator.draw(count)[part], before[part], domains[part]
+        anatomy, before, domains = self._generator.draw(count)[part], before[part], domains[part]
         old //= distributed.world_size()
         with torch.no_grad(), self._compute.autocast():
             target = self._encoder(self._compute.to_device(images))
             replayed = self._previous(anatomy, before)  # not cut to [0, 1], as what it is compared with
             known = self._encoder(replayed).float()
-        real = torch.cat([known[:old], adain(known[old:], target)])
+        real = torch.cat([known[:old], features.adain(known[old:], target)])
         with self._compute.autocast():
-            drawn = duel.generator(anatomy, domains)
+            drawn = self._generator(anatomy, domains)
             fake = self._encoder(drawn).float()
-        losses = duel.teach_discriminator(fake, real, domains, step)
-        content = F.mse_loss(adain(fake[old:], known[old:]), known[old:])
-        distillation = F.l1_loss(drawn[:old], replayed[:old])
-        also = {
-            "content": (self._settings.content, content),
-            "distillation": (self._settings.distillation, distillation),
-        }
-        return losses | duel.teach_generator(fake, domains, also)
-
-
-class GanStep:
-    """Generator against discriminator: losses, optimizers and averaged weights of both lessons.
-
-    L_D = E softplus(D(fake)) + E softplus(-D(real)) + lazy R1;  L_G = E softplus(-D(fake)) + further losses.
-    """
-
-    def __init__(
-        self, generator: StyleGenerator, discriminator: Discriminator, settings: GanSettings, compute: Compute
-    ) -> None:
-        self.generator = compute.prepare(generator).train()
-        self._discriminator = compute.prepare(discriminator).train()
-        self._settings, self._compute = settings, compute
-        self._average = AveragedModel(self.generator, multi_avg_fn=_averaging(settings))
-        lazy = settings.r1_interval / (settings.r1_interval + 1)
-        self._optimizers = {
-            "generator_optimizer": torch.optim.Adam(
-                self.generator.parameters(), lr=settings.learning_rate, betas=(0.0, 0.99), fused=True
-            ),
-            "discriminator_optimizer": torch.optim.Adam(
-                self._discriminator.parameters(), lr=settings.learning_rate * lazy, betas=(0.0, 0.99**lazy), fused=True
-            ),
-        }
-
-    @property
-    def averaged(self) -> StyleGenerator:
-        """A copy of the averaged generator, in evaluation mode, without gradients."""
-        averaged: StyleGenerator = copy.deepcopy(self._average.module)  # type: ignore[assignment]
-        return averaged.eval().requires_grad_(False)
-
-    def state(self) -> Mapping[str, Stateful]:
-        """Everything that changes."""
-        networks = {"generator": self.generator, "discriminator": self._discriminator, "average": self._average}
-        return networks | self._optimizers
-
-    def teach_discriminator(self, fake: Tensor, real: Tensor, domains: Tensor, step: int) -> dict[str, Tensor]:
-        """One step of the discriminator; ``fake`` and ``real`` are (B, C, H, W) of the same domains."""
-        with self._compute.autocast():
-            judged_fake = self._discriminator(fake.detach(), domains)
-            judged_real = self._discriminator(real.detach(), domains)
-        loss = F.softplus(judged_fake).mean() + F.softplus(-judged_real).mean()
-        losses = {"discriminator": loss.detach()}
-        if step % self._settings.r1_interval == 0:
-            penalty = r1_penalty(self._discriminator, real, domains)
-            loss = loss + penalty * (self._settings.r1 / 2 * self._settings.r1_interval)
-            losses["r1"] = penalty.detach()
-        loop.backward_step(self._optimizers["discriminator_optimizer"], loss)
-        return losses
-
-    def teach_generator(
-        self, fake: Tensor, domains: Tensor, further: Mapping[str, tuple[float, Tensor]]
-    ) -> dict[str, Tensor]:
-        """One step of the generator; ``further`` holds (weight, loss) by name."""
-        self._discriminator.requires_grad_(False)
-        with self._compute.autocast():
-            loss = F.softplus(-self._discriminator(fake, domains)).mean()
-        losses = {"generator": loss.detach()} | {name: value.detach() for name, (_, value) in further.items()}
-        loss = loss + sum(weight * value for weight, value in further.values())
-        loop.backward_step(self._optimizers["generator_optimizer"], loss)
-        self._discriminator.requires_grad_(True)
-        self._average.update_parameters(self.generator)
-        return losses
-
-
-@torch.no_grad()
-def feature_shape(encoder: Callable[[Tensor], Tensor], task: Task, compute: Compute) -> tuple[int, int, int]:
-    """(channels, height, width) of the features of an image at the task's size."""
-    with compute.autocast():
-        _, channels, height, width = encoder(compute.to_device(torch.zeros(1, task.channels, *task.size))).shape
-    return channels, height, width
-
-
-def r1_penalty(discriminator: Callable[[Tensor, Tensor], Tensor], real: Tensor, domains: Tensor) -> Tensor:
-    """Mean squared norm of D's gradient at real data, in float32 (Mescheder et al. 2018, equation 9)."""
-    real = real.detach().float().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(discriminator(real, domains).sum(), real, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).mean()
-
-
-def _averaging(settings: GanSettings) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """Exponential averaging whose half-life grows to ``average_images`` over the first quarter of the steps."""
-    growth = 4 * settings.average_images / settings.steps
-
-    def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        half_life = min(settings.average_images, growth * int(count))
-        get_ema_multi_avg_fn(0.5 ** (settings.batch / half_life))(averaged, current, count)
-
-    return update
+        losses = self._teach_discriminator(fake, real, domains, step)
+        content = settings.content, F.mse_loss(features.adain(fake[old:], known[old:]), known[old:])
+        distillation = settings.distillation, F.l1_loss(drawn[:old], replayed[:old])
+        return losses | self._teach_generator(fake, domains, content=content, distillation=distillation)
 
 
 class StyleGanTrainerSettings(Config):
@@ -281,8 +251,8 @@ class StyleGanTrainerSettings(Config):
     Attributes:
         network: architecture.
         images: how it learns the source.
-        style: how it learns a target's look.
-        features: the frozen encoder in which looks are compared.
+        style: how it learns a target's style.
+        features: the frozen encoder in which styles are compared.
     """
 
     network: StyleSettings = StyleSettings()
@@ -292,7 +262,7 @@ class StyleGanTrainerSettings(Config):
 
 
 class StyleGanTrainer(GeneratorTrainer[StyleGanTrainerSettings, StyleGenerator]):
-    """Adversarial learning of the source, then of each target's look with distillation of the older ones."""
+    """Adversarial learning of the source, then of each target's style with distillation of the older ones."""
 
     def build(self) -> StyleGenerator:
         """An untrained style generator."""
@@ -306,37 +276,24 @@ class StyleGanTrainer(GeneratorTrainer[StyleGanTrainerSettings, StyleGenerator])
             self.build()
             Discriminator(task.channels, task.size, settings.images.widths, ("any",))
             Discriminator(1, (height, width), settings.style.widths, ("any",))
-        build_encoder(settings.features, segmenter)
+        features.build_encoder(settings.features, segmenter)
 
     def learn_source(self, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet) -> StyleGenerator:
-        """From the source's images; labels and teacher are not looked at."""
+        """From the source's images; labels and source segmenter are not looked at."""
         settings = self.settings.images
-
-        def build() -> StyleGenerator:
-            generator = self.build()
-            generator.add_domain(domain)
-            return generator
+        objective = partial(GanObjective, self.task, domain, self.settings.network, settings, self.compute)
 
         def learn(phase: Phase) -> StyleGenerator:
-            return loop.fit(
-                lambda: GanObjective(self.task, domain, self.settings.network, settings, self.compute),
-                lambda step: slices.batch(step, settings.batch, phase.seed),
-                settings.steps,
-                phase,
-            ).generator
+            return self.fit(objective, slices, settings.batch, settings.steps, phase).generator
 
         decides = self.settings.model_dump(mode="json", include={"network", "images"})
+        build = partial(self.build_for, domain)
         return stage.cache.get_or_train("style", decides, stage("generator"), build, learn)
 
     def learn_style(
         self, previous: StyleGenerator, domain: str, slices: Slices, stage: Stage, teacher: BasicUNet
     ) -> StyleGenerator:
         """From the features of the target's images."""
-        encoder = build_encoder(self.settings.features, teacher)
-        phase, settings = stage("generator"), self.settings.style
-        return loop.fit(
-            lambda: GanStyleObjective(self.task, domain, previous, encoder, settings, self.compute),
-            lambda step: slices.batch(step, settings.real_images, phase.seed),
-            settings.steps,
-            phase,
-        ).generator
+        settings, encoder = self.settings.style, features.build_encoder(self.settings.features, teacher)
+        objective = partial(GanStyleObjective, self.task, domain, previous, encoder, settings, self.compute)
+        return self.fit(objective, slices, settings.real_images, settings.steps, stage("generator")).generator

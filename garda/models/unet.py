@@ -39,6 +39,10 @@ class MatmulUpsample(nn.ConvTranspose2d):
     """A transposed convolution of 2x2 pixels with stride 2 as the product of matrices that it is: a pixel becomes four.
 
     On a CPU, torch's own takes two to three times as long to learn (docs/performance.md). Weights are the same.
+
+    >>> import torch
+    >>> MatmulUpsample.like(nn.ConvTranspose2d(3, 5, kernel_size=2, stride=2))(torch.rand(1, 3, 4, 6)).shape
+    torch.Size([1, 5, 8, 12])
     """
 
     @classmethod
@@ -58,7 +62,7 @@ class MatmulUpsample(nn.ConvTranspose2d):
 
 
 def with_conv_transpose(network: M) -> M:
-    """``network`` itself, whose :class:`Doubling` is computed by torch's own operation from now on."""
+    """``network`` itself, whose :class:`MatmulUpsample` is computed by torch's own operation from now on."""
     for part in network.modules():
         if isinstance(part, MatmulUpsample):
             part.__class__ = nn.ConvTranspose2d  # type: ignore[assignment]
@@ -66,15 +70,16 @@ def with_conv_transpose(network: M) -> M:
 
 
 def build_segmenter(task: Task, settings: SegmenterSettings) -> BasicUNet:
-    """A network from (B, ``task.channels``, H, W) in [0, 1] to (B, K, H, W) logits; H and W multiples of 16."""
-    network = BasicUNet(
-        spatial_dims=2,
-        in_channels=task.channels,
-        out_channels=len(task.classes),
-        features=settings.widths,
-        norm="shared_batch",
-        act=("relu", {"inplace": True}),
-    )
+    """A network from (B, ``task.channels``, H, W) in [0, 1] to (B, K, H, W) logits; H and W multiples of 16.
+
+    >>> import torch
+    >>> task = Task(name="t", classes=("background", "organ"), size=(16, 16))
+    >>> segmenter = build_segmenter(task, SegmenterSettings(widths=(4, 4, 8, 8, 8, 4))).eval()
+    >>> segmenter(torch.rand(3, 1, 16, 32)).shape
+    torch.Size([3, 2, 16, 32])
+    """
+    relu = ("relu", {"inplace": True})
+    network = BasicUNet(2, task.channels, len(task.classes), settings.widths, act=relu, norm="shared_batch")
     for part in network.modules():
         if isinstance(part, UpCat):
             part.is_pad = False  # sides fit, and padding by nothing copies, in float32 and the cat after it too

@@ -1,4 +1,4 @@
-"""The pieces of training of a stage, and the shelf on which runs share networks that equal settings make equal."""
+"""The phases of a stage, and the cache in which runs share networks that equal settings make equal."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from garda.core import files
 from garda.core.errors import CheckpointError
+from garda.training import weights
 from garda.training.loop import Phase
-from garda.training.weights import load_weights, save_weights
-
-N = TypeVar("N", bound=nn.Module)
+from garda.training.weights import N
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,17 @@ class Cache:
     def get_or_train(
         self, part: str, settings: Mapping[str, Any], phase: Phase, build: Callable[[], N], learn: Callable[[Phase], N]
     ) -> N:
-        """The network of a part of the source stage: from the shelf, or learnt and put there.
+        """The network of a part of the source stage: from the cache, or learnt and put there.
 
         Args:
             part: such as ``segmenter``.
             settings: what decides the network beside the context.
-            stage: where it is learnt; told the seconds that learning took, whichever run learnt it.
+            phase: where it is learnt; told the seconds that learning took, whichever run learnt it.
             build: an untrained network of the same architecture.
             learn: learns it.
 
         Returns:
-            the network in evaluation mode, without gradients.
+            The network in evaluation mode, without gradients.
 
         Raises:
             CheckpointError: what lies there is damaged.
@@ -56,28 +55,28 @@ class Cache:
             return learn(phase).eval().requires_grad_(False)
         decided = {"context": self.context, "part": part, "settings": settings}
         digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
-        weights, facts = (self.folder / f"{part}-{digest[:16]}.{kind}" for kind in ("safetensors", "json"))
-        if facts.exists():
-            seconds = files.read_json(facts).get("seconds")
+        kept, metadata = (self.folder / f"{part}-{digest[:16]}.{kind}" for kind in ("safetensors", "json"))
+        if metadata.exists():
+            seconds = files.read_json(metadata).get("seconds")
             if not isinstance(seconds, float):
-                raise CheckpointError(facts, "is damaged", "delete it, the network is learnt again")
+                raise CheckpointError(metadata, "is damaged", "delete it, the network is learnt again")
             phase.ended(seconds)
-            return load_weights(weights, build()).requires_grad_(False)
+            return weights.load_weights(kept, build()).requires_grad_(False)
         spent = [0.0]
         network = learn(replace(phase, ended=spent.append)).eval().requires_grad_(False)
         phase.ended(spent[-1])
-        save_weights(weights, network.state_dict())
-        files.write_json(facts, {"seconds": spent[-1], **decided})
+        weights.save_weights(kept, network.state_dict())
+        files.write_json(metadata, {"seconds": spent[-1], **decided})
         return network
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The pieces of training of one domain's stage.
+    """The phases of one domain's stage.
 
     Attributes:
-        open: ``"segmenter"`` -> the piece of that name, seeded and with its own folder.
-        shelf: where runs share what they learn from the source.
+        open: ``"segmenter"`` -> the phase of that name, seeded and with its own folder.
+        cache: where runs share what they learn from the source.
         offer: receives the candidates among which a method has chosen, with their label-free scores.
     """
 
@@ -86,12 +85,17 @@ class Stage:
     offer: Callable[[Sequence[Any]], None] = lambda candidates: None
 
     def __call__(self, part: str) -> Phase:
-        """The piece of that name."""
+        """The phase of that name."""
         return self.open(part)
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 of a network's weights and buffers: what decides a network that learns from it."""
+    """SHA-256 of a network's weights and buffers: what decides a network that learns from it.
+
+    >>> network = nn.Linear(2, 2)
+    >>> fingerprint(network) == fingerprint(network), fingerprint(network) == fingerprint(nn.Linear(2, 2))
+    (True, False)
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -49,7 +49,13 @@ class ComputeSettings(Config):
 
 
 class Compute:
-    """One process's device and precision."""
+    """One process's device and precision.
+
+    >>> compute = Compute(ComputeSettings(accelerator="cpu", precision="bf16"))
+    >>> with compute.autocast():
+    ...     nn.Conv2d(1, 4, 3)(compute.to_device(torch.rand(2, 1, 8, 8))).dtype
+    torch.bfloat16
+    """
 
     def __init__(self, settings: ComputeSettings) -> None:
         """Claim the device; on a CPU, let the whole process keep the memory that it frees (:func:`set_allocation`).
@@ -61,21 +67,20 @@ class Compute:
         from lightning_fabric.plugins.environments import LightningEnvironment
 
         distributed.quieten()
-        if settings.accelerator == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("compute.accelerator", "no CUDA device is available", "use auto or cpu")
-        if settings.accelerator == "mps" and not torch.backends.mps.is_available():
-            raise ConfigError("compute.accelerator", "no MPS device is available", "use auto or cpu")
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available.get(settings.accelerator, True):
+            name = settings.accelerator.upper()
+            raise ConfigError("compute.accelerator", f"no {name} device is available", "use auto or cpu")
         if settings.threads:
             torch.set_num_threads(settings.threads)
         torch.use_deterministic_algorithms(settings.deterministic, warn_only=True)
+        has_gpus = available["cuda"] and settings.accelerator in ("auto", "cuda")
+        devices = [distributed.local_rank()] if has_gpus else 1
         precision: Any = {"bf16": "bf16-mixed", "32": "32-true"}[settings.precision]
-        self._fabric = Fabric(
-            accelerator=settings.accelerator,
-            devices=[distributed.local_rank()] if _has_gpus(settings.accelerator) else 1,
-            precision=precision,
-            plugins=LightningEnvironment(),  # one process is one device here, whatever a cluster has started
-        )
-        if self.device.type == "cuda" and settings.precision == "bf16" and not _computes_bf16():
+        alone = LightningEnvironment()  # one process is one device here, whatever a cluster has started
+        self._fabric = Fabric(accelerator=settings.accelerator, devices=devices, precision=precision, plugins=alone)
+        needs_bf16 = self.device.type == "cuda" and settings.precision == "bf16"
+        if needs_bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise ConfigError("compute.precision", "this GPU cannot compute in bfloat16", "use '32'")
         if self.device.type == "cpu":
             set_allocation(REUSED)
@@ -98,14 +103,6 @@ class Compute:
         return image.to(device=self.device, memory_format=torch.channels_last, non_blocking=True)
 
 
-def _has_gpus(accelerator: str) -> bool:
-    return accelerator in ("auto", "cuda") and torch.cuda.is_available()
-
-
-def _computes_bf16() -> bool:
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def set_allocation(options: Mapping[int, int]) -> None:
     """Tell glibc's malloc what to do with freed memory; with another libc nothing happens.
 
@@ -113,9 +110,6 @@ def set_allocation(options: Mapping[int, int]) -> None:
     every step; ``REUSED`` keeps them for the next one, in the main thread, where everything is learnt. It costs memory,
     since holes are not always filled.
     """
-    try:
-        libc = ctypes.CDLL(None)
+    with suppress(AttributeError, OSError):  # another libc
         for option, value in options.items():
-            libc.mallopt(option, value)
-    except (AttributeError, OSError):
-        return
+            ctypes.CDLL(None).mallopt(option, value)

@@ -1,6 +1,6 @@
 """The only training loop: seeded step by step, checkpointed, and exactly resumable.
 
-Every step's random numbers are a function of the stage's seed and the step's number, so that a run which was killed at
+Every step's random numbers are a function of the phase's seed and the step's number, so that a run which was killed at
 any moment and goes on from an older checkpoint repeats the lost steps bit by bit.
 """
 
@@ -10,16 +10,16 @@ import io
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from garda.core import files
@@ -30,22 +30,12 @@ from garda.training import distributed, sharding
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
-CHECKPOINT = "checkpoint.pt"
-LOSS_POINTS = 500  # logged points of one loss in one stage, at most
-
-
-class Stateful(Protocol):
-    """What a checkpoint can hold: modules, optimizers, averaged models."""
-
-    def state_dict(self) -> Any:
-        """Everything the object needs to go on."""
-
-    def load_state_dict(self, state_dict: Any) -> Any:
-        """Take up what :meth:`state_dict` gave."""
+Stateful = nn.Module | torch.optim.Optimizer  # what a checkpoint can hold
+LOSS_POINTS = 500  # logged points of one loss in one phase, at most
 
 
 class Objective(Protocol):
-    """What one stage learns."""
+    """What one phase learns: networks, losses and optimizers."""
 
     def state(self) -> Mapping[str, Stateful]:
         """Everything that changes from step to step, by name; a checkpoint holds exactly this."""
@@ -56,17 +46,17 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Phase:
-    """One piece of training and its folder.
+    """One training of a stage, such as that of its generator, and its folder.
 
     Attributes:
         name: such as ``1-SiteB-generator``.
         folder: where the checkpoint lies.
-        seed: the stage's seed; everything random follows from it.
+        seed: the phase's seed; everything random follows from it.
         stopping: asked after every step.
         log: receives (step, losses), at most ``LOSS_POINTS`` times.
         progress: receives (steps done, steps in all) after every step.
         checkpoint_seconds: time between two checkpoints.
-        ended: receives the seconds of training at the stage's end, those before an interruption included.
+        ended: receives the seconds of training at the phase's end, those before an interruption included.
     """
 
     name: str
@@ -80,40 +70,56 @@ class Phase:
 
     @property
     def checkpoint(self) -> Path:
-        """The stage's only checkpoint."""
-        return self.folder / CHECKPOINT
+        """The phase's only checkpoint."""
+        return self.folder / "checkpoint.pt"
 
 
 O = TypeVar("O", bound=Objective)  # noqa: E741
 
 
 def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: Phase) -> O:
-    """Build an objective inside the seeded stage and train it, or go on where a checkpoint ends.
+    """Build an objective inside the seeded phase and train it, or go on where a checkpoint ends.
 
-    Of several processes (:mod:`garda.training.distributed`) all learn, and the leader's checkpoints count.
+    Of several processes (:mod:`garda.training.distributed`) all learn, and the checkpoints of rank zero count.
 
     Args:
         build: makes the objective; called after seeding, since networks draw their first weights from it.
         batch: the batch of a step, a pure function of the step's number, called in a thread of its own while the step
             before is computed.
         steps: number of steps.
-        stage: folder, seed and what listens.
+        phase: folder, seed and what listens.
 
     Returns:
-        The trained objective; its last checkpoint stays until the stage's folder is removed.
+        The trained objective; its last checkpoint stays until the phase's folder is removed.
 
     Raises:
         CheckpointError: the checkpoint is truncated or of another configuration.
-        TrainingError: a loss is not finite; names stage, loss and step.
+        TrainingError: a loss is not finite; names phase, loss and step.
         Interrupted: a stop was asked for; a checkpoint has been written.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> class Line:  # learns to answer 1
+    ...     def __init__(self):
+    ...         self.network = torch.nn.Linear(2, 1)
+    ...         self.optimizer = torch.optim.SGD(self.network.parameters(), 0.1)
+    ...     def state(self):
+    ...         return {"network": self.network, "optimizer": self.optimizer}
+    ...     def step(self, batch, step):
+    ...         loss = (self.network(batch) - 1).square().mean()
+    ...         backward_step(self.optimizer, loss)
+    ...         return {"line": loss.detach()}
+    >>> with TemporaryDirectory() as folder:
+    ...     line = fit(Line, lambda step: torch.ones(4, 2), steps=20, phase=Phase("line", Path(folder), seed=0))
+    >>> round(line.network(torch.ones(2)).item(), 2)
+    1.0
     """
     torch.manual_seed(derive_seed(phase.seed, "build"))
     objective = build()
     step, before = _restore(objective, phase) if distributed.is_rank_zero() else (0, 0.0)
     step, before = _join(objective, step, before, phase)
-    kept = step
     stride = max(1, -(-steps // LOSS_POINTS))
-    started = saved = time.monotonic()
+    saved = time.monotonic()
+    started = saved - before
     with phase.stopping.deferred(), distributed.together(), prefetch(range(step, steps), batch) as batches:
         for drawn in batches:
             torch.manual_seed(derive_seed(phase.seed, step))
@@ -123,15 +129,12 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: 
             step += 1
             phase.progress(step, steps)
             asked = distributed.largest(phase.stopping.exit_code or 0)  # a later signal is for the next step to see
-            if asked or time.monotonic() - saved > phase.checkpoint_seconds:
-                _save(objective, step, phase, before + time.monotonic() - started)
-                kept, saved = step, time.monotonic()
+            if asked or step == steps or time.monotonic() - saved > phase.checkpoint_seconds:
+                _save(objective, step, phase, time.monotonic() - started)
+                saved = time.monotonic()
             if asked:
                 raise Interrupted(phase.name, asked)
-        seconds = before + time.monotonic() - started
-        if kept < step:
-            _save(objective, step, phase, seconds)
-    phase.ended(seconds)
+    phase.ended(time.monotonic() - started)
     return objective
 
 
@@ -145,13 +148,10 @@ def backward_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 def _checked(losses: Mapping[str, Tensor], phase: Phase, step: int) -> dict[str, float]:
     values = dict(zip(losses, sharding.mean(torch.stack([*losses.values()])).tolist(), strict=True))
+    remedy = "lower the learning rate, or use compute.precision '32'"
     for name, value in values.items():
-        if value != value or abs(value) == float("inf"):
-            raise TrainingError(
-                f"{phase.name}, step {step}",
-                f"loss {name!r} is {value}",
-                "lower the learning rate, or use compute.precision '32'",
-            )
+        if not math.isfinite(value):
+            raise TrainingError(f"{phase.name}, step {step}", f"loss {name!r} is {value}", remedy)
     return values
 
 
@@ -170,7 +170,7 @@ def _pack(objective: Objective, step: int, phase: Phase, seconds: float) -> memo
 
 
 def _join(objective: Objective, step: int, seconds: float, phase: Phase) -> tuple[int, float]:
-    """Let all processes begin with the leader's state: networks that were built alike may still differ by rounding."""
+    """Let all processes begin with rank zero's state: networks that were built alike may still differ by rounding."""
     if distributed.count() == 1:
         return step, seconds
     packed = distributed.on_rank_zero(lambda: bytes(_pack(objective, step, phase, seconds)))
@@ -214,6 +214,14 @@ def cosine_lr(
         steps: number of steps; the rate falls to 0 over them by a cosine.
         warm_up: steps over which the rate rises by a line.
         decay: False for a rate that does not fall.
+
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    >>> for step in (0, 5, 10):
+    ...     cosine_lr(optimizer, 1.0, step, steps=10)
+    ...     print(round(optimizer.param_groups[0]["lr"], 3))
+    1.0
+    0.5
+    0.0
     """
     falling = (1 + math.cos(math.pi * step / steps)) / 2 if decay else 1.0
     rising = min(1.0, (step + 1) / warm_up) if warm_up else 1.0
@@ -221,13 +229,18 @@ def cosine_lr(
         group["lr"] = rate * falling * rising
 
 
-def ema(steps: int) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
-    """For :class:`torch.optim.swa_utils.AveragedModel`: a plain mean at first, then exponential over ``steps``."""
+def average_by(decay: Callable[[int], float]) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """For :class:`torch.optim.swa_utils.AveragedModel`: ``decay`` of the average, by the number of updates before."""
 
     def update(averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
-        get_ema_multi_avg_fn(1 - 1 / min(int(count) + 1, steps))(averaged, current, count)
+        get_ema_multi_avg_fn(decay(int(count)))(averaged, current, count)
 
     return update
+
+
+def ema(steps: int) -> Callable[[_Tensors, _Tensors, Tensor | int], None]:
+    """For :class:`torch.optim.swa_utils.AveragedModel`: a plain mean at first, then exponential over ``steps``."""
+    return average_by(lambda count: 1 - 1 / min(count + 1, steps))
 
 
 T = TypeVar("T")
@@ -240,10 +253,15 @@ def prefetch(items: Iterable[T], read: Callable[[T], R]) -> Iterator[Iterator[R]
 
     An error of ``read`` is raised when its item's turn comes. A block that ends early, by an error or a signal, waits
     for the item that is being read, so that ``read`` removes what it has unpacked, and begins no other.
+
+    >>> with prefetch([1, 2, 3], lambda item: item * 10) as read:
+    ...     list(read)
+    [10, 20, 30]
     """
     reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader")
+    reading = (reader.submit(read, item) for item in items)
     try:
-        yield _in_turn(reader, items, read)
+        yield (future.result() for future, _ in pairwise(chain(reading, [Future[R]()])))  # nobody asks for the last
     finally:
         reader.shutdown(cancel_futures=True)
 
@@ -258,13 +276,3 @@ def silenced() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _in_turn(reader: ThreadPoolExecutor, items: Iterable[T], read: Callable[[T], R]) -> Iterator[R]:
-    coming: deque[Future[R]] = deque()
-    for item in items:
-        coming.append(reader.submit(read, item))
-        if len(coming) > 1:
-            yield coming.popleft().result()
-    while coming:
-        yield coming.popleft().result()

@@ -19,7 +19,14 @@ HALF = torch.finfo(torch.float16)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors; errors as in :func:`garda.core.files.replacing`."""
+    """Write tensors as safetensors; errors as in :func:`garda.core.files.replacing`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_weights(Path(folder) / "w.safetensors", {"weight": torch.ones(2)})
+    ...     read_weights(Path(folder) / "w.safetensors")
+    {'weight': tensor([1., 1.])}
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with files.replacing(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors))
@@ -50,7 +57,9 @@ def load_weights(path: Path, network: N, renamed: Mapping[str, str] | None = Non
     weights, own = read_weights(path), network.state_dict()
     for old, new in (renamed or {}).items():
         weights = {new + name.removeprefix(old) if name.startswith(old) else name: t for name, t in weights.items()}
-    if not all(_serves(tensor, own[name]) for name, tensor in weights.items() if name in own):
+    half = torch.float16, torch.float32  # in a file float16 serves where it takes up half the room
+    kinds = [(tensor.dtype, own[name].dtype) for name, tensor in weights.items() if name in own]
+    if not all(found == wanted or (found, wanted) == half for found, wanted in kinds):
         raise another
     try:
         network.load_state_dict(weights)
@@ -71,11 +80,10 @@ def round_weights(network: nn.Module) -> None:
 
 
 def halve(tensor: Tensor) -> Tensor:
-    """A float32 tensor as float16 where that loses nothing; any other as it is."""
+    """A float32 tensor as float16 where that loses nothing; any other as it is.
+
+    >>> halve(torch.tensor([0.5])).dtype, halve(torch.tensor([0.1])).dtype
+    (torch.float16, torch.float32)
+    """
     short = tensor.half()
     return short if tensor.dtype == torch.float32 and torch.equal(short.float(), tensor) else tensor
-
-
-def _serves(found: Tensor, wanted: Tensor) -> bool:
-    """Whether a tensor of a file is of its network's kind; float16 serves where it takes up half the room."""
-    return found.dtype == wanted.dtype or (found.dtype, wanted.dtype) == (torch.float16, torch.float32)

@@ -15,7 +15,6 @@ from garda.data.task import Task
 from garda.models import stylegan, stylegan_training, unet
 from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings
 from garda.models.features import FeatureSettings, VGG19Encoder, adain, build_encoder
-from garda.models.generator import GeneratorTrainer
 from garda.models.stylegan import Discriminator, StyleGenerator, StyleSettings
 from garda.models.stylegan_training import (
     GanObjective,
@@ -34,9 +33,14 @@ from garda.training.device import Compute, ComputeSettings
 TINY = StyleSettings(latent=8, widths=((8, 8), (8,), (4,)))
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
-
-
-GENERATORS = {"style": StyleGanTrainer, "factorised": FactorisedTrainer}
+SEGMENTER = unet.build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
+BRIGHTNESS = nn.AvgPool2d(2)  # an encoder of one feature
+FAST = {"batch": 8, "learning_rate": 1e-2, "average_images": 40}
+FACTORISED = {"network": {"code": 2, "appearance": 3, "widths": [4, 8], "prior_width": 8}}
+TRAINERS = {
+    "style": StyleGanTrainer(TASK, StyleGanTrainerSettings(network=TINY), COMPUTE),
+    "factorised": FactorisedTrainer(TASK, GeneratorSettings.model_validate(FACTORISED), COMPUTE),
+}
 
 
 def style_generator(*domains: str) -> StyleGenerator:
@@ -46,23 +50,10 @@ def style_generator(*domains: str) -> StyleGenerator:
     return generator
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-def tiny_recipe(family: str) -> GeneratorTrainer:
-    factorised = GeneratorSettings.model_validate(
-        {"network": {"code": 2, "appearance": 3, "widths": [4, 8], "prior_width": 8}}
-    )
-    settings = {"style": StyleGanTrainerSettings(network=TINY), "factorised": factorised}
-    return GENERATORS[family](TASK, settings[family], COMPUTE)
-
-
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", TRAINERS)
 def test_what_replay_needs_of_every_generator(name):
-    generator = tiny_recipe(name).build().eval()
-    generator.add_domain("a")
+    TRAINERS[name].check(SEGMENTER)
+    generator = TRAINERS[name].build_for("a").eval()
     generator.add_domain("b")
     anatomy = generator.draw(3)
     image = generator.sample(anatomy, torch.tensor([0, 1, 1]))
@@ -99,9 +90,8 @@ def test_sizes_that_do_not_fit_are_refused():
 
 
 def test_published_widths_have_the_published_size():
-    generator = StyleGenerator(
-        1, (256, 256), StyleSettings(latent=512, widths=((512, 256), (256,), (128,), (128,), (64,), (64, 64), (64,)))
-    )
+    widths = ((512, 256), (256,), (128,), (128,), (64,), (64, 64), (64,))
+    generator = StyleGenerator(1, (256, 256), StyleSettings(latent=512, widths=widths))
     assert 7.0e6 < sum(parameter.numel() for parameter in generator.parameters()) < 8.0e6
 
 
@@ -114,10 +104,8 @@ def test_adain_gives_the_styles_mean_and_deviation():
 
 
 def test_r1_of_a_linear_discriminator_is_its_squared_norm():
-    weight = torch.randn(1, 2, 3, 3)
-    penalty = stylegan_training.r1_penalty(
-        lambda x, domains: (x * weight).sum((1, 2, 3)), torch.randn(4, 2, 3, 3), torch.zeros(4)
-    )
+    weight, real = torch.randn(1, 2, 3, 3), torch.randn(4, 2, 3, 3)
+    penalty = stylegan.r1_penalty(lambda x, domains: (x * weight).sum((1, 2, 3)), real, torch.zeros(4))
     assert penalty == pytest.approx(weight.square().sum().item())
 
 
@@ -129,60 +117,38 @@ def test_minibatch_deviation():
 
 def test_the_average_of_constant_weights_is_that_constant():
     generator = style_generator("a")
-    duel = GanStep(generator, Discriminator(1, (16, 16), (4, 4), ("a",)), GanSettings(steps=8), COMPUTE)
+    objective = GanStep(generator, Discriminator(1, (16, 16), (4, 4), ("a",)), GanSettings(steps=8), COMPUTE)
     before = copy.deepcopy(generator.state_dict())
     for _ in range(5):
-        duel._average.update_parameters(generator)
-    assert all(torch.allclose(value, before[name]) for name, value in duel.averaged.state_dict().items())
-
-
-class Mean(nn.Module):
-    """An encoder whose only feature is brightness."""
-
-    def forward(self, image: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(image, 2)
+        objective._average.update_parameters(generator)
+    assert all(torch.allclose(value, before[name]) for name, value in objective.generator.state_dict().items())
 
 
 def test_a_generator_learns_the_brightness_of_its_source():
-    lesson = GanTrainingSettings(
-        steps=60, batch=8, learning_rate=1e-2, average_images=40, widths=(8, 8, 8), geometry=None
-    )
-    objective = GanObjective(TASK, "a", TINY, lesson, COMPUTE)
-    drawn = objective.generator.draw(16)
-
-    def error() -> float:
-        image = objective.generator.sample(drawn, torch.zeros(16, dtype=torch.long))
-        return abs(image.mean().item() - 0.7)
-
-    before = error()
-    real = (0.7 + 0.05 * torch.randn(8, 1, 16, 16)).clamp(0, 1)
-    for step in range(60):
-        losses = objective.step(Batch(real, None), step)
-    assert set(losses) == {"discriminator", "generator"}
-    assert set(objective.step(Batch(real, None), 0)) == {"discriminator", "generator", "r1"}
-    assert error() < before / 2
+    settings = GanTrainingSettings(**FAST, steps=40, widths=(8, 8, 8), geometry=None)
+    objective = GanObjective(TASK, "a", TINY, settings, COMPUTE)
+    drawn, domains = objective.generator.draw(16), torch.zeros(16, dtype=torch.long)
+    before = abs(objective.generator.sample(drawn, domains).mean().item() - 0.7)
+    batch = Batch((0.7 + 0.05 * torch.randn(8, 1, 16, 16)).clamp(0, 1), None)
+    told = [objective.step(batch, step) for step in range(40)]
+    assert set(told[0]) == {"discriminator", "generator", "r1"} and set(told[-1]) == {"discriminator", "generator"}
+    assert abs(objective.generator.sample(drawn, domains).mean().item() - 0.7) < before / 2
 
 
-def test_a_new_look_is_learnt_and_the_old_one_kept():
+def test_a_new_style_is_learnt_and_the_old_one_kept():
     source = style_generator("a").eval()
-    lesson = GanStyleSettings(
-        steps=150, batch=8, learning_rate=5e-3, average_images=40, widths=(8, 8), content=0.0, distillation=10.0
-    )
-    objective = GanStyleObjective(TASK, "b", source, Mean(), lesson, COMPUTE)
-    anatomy = source.draw(16)
-    old, new = torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
-    before = source.sample(anatomy, old)
-    frozen = copy.deepcopy(source.state_dict())
-    target = torch.full((4, 1, 16, 16), 0.9)
-    for step in range(150):
-        losses = objective.step(Batch(target, None), step)
+    settings = GanStyleSettings(**FAST, steps=80, widths=(8, 8), content=0.0, distillation=10.0)
+    objective = GanStyleObjective(TASK, "b", source, BRIGHTNESS, settings, COMPUTE)
+    anatomy, old, new = source.draw(16), torch.zeros(16, dtype=torch.long), torch.ones(16, dtype=torch.long)
+    before, frozen = source.sample(anatomy, old), copy.deepcopy(source.state_dict())
+    for step in range(80):
+        losses = objective.step(Batch(torch.full((4, 1, 16, 16), 0.9), None), step)
     assert {"content", "distillation", "discriminator", "generator"} <= set(losses)
     generator = objective.generator
     assert generator.domains == ("a", "b") and source.domains == ("a",)
     assert all(torch.equal(value, frozen[name]) for name, value in source.state_dict().items())
-    kept, learnt = generator.sample(anatomy, old), generator.sample(anatomy, new)
-    assert (kept - before).abs().mean() < 0.1
-    assert abs(learnt.mean() - 0.9) < abs(before.mean() - 0.9) / 2
+    assert (generator.sample(anatomy, old) - before).abs().mean() < 0.1
+    assert abs(generator.sample(anatomy, new).mean() - 0.9) < abs(before.mean() - 0.9) / 2
 
 
 class Judge(nn.Module):
@@ -212,41 +178,45 @@ class StyleStep:
 
     OLD, COUNT = 8, 17
 
-    def __init__(self, patch: pytest.MonkeyPatch, *, moved: float, step: int = 1) -> None:
+    def __init__(self, *, moved: float, step: int) -> None:
         previous = style_generator("a", "b").eval()
         anatomy = previous.draw(self.COUNT)
         self.descended: dict[str, Tensor] = {}
         self.target = torch.rand(self.COUNT - self.OLD, 1, 16, 16)
-        patch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
-        patch.setattr(stylegan_training, "Discriminator", Judge)
-        objective = GanStyleObjective(TASK, "c", previous, Mean(), GanStyleSettings(steps=2, batch=self.COUNT), COMPUTE)
-        names = {id(optimizer): name for name, optimizer in objective._duel._optimizers.items()}
-        note = self.descended.__setitem__
-        patch.setattr(loop, "backward_step", lambda optimizer, loss: note(names[id(optimizer)], loss.detach()))
-        generator, judge = objective._duel.generator, objective._duel._discriminator
-        with torch.no_grad():
-            for parameter in generator.parameters():
-                parameter.add_(moved * torch.randn_like(parameter))
-        self.losses = objective.step(Batch(self.target, None), step)
-        (self.fake, self.domains), (self.real, domains) = judge.asked[:2]
-        assert torch.equal(domains, self.domains) and torch.equal(judge.asked[-1][1], self.domains)
-        assert torch.equal(judge.asked[-1][0], self.fake)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
+            patch.setattr(stylegan_training, "Discriminator", Judge)
+            settings = GanStyleSettings(steps=2, batch=self.COUNT)
+            objective = GanStyleObjective(TASK, "c", previous, BRIGHTNESS, settings, COMPUTE)
+            names = {id(optimizer): name for name, optimizer in objective._optimizers.items()}
+            note = self.descended.__setitem__
+            patch.setattr(loop, "backward_step", lambda optimizer, loss: note(names[id(optimizer)], loss.detach()))
+            with torch.no_grad():
+                for parameter in objective._generator.parameters():
+                    parameter.add_(moved * torch.randn_like(parameter))
+            self.losses = objective.step(Batch(self.target, None), step)
+        asked = objective._discriminator.asked
+        (self.fake, self.domains), (self.real, domains) = asked[:2]
+        assert torch.equal(domains, self.domains) and torch.equal(asked[-1][1], self.domains)
+        assert torch.equal(asked[-1][0], self.fake)
         before = torch.cat([self.domains[: self.OLD], torch.zeros(self.COUNT - self.OLD, dtype=torch.long)])
         with torch.no_grad():
-            self.drawn, self.replayed = generator(anatomy, self.domains), previous(anatomy, before)
+            self.drawn, self.replayed = objective._generator(anatomy, self.domains), previous(anatomy, before)
 
 
-def test_half_of_a_batch_repeats_old_domains_and_half_learns_the_new(monkeypatch):
-    it = StyleStep(monkeypatch, moved=0.1)
+@pytest.fixture(scope="module")
+def style_step() -> StyleStep:
+    torch.manual_seed(0)
+    return StyleStep(moved=0.1, step=1)
+
+
+def test_half_of_a_batch_repeats_old_domains_and_half_learns_anatomy_with_the_targets_statistics(style_step):
+    it = style_step
     assert set(it.domains[: it.OLD].tolist()) == {0, 1}
     assert set(it.domains[it.OLD :].tolist()) == {2}
-    assert torch.equal(it.fake, Mean()(it.drawn))
-    assert torch.equal(it.real[: it.OLD], Mean()(it.replayed)[: it.OLD])
-
-
-def test_the_new_half_is_judged_against_anatomy_with_the_targets_statistics(monkeypatch):
-    it = StyleStep(monkeypatch, moved=0.1)
-    known, target, real = Mean()(it.replayed)[it.OLD :], Mean()(it.target), it.real[it.OLD :]
+    assert torch.equal(it.fake, BRIGHTNESS(it.drawn))
+    assert torch.equal(it.real[: it.OLD], BRIGHTNESS(it.replayed)[: it.OLD])
+    known, target, real = BRIGHTNESS(it.replayed)[it.OLD :], BRIGHTNESS(it.target), it.real[it.OLD :]
     assert torch.allclose(real.mean((2, 3)), target.mean((2, 3)), atol=1e-5)
     assert torch.allclose(real.std((2, 3)), target.std((2, 3)), rtol=1e-3)
     assert torch.allclose(normalised(real), normalised(known), atol=1e-2)
@@ -254,19 +224,18 @@ def test_the_new_half_is_judged_against_anatomy_with_the_targets_statistics(monk
 
 def normalised(features: Tensor) -> Tensor:
     """Mean 0 and standard deviation 1 in each channel of each element."""
-    mean = features.mean((2, 3), keepdim=True)
-    return (features - mean) / features.std((2, 3), keepdim=True, correction=0)
+    return (features - features.mean((2, 3), keepdim=True)) / features.std((2, 3), keepdim=True, correction=0)
 
 
-def test_distillation_is_exactly_zero_before_anything_is_learnt(monkeypatch):
-    it = StyleStep(monkeypatch, moved=0.0, step=0)
+def test_distillation_is_exactly_zero_before_anything_is_learnt():
+    it = StyleStep(moved=0.0, step=0)
     assert it.replayed.min() < 0  # so that a cut to [0, 1] on one side alone would show
     assert it.losses["distillation"] == 0
 
 
-def test_what_a_look_costs_the_generator(monkeypatch):
-    it = StyleStep(monkeypatch, moved=0.1)
-    known, drawn = Mean()(it.replayed)[it.OLD :], Mean()(it.drawn)
+def test_what_a_style_costs_the_generator(style_step):
+    it = style_step
+    known, drawn = BRIGHTNESS(it.replayed)[it.OLD :], BRIGHTNESS(it.drawn)
     scale, offset = known.std((2, 3), keepdim=True, correction=0), known.mean((2, 3), keepdim=True)
     content = (normalised(drawn[it.OLD :]) * scale + offset - known).square().mean()
     distillation = (it.drawn - it.replayed)[: it.OLD].abs().mean()
@@ -280,8 +249,8 @@ def test_what_a_look_costs_the_generator(monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1, 16])
-def test_what_a_look_costs_the_discriminator(monkeypatch, step):
-    it = StyleStep(monkeypatch, moved=0.1, step=step)
+def test_what_a_style_costs_the_discriminator(step):
+    it = StyleStep(moved=0.1, step=step)
     fake, real = (0.5 * features.mean((1, 2, 3)) + it.domains for features in (it.fake, it.real))
     judged = (torch.log1p(torch.exp(fake)).mean() + torch.log1p(torch.exp(-real)).mean()).item()
     assert it.losses["discriminator"].item() == pytest.approx(judged)
@@ -297,38 +266,35 @@ def test_motion_augments_what_the_discriminator_sees(monkeypatch, geometry):
     monkeypatch.setattr(StyleGenerator, "draw", lambda generator, count: anatomy)
     objective = GanObjective(TASK, "a", TINY, GanTrainingSettings(steps=2, batch=4, geometry=geometry), COMPUTE)
     with torch.no_grad():
-        fake = objective._duel.generator(anatomy, torch.zeros(4, dtype=torch.long))
+        fake = objective._generator(anatomy, torch.zeros(4, dtype=torch.long))
     objective.step(Batch(real, None), 1)
-    (seen_fake, _), (seen_real, _) = objective._duel._discriminator.asked[:2]
+    (seen_fake, _), (seen_real, _) = objective._discriminator.asked[:2]
     for seen, still in ((seen_fake, fake), (seen_real, real)):
         moved = [not torch.allclose(one, other, atol=1e-3) for one, other in zip(seen, still, strict=True)]
         assert moved == [geometry is not None] * 4
 
 
 def test_the_segmenters_own_encoder():
-    segmenter = unet.build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
-    encoder = build_encoder(FeatureSettings(depth=2), segmenter)
+    encoder = build_encoder(FeatureSettings(depth=2), SEGMENTER)
     assert encoder(torch.rand(2, 1, 16, 16)).shape == (2, 8, 4, 4)
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
 def test_vgg19_comes_from_a_local_file_that_is_checked(tmp_path: Path):
-    segmenter = unet.build_segmenter(TASK, SegmenterSettings(widths=(4, 8, 8, 8, 8, 4)))
-    with pytest.raises(CheckpointError, match="vgg19 needs a weights file and its SHA-256"):
-        build_encoder(FeatureSettings(encoder="vgg19"), segmenter)
     file = tmp_path / "vgg19.pth"
-    with pytest.raises(CheckpointError, match="no such weights file"):
-        build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256="0"), segmenter)
-    original = VGG19Encoder()
+
+    def encoder(sha256: str | None) -> nn.Module:
+        return build_encoder(FeatureSettings(encoder="vgg19", weights=sha256 and str(file), sha256=sha256), SEGMENTER)
+
+    for digest, words in ((None, "vgg19 needs a weights file and its SHA-256"), ("0", "no such weights file")):
+        with pytest.raises(CheckpointError, match=words):
+            encoder(digest)
+    original, image = VGG19Encoder(), torch.rand(1, 1, 32, 32)
     torch.save({f"features.{name}": value for name, value in original.features.state_dict().items()}, file)
     with pytest.raises(CheckpointError, match="has the SHA-256"):
-        build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256="0"), segmenter)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    encoder = build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256=digest), segmenter)
-    image = torch.rand(1, 1, 32, 32)
-    assert encoder(image).shape == (1, 512, 4, 4)
-    assert torch.equal(encoder(image), original(image))
+        encoder("0")
+    features = encoder(hashlib.sha256(file.read_bytes()).hexdigest())(image)
+    assert features.shape == (1, 512, 4, 4) and torch.equal(features, original(image))
     file.write_bytes(b"no weights")
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(CheckpointError, match="does not hold VGG19's weights"):
-        build_encoder(FeatureSettings(encoder="vgg19", weights=str(file), sha256=digest), segmenter)
+        encoder(hashlib.sha256(b"no weights").hexdigest())

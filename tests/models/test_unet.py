@@ -8,7 +8,6 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from garda.core.errors import ConfigError
 from garda.data.dataset import Batch
 from garda.data.task import Task
 from garda.data.volume import Frame, Volume
@@ -34,19 +33,15 @@ def square(count: int = 4) -> Batch:
     return Batch(label[:, None] * 0.6 + 0.2, label)
 
 
-@pytest.mark.parametrize("loss", ["dice_ce", "ce"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_bright_square_is_learnt_from_labels(loss, optimizer):
-    torch.manual_seed(0)
-    rate = 2e-2 if optimizer == "adamw" else 0.1
-    lesson = SupervisedTrainingSettings(steps=30, batch=4, loss=loss, optimizer=optimizer, learning_rate=rate)
-    objective = SupervisedObjective(TASK, TINY, lesson, COMPUTE)
-    losses = [objective.step(square(), step)["segmentation"].item() for step in range(30)]
-    assert sum(losses[-5:]) < sum(losses[:5]) / 2
+@pytest.mark.parametrize(("loss", "optimizer", "rate"), [("dice_ce", "adamw", 4e-2), ("ce", "sgd", 0.2)])
+def test_a_bright_square_is_learnt_from_labels(loss, optimizer, rate):
+    settings = SupervisedTrainingSettings(steps=15, batch=4, loss=loss, optimizer=optimizer, learning_rate=rate)
+    objective = SupervisedObjective(TASK, TINY, settings, COMPUTE)
+    losses = [objective.step(square(), step)["segmentation"].item() for step in range(15)]
+    assert sum(losses[-3:]) < sum(losses[:3]) / 2
 
 
 def test_the_network_is_monais():
-    torch.manual_seed(0)
     ours = unet.build_segmenter(TASK, TINY).train()
     act, norm = ("relu", {"inplace": True}), ("batch", {"affine": True})
     theirs = BasicUNet(spatial_dims=2, out_channels=2, features=TINY.widths, act=act, norm=norm)
@@ -62,7 +57,6 @@ def test_the_network_is_monais():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_doubling_is_a_transposed_convolution(layout):
-    torch.manual_seed(0)
     other = nn.ConvTranspose2d(3, 5, kernel_size=2, stride=2)
     ours = MatmulUpsample.like(other)
     image = torch.rand(2, 3, 4, 6).to(memory_format=layout)
@@ -96,16 +90,14 @@ def test_distillation_is_least_where_the_answers_agree():
 
 
 def test_the_student_learns_the_teachers_answers_and_nothing_else_changes():
-    torch.manual_seed(0)
     generator = StyleGenerator(1, (16, 16), StyleSettings(latent=4, widths=((4,), (4,))))
     for domain in ("a", "b"):
         generator.add_domain(domain)
     teacher, student = unet.build_segmenter(TASK, TINY), unet.build_segmenter(TASK, TINY).requires_grad_(False)
     frozen = copy.deepcopy([teacher.state_dict(), generator.state_dict()])
-    objective = DistillationObjective(
-        student, teacher, generator, DistillationSettings(steps=40, batch=8, learning_rate=2e-2), COMPUTE
-    )
-    losses = [objective.step(None, step)["distillation"].item() for step in range(40)]
+    settings = DistillationSettings(steps=20, batch=8, learning_rate=2e-2)
+    objective = DistillationObjective(student, teacher, generator, settings, COMPUTE)
+    losses = [objective.step(None, step)["distillation"].item() for step in range(20)]
     assert sum(losses[-5:]) < sum(losses[:5])
     for before, after in zip(frozen, [teacher.state_dict(), generator.state_dict()], strict=True):
         assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -118,34 +110,23 @@ class Threshold(nn.Module):
         return torch.cat([0.5 - image, image - 0.5], dim=1) * 100
 
 
-def scan(height: int, width: int, spacing: tuple[float, float, float] | None) -> Volume:
+@pytest.mark.parametrize(
+    ("height", "width", "spacing", "fit", "wrong"),
+    [
+        (24, 30, None, "crop", 0.03),
+        (24, 30, (5.0, 2.0, 2.0), "crop", 0.03),
+        (24, 30, (5.0, 1.0, 1.0), "crop", 0.03),
+        (50, 70, None, "patch", 0),
+    ],
+)
+def test_a_whole_volume_comes_back_on_its_own_grid(height, width, spacing, fit, wrong):
     image = torch.zeros(3, 1, height, width)
     image[:, :, height // 2 - 4 : height // 2 + 4, width // 2 - 6 : width // 2 + 6] = 1
-    return Volume("c", image, None, None, np.eye(4), spacing, Frame())
-
-
-@pytest.mark.parametrize("spacing", [None, (5.0, 2.0, 2.0), (5.0, 1.0, 1.0)])
-def test_a_whole_volume_comes_back_on_its_own_grid(spacing):
-    volume = scan(24, 30, spacing)
-    label = inference.segment(Threshold(), volume, TASK, COMPUTE, batch=2)
-    assert label.shape == (3, 24, 30) and label.dtype == torch.int64
-    expected = volume.image[:, 0].long()
-    assert (label != expected).float().mean() < 0.03
+    volume = Volume("c", image, None, None, np.eye(4), spacing, Frame())
+    label = inference.segment(Threshold(), volume, TASK.model_copy(update={"fit": fit}), COMPUTE, batch=2)
+    assert label.shape == (3, height, width) and label.dtype == torch.int64
+    assert (label != image[:, 0].long()).float().mean() <= wrong
     assert label[:, :2].sum() == 0
-
-
-def test_large_slices_are_segmented_window_by_window():
-    volume = scan(50, 70, None)
-    label = inference.segment(Threshold(), volume, TASK.model_copy(update={"fit": "patch"}), COMPUTE)
-    assert torch.equal(label, volume.image[:, 0].long())
-
-
-def test_a_device_that_is_not_there():
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
-    with pytest.raises(ConfigError) as caught:
-        Compute(ComputeSettings(accelerator="cuda"))
-    assert str(caught.value) == "compute.accelerator: no CUDA device is available; use auto or cpu"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "32"])

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from garda.core.errors import ConfigError
 from garda.training import device
 from garda.training.device import Compute, ComputeSettings
 
 BYTES = 2**26  # more than malloc would ever put on the heap by itself
-
-
-@pytest.fixture(autouse=True)
-def a_cpu():
-    Compute(ComputeSettings(accelerator="cpu"))
+COMPUTE = Compute(ComputeSettings(accelerator="cpu"))  # which tells malloc what to do
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told what to do")
 
 
 def heap() -> range:
@@ -26,12 +24,12 @@ def heap() -> range:
     return range(int(first.partition("-")[0], 16), sbrk(0))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told what to do")
+@glibc
 def test_large_tensors_lie_on_the_heap():
     assert torch.empty(BYTES, dtype=torch.uint8).data_ptr() in heap()
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told what to do")
+@glibc
 def test_the_heap_does_not_shrink():
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -46,7 +44,13 @@ def test_another_libc_is_left_alone(monkeypatch):
     def missing(name):
         raise OSError("no such library")
 
-    monkeypatch.setattr("garda.training.device.ctypes.CDLL", missing)
-    device.set_allocation({1: 0})
-    monkeypatch.setattr("garda.training.device.ctypes.CDLL", lambda name: object())
-    device.set_allocation({1: 0})
+    for found in (missing, lambda name: object()):
+        monkeypatch.setattr("garda.training.device.ctypes.CDLL", found)
+        device.set_allocation({1: 0})
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    for name, module in (("cuda", "cuda"), ("mps", "backends.mps")):
+        monkeypatch.setattr(f"torch.{module}.is_available", lambda: False)
+        with pytest.raises(ConfigError, match=f"compute.accelerator: no {name.upper()} device is available"):
+            Compute(ComputeSettings(accelerator=name))

@@ -55,7 +55,7 @@ def test_a_package_of_a_gpu_answers_alike_on_a_cpu(pipeline: Path, tmp_path: Pat
         learnt = load.load_package(package, {"compute": {"accelerator": accelerator}})
         case = manifest.read_manifest(data / "manifests" / f"{SITES[1]}.csv", learnt.method.task)[0]
         compute = Compute(ComputeSettings(accelerator=accelerator, precision="32"))
-        network = compute.prepare(learnt.method.network(learnt.knowledge, SITES[1])).eval()
+        network = compute.prepare(learnt.method.network_for(learnt.knowledge, SITES[1])).eval()
         volume = read_volume(case, learnt.method.task, data, with_label=False)
         answers.append(inference.segment(network, volume, learnt.method.task, compute))
     assert (answers[0] == answers[1]).float().mean() > 0.999

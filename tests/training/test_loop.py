@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from garda.core.errors import CheckpointError, Interrupted, RunFolderError, TrainingError
 from garda.training import loop
-from garda.training.loop import LOSS_POINTS, Phase
+from garda.training.loop import Phase
 
 
 class Line:
@@ -37,24 +37,25 @@ def batch(step: int) -> Tensor:
     return torch.full((4, 2), float(step))
 
 
-def stage(folder: Path, **others) -> Phase:
-    return Phase("0-A-line", folder, seed=1, **others)
+def phase(folder: Path, seed: int = 1, **others) -> Phase:
+    return Phase("0-A-line", folder, seed, **others)
 
 
-def weights(objective: Line) -> list[float]:
+def fit(folder: Path, steps: int, seed: int = 1) -> list[float]:
+    """Weights after so many steps."""
+    objective = loop.fit(Line, batch, steps, phase(folder, seed))
     return nn.utils.parameters_to_vector(objective.network.parameters()).tolist()
 
 
 def test_equal_seeds_give_equal_weights_whatever_came_before(tmp_path: Path):
-    first = loop.fit(Line, batch, 5, stage(tmp_path / "a"))
+    first = fit(tmp_path / "a", 5)
     torch.randn(17)
-    assert weights(loop.fit(Line, batch, 5, stage(tmp_path / "b"))) == weights(first)
-    other = loop.fit(Line, batch, 5, Phase("0-A-line", tmp_path / "c", seed=2))
-    assert weights(other) != weights(first)
+    assert fit(tmp_path / "b", 5) == first
+    assert fit(tmp_path / "c", 5, seed=2) != first
 
 
-def test_a_killed_stage_ends_with_equal_weights(tmp_path: Path):
-    whole = loop.fit(Line, batch, 9, stage(tmp_path / "whole"))
+def test_a_killed_phase_ends_with_equal_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole, steps = fit(tmp_path / "whole", 9), []
 
     def die(step: int) -> Tensor:
         if step == 6:
@@ -62,22 +63,17 @@ def test_a_killed_stage_ends_with_equal_weights(tmp_path: Path):
         return batch(step)
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(Line, die, 9, stage(tmp_path / "killed", checkpoint_seconds=0))
-    steps: list[int] = []
-
-    def watch(step: int) -> Tensor:
-        steps.append(step)
-        return batch(step)
-
-    assert weights(loop.fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
-    assert steps == [6, 7, 8]
-    steps.clear()
-    assert weights(loop.fit(Line, watch, 9, stage(tmp_path / "killed"))) == weights(whole)
-    assert steps == []
+        loop.fit(Line, die, 9, phase(tmp_path / "killed", checkpoint_seconds=0))
+    step = Line.step
+    monkeypatch.setattr(Line, "step", lambda line, drawn, index: (steps.append(index), step(line, drawn, index))[1])
+    for expected in ([6, 7, 8], []):
+        assert fit(tmp_path / "killed", 9) == whole
+        assert steps == expected
+        steps.clear()
 
 
 def test_a_stop_comes_after_a_checkpoint(tmp_path: Path):
-    stopped = stage(tmp_path)
+    stopped = phase(tmp_path)
 
     class Stopped(Line):
         def step(self, batch: Tensor, step: int):
@@ -85,10 +81,9 @@ def test_a_stop_comes_after_a_checkpoint(tmp_path: Path):
                 stopped.stopping.exit_code = 75
             return super().step(batch, step)
 
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted, match="0-A-line: stopped on request; run the same command again") as caught:
         loop.fit(Stopped, batch, 9, stopped)
     assert caught.value.exit_code == 75
-    assert str(caught.value) == "0-A-line: stopped on request; run the same command again to go on from here"
     assert torch.load(stopped.checkpoint, weights_only=True)["step"] == 4
 
 
@@ -103,46 +98,37 @@ def test_the_next_batch_is_drawn_while_a_step_is_learnt(tmp_path: Path):
     class Waiting(Line):
         def step(self, batch: Tensor, step: int):
             assert step == 3 or drawn[step + 1].wait(10)
+            assert step > 1 or not drawn[step + 2].is_set()
             return super().step(batch, step)
 
-    loop.fit(Waiting, draw, 4, stage(tmp_path))
+    loop.fit(Waiting, draw, 4, phase(tmp_path))
 
 
-def test_a_loss_that_is_no_number_names_stage_loss_and_step(tmp_path: Path):
-    with pytest.raises(TrainingError) as caught:
-        loop.fit(Line, lambda step: batch(step) * (math.nan if step == 2 else 1), 5, stage(tmp_path))
-    assert str(caught.value) == (
-        "0-A-line, step 2: loss 'line' is nan; lower the learning rate, or use compute.precision '32'"
-    )
+def test_a_loss_that_is_no_number_names_phase_loss_and_step(tmp_path: Path):
+    with pytest.raises(TrainingError, match="0-A-line, step 2: loss 'line' is nan; lower the"):
+        loop.fit(Line, lambda step: batch(step) * (math.nan if step == 2 else 1), 5, phase(tmp_path))
 
 
-def test_losses_are_logged_a_bounded_number_of_times(tmp_path: Path):
-    logged: list[int] = []
-    told: list[tuple[int, int]] = []
-    loop.fit(
-        Line,
-        batch,
-        LOSS_POINTS * 2 + 1,
-        stage(tmp_path, log=lambda step, losses: logged.append(step), progress=lambda *now: told.append(now)),
-    )
-    assert logged == list(range(0, LOSS_POINTS * 2 + 1, 3))
-    assert told[-1] == (LOSS_POINTS * 2 + 1, LOSS_POINTS * 2 + 1)
+def test_losses_are_logged_a_bounded_number_of_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    logged, told = [], []
+    monkeypatch.setattr(loop, "LOSS_POINTS", 5)
+    listening = {"log": lambda step, losses: logged.append(step), "progress": lambda *now: told.append(now)}
+    loop.fit(Line, batch, 11, phase(tmp_path, **listening))
+    assert logged == [0, 3, 6, 9] and told == [(step, 11) for step in range(1, 12)]
 
 
 def test_damaged_and_foreign_checkpoints(tmp_path: Path):
-    here = stage(tmp_path)
+    here = phase(tmp_path)
     loop.fit(Line, batch, 3, here)
     whole = here.checkpoint.read_bytes()
     here.checkpoint.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(CheckpointError, match="is truncated or damaged; delete it to repeat") as caught:
         loop.fit(Line, batch, 5, here)
-    assert str(caught.value) == (
-        f"{here.checkpoint}: is truncated or damaged; delete it to repeat the stage from its start"
-    )
+    assert caught.value.where == str(here.checkpoint)
     assert here.checkpoint.stat().st_size == len(whole) // 2
     here.checkpoint.write_bytes(whole)
     with pytest.raises(CheckpointError, match="was written with seed 1, not 2"):
-        loop.fit(Line, batch, 5, Phase("0-A-line", tmp_path, seed=2))
+        fit(tmp_path, 5, seed=2)
 
     class Wider(Line):
         def __init__(self) -> None:
@@ -154,7 +140,7 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path):
 
 
 def test_no_space_left_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    here = stage(tmp_path)
+    here = phase(tmp_path)
     loop.fit(Line, batch, 3, here)
     before = here.checkpoint.read_bytes()
 
@@ -162,10 +148,8 @@ def test_no_space_left_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path,
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(RunFolderError, match="no space left on the device; free some space") as caught:
         loop.fit(Line, batch, 5, here)
-    assert str(caught.value) == (
-        f"{here.checkpoint}: no space left on the device; free some space and run the same command again"
-    )
+    assert caught.value.where == str(here.checkpoint)
     assert here.checkpoint.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
