@@ -251,7 +251,7 @@ def _tell(found: Verified, console: Console) -> None:
     console.line(f"package {found.digest}")
     for number, entry in enumerate(found.entries, 1):
         how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
-        console.line(f"stage {entry.stage} {entry.domain}: {how}{', overruled' if entry.forced else ''}")
+        console.line(f"stage {entry.stage} {entry.domain}: {how}{entry.overruled}")
         keys = [signature.key for signature in found.signatures if signature.line == number]
         for key in keys:
             console.line(f"  signed {key}")

@@ -15,12 +15,11 @@ from garda.evaluation.results import RESULTS
 from garda.handover import card, format, ledger, signing
 from garda.handover.card import NOTICE_TEXT
 from garda.handover.format import CARD, DIGEST, KNOWLEDGE, KNOWN, NOTICE, OPTIONAL, SETUP
-from garda.handover.ledger import LEDGER, LedgerEntry
+from garda.handover.ledger import AGAIN, LEDGER, LedgerEntry
 from garda.handover.setup import Setup
 from garda.handover.signing import Signature, Trusted
 from garda.methods import metadata
 
-AGAIN = "ask for the package again"
 TEACHER = "teacher.safetensors"
 
 

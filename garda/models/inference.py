@@ -43,6 +43,18 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
     >>> segment(Threshold(), volume, task, Compute(ComputeSettings())).shape
     torch.Size([2, 16, 16])
     """
+    found = probabilities(segmenter, volume, task, compute, batch)
+    return torch.cat([part.argmax(dim=1).cpu() for part in found])
+
+
+def probabilities(
+    segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, batch: int = 16
+) -> Iterator[Tensor]:
+    """The probabilities that :func:`segment` takes the largest of, with its arguments.
+
+    Yields:
+        (d, K, H, W) float32 in [0, 1] on ``compute``'s device, of the following d slices.
+    """
     grid = grid_for(volume, task)
     image = grid.to_network(volume.image)
     one_window = tuple(image.shape[-2:]) == tuple(task.size)
@@ -52,11 +64,12 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
         with compute.autocast():
             return segmenter(compute.to_device(windows)).float()
 
-    with torch.inference_mode():
-        parts = (compute.to_device(part) for part in image.split(batch))
-        logits = (network(part) if one_window else infer(part, network) for part in parts)
-        labels = [grid.to_volume(torch.softmax(part, dim=1)).argmax(dim=1).cpu() for part in logits]
-    return torch.cat(labels)
+    for part in image.split(batch):
+        with torch.inference_mode():
+            shown = compute.to_device(part)
+            logits = network(shown) if one_window else infer(shown, network)
+            found = grid.to_volume(torch.softmax(logits, dim=1))
+        yield found
 
 
 class StatisticsSettings(Config):

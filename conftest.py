@@ -1,8 +1,9 @@
-"""What every test shares: one thread, no tracking server from outside, real data only where it is given."""
+"""What tests and examples in docstrings share: one thread, no server from outside, real data only where given."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,13 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("real scans: set GARDA_REAL_DATA to the folder that holds them")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def beside_a_package(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An example in a docstring runs in a folder of its own, in which ``package.zip`` lies."""
+    if isinstance(request.node, pytest.DoctestItem):
+        shutil.copy(
+            Path(__file__).parent / "tests" / "handover" / "version_0.1.0" / "garda.zip", tmp_path / "package.zip"
+        )
+        monkeypatch.chdir(tmp_path)
