@@ -19,7 +19,7 @@ from garda.handover.format import KNOWLEDGE
 from tests.support import sites
 from tests.support.sites import CONFIG, SITES
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "three_hospitals.sh"
+SCRIPT = Path(__file__).parents[2] / "docs" / "hospital" / "three_hospitals.sh"
 TINY = [f"--set={key}={json.dumps(value)}" for key, value in yaml.safe_load(CONFIG).items()]
 HOSPITALS = {"hospital_A": SITES[0], "hospital_B": SITES[1], "hospital_C": SITES[2]}
 

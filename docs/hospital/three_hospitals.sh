@@ -2,7 +2,7 @@
 # Three hospitals pass a segmentation network on, and it becomes what one machine with all scans would have made of it.
 #
 #   garda phantom --out data/phantom
-#   docs/three_hospitals.sh data/phantom runs/three
+#   docs/hospital/three_hospitals.sh data/phantom runs/three
 #
 # A has labelled scans. B and C have scans of other scanners and no labels. They share nothing: each has a folder of its
 # own with its own scans, its own list of them and its own keys, and every command below runs inside one of them. What
@@ -46,7 +46,7 @@ case $GARDA in */*) GARDA=$(cd "$(dirname "$GARDA")" && pwd)/$(basename "$GARDA"
 PHANTOM=$(cd "$1" && pwd)
 mkdir -p "$2"
 WORK=$(cd "$2" && pwd)
-REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 shift 2 # what is left are options for the learning
 unset MLFLOW_TRACKING_URI # each hospital's figures stay in its own folder
 
@@ -151,8 +151,8 @@ say "for comparison: one machine that has all scans learns the three sites in a 
 )
 
 say "are the two results the same, byte by byte?"
-# Method `garda` leaves the segmenter as A has made it; what B and C add lies in the generator and in the statistics, a
-# share of the network for each site. So all files of weights are compared, not the segmenter alone.
+# Method `garda` leaves the segmenter as A has made it; what B and C add lies in the generator and in the statistics: an
+# adapter of the network for each site. So all files of weights are compared, not the segmenter alone.
 for file in segmenter teacher generator statistics; do
     one=$ONE/run/stages/2-$SITE_C/package/$file.safetensors
     cmp "$C/package/$file.safetensors" "$one" || fail "$file.safetensors differs between the chain and one machine"
