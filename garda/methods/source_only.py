@@ -1,8 +1,10 @@
-"""Learn the source, then change nothing: with plain augmentation the lower bound, with randomisation its rival."""
+"""Learn the source, then change nothing: with plain augmentation the lower bound, with randomisation its rival.
+
+The rival: Ouyang et al., "Causality-inspired single-source domain generalization for medical image segmentation",
+arXiv 2111.12525.
+"""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from garda.core.config import Config
 from garda.data.augment import RandomisationSettings
@@ -13,14 +15,8 @@ from garda.models.objectives import SupervisedTrainingSettings
 from garda.training.cache import Stage
 
 
-class SourceOnlySettings(Config):
-    """Nothing to set."""
-
-
-class SourceOnly(Method[SourceOnlySettings]):
+class SourceOnly(Method[Config]):
     """The source segmenter with plain augmentation, carried along unchanged."""
-
-    Settings = SourceOnlySettings
 
     @property
     def source_settings(self) -> SupervisedTrainingSettings:
@@ -29,11 +25,11 @@ class SourceOnly(Method[SourceOnlySettings]):
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Note the domain's name; learn nothing."""
-        return replace(knowledge, domains=(*knowledge.domains, domain))
+        return knowledge.with_domain(domain)
 
 
 class Randomised(SourceOnly):
-    """The source segmenter with appearance randomisation, carried along unchanged (Ouyang et al., arXiv 2111.12525)."""
+    """The source segmenter with appearance randomisation, carried along unchanged."""
 
     @property
     def source_settings(self) -> SupervisedTrainingSettings:
