@@ -18,10 +18,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda.core.config import Config
 from garda.core.errors import ConfigError
 from garda.data.dataset import Batch, Slices
-from garda.methods.base import ReplayMethod
+from garda.methods.base import ReplayMethod, TargetTrainingSettings
 from garda.methods.knowledge import Knowledge
 from garda.models.replay import Replay
 from garda.training import distributed, loop, sharding
@@ -30,7 +29,7 @@ from garda.training.device import Compute
 from garda.training.loop import Stateful
 
 
-class AdventSettings(Config):
+class AdventSettings(TargetTrainingSettings):
     """How a segmenter and the discriminator of its predictions learn from each other.
 
     Attributes:
@@ -43,9 +42,6 @@ class AdventSettings(Config):
         anatomies: size of the pool from which replayed anatomies are taken.
     """
 
-    steps: PositiveInt = 150
-    batch: int = Field(default=16, ge=2)
-    learning_rate: PositiveFloat = 5e-4
     adversarial: NonNegativeFloat = 0.001
     discriminator_rate: PositiveFloat = 1e-4
     widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1)

@@ -11,16 +11,17 @@ from typing import ClassVar, Generic, TypeVar
 
 import torch
 from monai.networks.nets import BasicUNet
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from garda.core.config import Config
+from garda.core.errors import ConfigError
 from garda.core.seeds import derive_seed
 from garda.data import calibrate
 from garda.data.augment import RandomisationSettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
 from garda.data.volume import Volume
-from garda.methods.knowledge import Knowledge, load_knowledge
+from garda.methods.knowledge import Knowledge, domain_state_limit, load_knowledge
 from garda.models import objectives, unet
 from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings
 from garda.models.generator import Generator, GeneratorTrainer
@@ -58,11 +59,25 @@ class SharedSettings(Config):
     generator: GeneratorSettings = GeneratorSettings()
 
 
+class TargetTrainingSettings(Config):
+    """How long and how fast a segmenter learns an unlabelled target.
+
+    Attributes:
+        steps: number of steps.
+        batch: images of the target a step.
+        learning_rate: the highest.
+    """
+
+    steps: PositiveInt = 150
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 5e-4
+
+
 S = TypeVar("S", bound=Config)
 T = TypeVar("T", bound=SupervisedTrainingSettings)
 
 
-class Method(ABC, Generic[S]):
+class Method(Generic[S]):
     """Makes :class:`Knowledge` from a labelled source and carries it through unlabelled targets.
 
     A method sees one domain's training slices at a time, never a test scan, and keeps no file beside its phases'
@@ -91,15 +106,14 @@ class Method(ABC, Generic[S]):
 
             return self.fit(build, slices, settings.steps, settings.batch, phase).segmenter
 
-        network = self.shared.segmenter.model_dump(mode="json")
-        decides = {"segmenter": network, "lesson": settings.model_dump(mode="json")}
-        segmenter = stage.cache.get_or_train("segmenter", decides, stage("segmenter"), self.build_segmenter, learn)
+        key = {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": settings.model_dump(mode="json")}
+        segmenter = stage.cache.get_or_train("segmenter", key, stage("segmenter"), self.build_segmenter, learn)
         self.compute.prepare(segmenter)
         return Knowledge(segmenter, copy.deepcopy(segmenter), None, (domain,))
 
-    @abstractmethod
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Learn one unlabelled target; ``knowledge`` itself is left as it is."""
+        """Learn one unlabelled target: its name alone, unless a method says so; ``knowledge`` is left as it is."""
+        return knowledge.with_domain(domain)
 
     @property
     def source_settings(self) -> SupervisedTrainingSettings:
@@ -136,6 +150,16 @@ class Method(ABC, Generic[S]):
             CheckpointError: weights that are asked for and cannot be had.
         """
 
+    def check_state(self, key: str, what: str, size: int, remedy: str) -> None:
+        """Refuse a setting by which something would take more bytes than a domain may keep.
+
+        Raises:
+            ConfigError: names the setting and the bytes.
+        """
+        limit = domain_state_limit(self.build_segmenter())
+        if size > limit:
+            raise ConfigError(key, f"{what} would take {size} bytes, more than {limit}", remedy)
+
     def build_segmenter(self) -> BasicUNet:
         """An untrained segmenter."""
         return unet.build_segmenter(self.task, self.shared.segmenter)
@@ -167,14 +191,12 @@ class Method(ABC, Generic[S]):
         batches = [slices.batch(step, settings.batch, seed) for step in range(CONTRAST_BATCHES)]
         return settings.model_copy(update={"randomisation": self.calibrate(settings.randomisation, batches, phase)})
 
-    def calibrate(
-        self, randomisation: RandomisationSettings, batches: Sequence[Batch], phase: Phase
-    ) -> RandomisationSettings:
+    def calibrate(self, full: RandomisationSettings, batches: Sequence[Batch], phase: Phase) -> RandomisationSettings:
         """No more randomisation than labelled batches bear (:mod:`garda.data.calibrate`); the strength is logged."""
         seed = derive_seed(phase.seed, "strength")
-        strength = calibrate.calibrate_strength(randomisation, batches, len(self.task.classes), seed)
+        strength = calibrate.calibrate_strength(full, batches, len(self.task.classes), seed)
         phase.log(0, {"randomisation_strength": strength})
-        return calibrate.scale_strength(randomisation, strength)
+        return calibrate.scale_strength(full, strength)
 
 
 class ReplayMethod(Method[S]):
@@ -229,7 +251,7 @@ class ReplayMethod(Method[S]):
         return learnt.segmenter.eval().requires_grad_(False)
 
 
-class Oracle(Method[S]):
+class Oracle(Method[S], ABC):
     """A method outside the contract, for comparison only: it sees the images of all domains met so far at once."""
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:

@@ -9,17 +9,16 @@ import copy
 
 import torch
 from monai.networks.nets import BasicUNet
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from garda.core.config import Config
 from garda.data import augment
 from garda.data.augment import AppearanceSettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
-from garda.methods.base import Method
+from garda.methods.base import Method, TargetTrainingSettings
 from garda.methods.knowledge import Knowledge
 from garda.training import loop, sharding
 from garda.training.cache import Stage
@@ -29,7 +28,7 @@ from garda.training.loop import Stateful
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))  # axes turned over, the image as it is first
 
 
-class MeanTeacherSettings(Config):
+class MeanTeacherSettings(TargetTrainingSettings):
     """How a student learns from the average of itself.
 
     Attributes:
@@ -44,9 +43,6 @@ class MeanTeacherSettings(Config):
         appearance: of the student's image, and of the teacher's views.
     """
 
-    steps: PositiveInt = 150
-    batch: int = Field(default=16, ge=2)
-    learning_rate: PositiveFloat = 5e-4
     momentum: float = Field(default=0.99, ge=0, lt=1)
     restoration: float = Field(default=0.01, ge=0, le=1)
     views: int = Field(default=2, ge=1, le=len(FLIPS))

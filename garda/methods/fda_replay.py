@@ -14,11 +14,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from garda.core.config import Config
-from garda.core.errors import ConfigError
 from garda.core.seeds import derive_seed
 from garda.data.dataset import Slices
 from garda.methods.base import ReplayMethod
-from garda.methods.knowledge import Knowledge, domain_state_limit
+from garda.methods.knowledge import Knowledge
 from garda.models.generator import Anatomy, Generator
 from garda.models.objectives import DistillationSettings
 from garda.models.replay import Replay
@@ -57,11 +56,8 @@ class FDAReplay(ReplayMethod[FDAReplaySettings]):
         """Refuse what does not fit the generator, and a style that is more than a domain may keep."""
         super().check()
         with torch.device("meta"):
-            network = self.build_segmenter()
-            image = torch.empty(1, self.task.channels, *self.task.size)
-        size, limit = low_amplitude(image, self.settings.beta).nbytes, domain_state_limit(network)
-        if size > limit:
-            raise ConfigError("fda_replay.beta", f"a style would take {size} bytes, more than {limit}", "lower it")
+            style = low_amplitude(torch.empty(1, self.task.channels, *self.task.size), self.settings.beta)
+        self.check_state("fda_replay.beta", "a style", style.nbytes, "lower it")
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """The target's style from its images, then the segmenter from replayed images in all stored styles."""
@@ -103,8 +99,7 @@ class StyleBank(Generator):
         """The images with the amplitudes of their domains, cut to [0, 1]; the source's unchanged."""
         image = anatomy.code.clone()
         for domain in domains.unique().tolist():
-            style = self._styles.get(self.domains[domain])
-            if style is not None:
+            if (style := self._styles.get(self.domains[domain])) is not None:
                 chosen = (domains == domain).to(image.device)
                 image[chosen] = exchange_amplitude(image[chosen], style.to(image.device)).clamp(0, 1)
         return image
@@ -145,8 +140,7 @@ def exchange_amplitude(image: Tensor, amplitude: Tensor) -> Tensor:
         ``image``'s shape, not cut to any range.
     """
     spectrum = torch.fft.rfft2(image)
-    height, width = amplitude.shape[-2:]
-    window = (..., _rows(height // 2), slice(width))
+    window = (..., _rows(amplitude.shape[-2] // 2), slice(amplitude.shape[-1]))
     phase = spectrum[window].angle()
     spectrum[window] = torch.polar(amplitude.expand_as(phase).contiguous(), phase)
     return torch.fft.irfft2(spectrum, s=image.shape[-2:])

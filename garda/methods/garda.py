@@ -27,14 +27,13 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from garda.core.config import Config
-from garda.core.errors import ConfigError
 from garda.core.seeds import derive_seed
 from garda.data import augment
 from garda.data.augment import AppearanceSettings, GeometrySettings, RandomisationSettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
-from garda.methods.base import CONTRAST_BATCHES, ReplayMethod
-from garda.methods.knowledge import Knowledge, domain_state_limit
+from garda.methods.base import CONTRAST_BATCHES, ReplayMethod, TargetTrainingSettings
+from garda.methods.knowledge import Knowledge
 from garda.models import adapter, choice
 from garda.models.choice import Candidate
 from garda.models.objectives import SupervisedObjective, SupervisedTrainingSettings
@@ -51,7 +50,7 @@ class StudentRandomisation(RandomisationSettings):
     probability: float = Field(default=0.5, ge=0, le=1)
 
 
-class AdapterTrainingSettings(Config):
+class AdapterTrainingSettings(TargetTrainingSettings):
     """How the adapter of an unlabelled target learns.
 
     Attributes:
@@ -69,8 +68,6 @@ class AdapterTrainingSettings(Config):
         appearance: plain augmentation, after it.
     """
 
-    steps: PositiveInt = 150
-    batch: int = Field(default=16, ge=2)
     learning_rate: PositiveFloat = 1e-3
     candidates: PositiveInt = 1
     average: PositiveInt = 33
@@ -196,11 +193,9 @@ class Garda(ReplayMethod[GardaSettings]):
     def check(self) -> None:
         """Refuse what does not fit the task, and an adapter that is more than a domain may keep."""
         super().check()
-        network = self.build_segmenter()
-        size, limit = sum(t.nbytes for t in adapter.adapter_state_dict(network).values()), domain_state_limit(network)
-        if size > limit:
-            what = f"a domain's adapter would take {size} bytes, more than {limit}"
-            raise ConfigError("segmenter.widths", what, "widen the inner layers, or narrow the first two")
+        size = sum(tensor.nbytes for tensor in adapter.adapter_state_dict(self.build_segmenter()).values())
+        remedy = "widen the inner layers, or narrow the first two"
+        self.check_state("segmenter.widths", "a domain's adapter", size, remedy)
 
     def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Backbone and generator, then the source's adapter from its labels."""
@@ -218,7 +213,7 @@ class Garda(ReplayMethod[GardaSettings]):
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """The target's style, then its adapter, which begins as the backbone's own."""
-        source, settings = knowledge.source_segmenter, self.settings.target
+        settings, source = self.settings.target, knowledge.source_segmenter
         if knowledge.generator is None:
             raise TypeError("garda adapts a generator")
         generator = self.trainer.learn_style(knowledge.generator, domain, slices, stage, source)
@@ -241,19 +236,17 @@ class Garda(ReplayMethod[GardaSettings]):
         """The backbone with the domain's adapter; with its own where the domain has not been met."""
         return adapter.apply_adapter(knowledge.segmenter, knowledge.domain_state.get(domain, {}))
 
-    def _choose(
-        self, knowledge: Knowledge, learnt: AdapterObjective, slices: Slices, stage: Stage
-    ) -> Mapping[str, Tensor]:
+    def _choose(self, known: Knowledge, learnt: AdapterObjective, slices: Slices, stage: Stage) -> Mapping[str, Tensor]:
         """The adapter, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
         if len(learnt.snapshots) == 1:
             return next(iter(learnt.snapshots.values()))
         seed, count = derive_seed(stage("adapter").seed, "choice"), self.settings.trial
         torch.manual_seed(seed)
         real = slices.batch(0, count, seed).image
-        replayed, label = learnt.replay.batch(count, len(knowledge.domains))
+        replayed, label = learnt.replay.batch(count, len(known.domains))
         candidates = []
         for step, own in sorted(learnt.snapshots.items()):
-            network = self.compute.prepare(adapter.apply_adapter(knowledge.segmenter, own)).eval()
+            network = self.compute.prepare(adapter.apply_adapter(known.segmenter, own)).eval()
             scores = choice.score_candidate(network, real, replayed, label, self.compute)
             candidates.append(Candidate(step, own, scores))
         stage.offer(candidates)

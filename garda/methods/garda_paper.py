@@ -40,7 +40,6 @@ class GardaPaper(ReplayMethod[GardaPaperSettings]):
         """The generator from the target's images, then the segmenter from replayed images of all domains met."""
         if not isinstance(knowledge.generator, StyleGenerator):
             raise TypeError("garda_paper adapts a StyleGenerator")
-        source = knowledge.source_segmenter
-        generator = self.trainer.learn_style(knowledge.generator, domain, slices, stage, source)
+        generator = self.trainer.learn_style(knowledge.generator, domain, slices, stage, knowledge.source_segmenter)
         segmenter = self.distil(knowledge, lambda: generator, self.settings.replay, stage("segmenter"))
         return knowledge.with_domain(domain, segmenter=segmenter, generator=generator)

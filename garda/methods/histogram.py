@@ -26,6 +26,8 @@ PERCENTILES = (1, *range(10, 100, 10), 99)  # both ends and the deciles, as in N
 class Histogram(Method[Config]):
     """The source segmenter for all domains, and intensities of the source to which other domains' volumes are mapped.
 
+    Nothing is learnt at a target: a volume brings its own percentiles when it is read.
+
     Domain state of the source: ``landmarks``, (C, 11) float32 in [0, 1].
     """
 
@@ -34,10 +36,6 @@ class Histogram(Method[Config]):
         knowledge = super().learn_source(domain, slices, stage)
         landmarks = np.mean([find_landmarks(volume) for volume in slices.volumes()], axis=0)
         return replace(knowledge, domain_state={domain: {"landmarks": torch.from_numpy(landmarks)}})
-
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Note the domain's name; a volume brings its own percentiles when it is read."""
-        return knowledge.with_domain(domain)
 
     def standardise(self, knowledge: Knowledge, volume: Volume, domain: str) -> Volume:
         """A volume of any domain but the source with its percentiles at the source's landmarks."""

@@ -43,9 +43,8 @@ class JointObjective:
         return {**self.labels.state(), **self.consistency.state()}
 
     def step(self, batch: tuple[Batch, Batch], step: int) -> Mapping[str, Tensor]:
-        """One step of each, on labelled slices of the source and on unlabelled ones of all targets met."""
-        source, targets = batch
-        return {**self.labels.step(source, step), **self.consistency.step(targets, step)}
+        """One step of each, on (labelled slices of the source, unlabelled slices of all targets met)."""
+        return {**self.labels.step(batch[0], step), **self.consistency.step(batch[1], step)}
 
 
 class Joint(Oracle[JointSettings]):
@@ -97,11 +96,8 @@ class Supervised(Oracle[SupervisedSettings]):
         phase = stage("segmenter")
         settings = self.source_settings.model_copy(update={"steps": self.settings.steps, "randomisation": None})
 
-        def build() -> SupervisedObjective:
-            return self.continue_training(knowledge.segmenter, settings)
-
         def batch(step: int) -> Batch:
             return dataset.mix(slices, step, settings.batch, phase.seed)
 
-        segmenter = loop.fit(build, batch, settings.steps, phase).segmenter
-        return replace(knowledge, segmenter=segmenter.eval().requires_grad_(False), domains=tuple(slices))
+        learnt = loop.fit(lambda: self.continue_training(knowledge.segmenter, settings), batch, settings.steps, phase)
+        return replace(knowledge, segmenter=learnt.segmenter.eval().requires_grad_(False), domains=tuple(slices))

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from garda.core.config import Config
 from garda.data.augment import RandomisationSettings
-from garda.data.dataset import Slices
 from garda.methods.base import Method
-from garda.methods.knowledge import Knowledge
 from garda.models.objectives import SupervisedTrainingSettings
-from garda.training.cache import Stage
 
 
 class SourceOnly(Method[Config]):
@@ -22,10 +19,6 @@ class SourceOnly(Method[Config]):
     def source_settings(self) -> SupervisedTrainingSettings:
         """Without randomisation, whatever the other methods start with."""
         return self.shared.source.model_copy(update={"randomisation": None})
-
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Note the domain's name; learn nothing."""
-        return knowledge.with_domain(domain)
 
 
 class Randomised(SourceOnly):

@@ -33,7 +33,7 @@ class EntropyObjective:
 
     def __init__(self, network: BasicUNet, learning_rate: float, compute: Compute) -> None:
         self.segmenter = compute.prepare(network).train().requires_grad_(False)
-        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
         weights = [weight.requires_grad_(True) for norm in norms for weight in norm.parameters()]
         self._optimizer = torch.optim.Adam(weights, learning_rate, fused=True)
         self._compute = compute
