@@ -106,6 +106,7 @@ class Method(Generic[S]):
 
             return self.fit(build, slices, settings.steps, settings.batch, phase).segmenter
 
+        # the names in the key decide where networks of earlier runs are found
         key = {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": settings.model_dump(mode="json")}
         segmenter = stage.cache.get_or_train("segmenter", key, stage("segmenter"), self.build_segmenter, learn)
         self.compute.prepare(segmenter)

@@ -89,10 +89,10 @@ class MeanTeacherObjective:
     def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One step on an unlabelled batch."""
         image = self._compute.to_device(batch.image)
-        answer, part = self._predict(image), sharding.shard(len(image))
+        predicted, part = self._predict(image), sharding.shard(len(image))
         with self._compute.autocast():
             logits = self._student(augment.change_appearance(image, self._settings.appearance)[part])
-        loss = F.cross_entropy(logits.float(), answer[part])
+        loss = F.cross_entropy(logits.float(), predicted[part])
         loop.backward_step(self._optimizer, loss)
         if self._settings.restoration:
             self._restore()
@@ -102,14 +102,14 @@ class MeanTeacherObjective:
     @torch.no_grad()
     def _predict(self, image: Tensor) -> Tensor:
         """(B, K, H, W) probabilities, averaged over the views of (B, C, H, W)."""
-        answers = []
+        predictions = []
         for number, axes in enumerate(FLIPS[: self._settings.views]):
             turned = axes if self._task.any_orientation else ()
             view = image if number == 0 or turned else augment.change_appearance(image, self._settings.appearance)
             with self._compute.autocast():
                 logits = self._average(view.flip(turned))
-            answers.append(torch.softmax(logits.float(), dim=1).flip(turned))
-        return torch.stack(answers).mean(dim=0)
+            predictions.append(torch.softmax(logits.float(), dim=1).flip(turned))
+        return torch.stack(predictions).mean(dim=0)
 
     @torch.no_grad()
     def _restore(self) -> None:
