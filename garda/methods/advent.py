@@ -1,4 +1,4 @@
-"""ADVENT with replay in the source's place: a target's images are to be answered as surely as the source's.
+"""ADVENT with replay in the source's place: a target's images are to be segmented as surely as the source's.
 
 Vu et al., "ADVENT: adversarial entropy minimization for domain adaptation in semantic segmentation", CVPR 2019
 (arXiv 1811.12833).
@@ -9,8 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
 from monai.losses import DiceCELoss
@@ -19,10 +18,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from garda.core.config import Config
 from garda.core.errors import ConfigError
 from garda.data.dataset import Batch, Slices
-from garda.methods.base import ReplayMethod
+from garda.methods.base import ReplayMethod, TargetTrainingSettings
 from garda.methods.knowledge import Knowledge
 from garda.models.replay import Replay
 from garda.training import distributed, loop, sharding
@@ -30,11 +28,9 @@ from garda.training.cache import Stage
 from garda.training.device import Compute
 from garda.training.loop import Stateful
 
-SLOPE = 0.2  # of the leaky ReLU, everywhere
 
-
-class AdventSettings(Config):
-    """How a segmenter and the discriminator of its answers learn from each other.
+class AdventSettings(TargetTrainingSettings):
+    """How a segmenter and the discriminator of its predictions learn from each other.
 
     Attributes:
         steps: number of steps.
@@ -46,9 +42,6 @@ class AdventSettings(Config):
         anatomies: size of the pool from which replayed anatomies are taken.
     """
 
-    steps: PositiveInt = 150
-    batch: int = Field(default=16, ge=2)
-    learning_rate: PositiveFloat = 5e-4
     adversarial: NonNegativeFloat = 0.001
     discriminator_rate: PositiveFloat = 1e-4
     widths: tuple[PositiveInt, ...] = Field(default=(32, 64, 128), min_length=1)
@@ -56,16 +49,15 @@ class AdventSettings(Config):
 
 
 class AdversarialObjective:
-    """Learn the source from replay, and to answer for a target's images as for the source's (ADVENT).
+    """Supervision by replayed source images, and an adversary between source and target (ADVENT, section 3.2).
 
-    Vu et al., "ADVENT: adversarial entropy minimization for domain adaptation in semantic segmentation", CVPR 2019,
-    section 3.2. A discriminator D tells the self-information maps I of replayed source images from those of real target
-    images; the segmenter learns replay's labels and to deceive D:
+    A discriminator D tells the self-information maps I of replayed source images from those of real target images. The
+    segmenter learns the replayed labels and to deceive D:
     L = L_seg(source) + lambda_adv BCE(D(I(target)), source), beside
     L_D = (BCE(D(I(source)), source) + BCE(D(I(target)), target)) / 2.
 
-    Both kinds of images are one batch of the segmenter, so that normalisation does to both what it is going to do at
-    prediction; with statistics of each kind's own, D would see less of their difference than there is.
+    Both kinds of images are one batch of the segmenter, so that normalisation treats both as it will at prediction.
+    With separate statistics, D would see less of their difference than there is.
     """
 
     def __init__(
@@ -75,33 +67,26 @@ class AdversarialObjective:
 
         Args:
             segmenter: learns; changed in place.
-            replay: images in the source's look and their labels.
+            replay: images in the source's style and their labels.
             classes: K, the background included.
-            lesson: how.
+            settings: how both learn.
             compute: device and precision.
         """
         self.segmenter = compute.prepare(segmenter).train().requires_grad_(True)
         self._discriminator = compute.prepare(build_discriminator(classes, settings.widths)).train()
-        self._optimizer = torch.optim.AdamW(
-            segmenter.parameters(), lr=settings.learning_rate, weight_decay=1e-4, fused=True
-        )
-        self._opponent = torch.optim.Adam(
-            self._discriminator.parameters(), lr=settings.discriminator_rate, betas=(0.9, 0.99), fused=True
-        )
+        ours, theirs = segmenter.parameters(), self._discriminator.parameters()
+        self._optimizer = torch.optim.AdamW(ours, settings.learning_rate, weight_decay=1e-4, fused=True)
+        self._opponent = torch.optim.Adam(theirs, settings.discriminator_rate, betas=(0.9, 0.99), fused=True)
         self._loss = DiceCELoss(softmax=True, include_background=False)
         self._replay, self._settings, self._compute = replay, settings, compute
 
-    def state(self) -> Mapping[str, Stateful]:
-        """Both networks and both optimizers; what is replayed follows from the stage's seed."""
-        return {
-            "segmenter": self.segmenter,
-            "optimizer": self._optimizer,
-            "discriminator": self._discriminator,
-            "discriminator_optimizer": self._opponent,
-        }
+    def state(self) -> dict[str, Stateful]:
+        """Both networks and both optimizers; what is replayed follows from the phase's seed."""
+        adversary = {"discriminator": self._discriminator, "discriminator_optimizer": self._opponent}
+        return {"segmenter": self.segmenter, "optimizer": self._optimizer, **adversary}
 
-    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step of the segmenter on an unlabelled batch, then one of the discriminator on the same answers."""
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """One step of the segmenter on an unlabelled batch, then one of the discriminator on the same predictions."""
         settings = self._settings
         loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps)
         loop.cosine_lr(self._opponent, settings.discriminator_rate, step, settings.steps)
@@ -112,20 +97,18 @@ class AdversarialObjective:
             logits = self.segmenter(images[part]).float()
         segmentation = self._loss(logits[:count], label[sharding.shard(len(label))])
         source, target = self_information(logits).tensor_split([count])
-        return {
-            "segmentation": segmentation.detach(),
-            "adversarial": self._teach_segmenter(segmentation, target),
-            "discriminator": self._teach_discriminator(source.detach(), target.detach()),
-        }
+        adversarial = self._train_segmenter(segmentation, target)
+        told = self._train_discriminator(source.detach(), target.detach())
+        return {"segmentation": segmentation.detach(), "adversarial": adversarial, "discriminator": told}
 
-    def _teach_segmenter(self, segmentation: Tensor, target: Tensor) -> Tensor:
+    def _train_segmenter(self, segmentation: Tensor, target: Tensor) -> Tensor:
         self._discriminator.requires_grad_(False)
         adversarial = self._judge(target, "source")
         loop.backward_step(self._optimizer, segmentation + self._settings.adversarial * adversarial)
         self._discriminator.requires_grad_(True)
         return adversarial.detach()
 
-    def _teach_discriminator(self, source: Tensor, target: Tensor) -> Tensor:
+    def _train_discriminator(self, source: Tensor, target: Tensor) -> Tensor:
         loss = (self._judge(source, "source") + self._judge(target, "target")) / 2
         loop.backward_step(self._opponent, loss)
         return loss.detach()
@@ -154,12 +137,12 @@ def build_discriminator(classes: int, widths: Sequence[int]) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for before, width in itertools.pairwise([classes, *widths]):
-        layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.LeakyReLU(SLOPE, inplace=True)]
+        layers += [nn.Conv2d(before, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2, inplace=True)]
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, stride=2, padding=1))
 
 
 class Advent(ReplayMethod[AdventSettings]):
-    """One network that goes on from site to site, against a discriminator that lives for one stage."""
+    """One segmenter that goes on from site to site, against a discriminator that lives for one stage."""
 
     Settings = AdventSettings
 
@@ -168,20 +151,16 @@ class Advent(ReplayMethod[AdventSettings]):
         super().check()
         halvings, (height, width) = len(self.settings.widths) + 1, self.task.size
         if min(height, width) >> halvings < 1:
-            raise ConfigError(
-                "advent.widths", f"{halvings} convolutions are too many for {height} x {width}", "give fewer"
-            )
+            what = f"{halvings} convolutions are too many for {height} x {width}"
+            raise ConfigError("advent.widths", what, "give fewer")
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Replayed images with their labels, and the target's images against the discriminator."""
-        phase, settings = stage("segmenter"), self.settings
+        settings, classes = self.settings, len(self.task.classes)
 
         def build() -> AdversarialObjective:
             replay = self.draw_pool(knowledge, settings.anatomies)
-            return AdversarialObjective(
-                copy.deepcopy(knowledge.segmenter), replay, len(self.task.classes), settings, self.compute
-            )
+            return AdversarialObjective(copy.deepcopy(knowledge.segmenter), replay, classes, settings, self.compute)
 
-        learnt = loop.fit(build, lambda step: slices.batch(step, settings.batch, phase.seed), settings.steps, phase)
-        segmenter = learnt.segmenter.eval().requires_grad_(False)
-        return replace(knowledge, segmenter=segmenter, domains=(*knowledge.domains, domain))
+        segmenter = self.fit(build, slices, settings.steps, settings.batch, stage("segmenter")).segmenter
+        return knowledge.with_domain(domain, segmenter=segmenter.eval().requires_grad_(False))

@@ -1,37 +1,44 @@
-"""What every method is: two lessons and a promise to keep nothing but its knowledge."""
+"""What every method is: it learns the source, adapts to each target, and keeps nothing but its knowledge."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from monai.networks.nets import BasicUNet
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from garda.core.config import Config
+from garda.core.errors import ConfigError
 from garda.core.seeds import derive_seed
 from garda.data import calibrate
 from garda.data.augment import RandomisationSettings
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
 from garda.data.volume import Volume
-from garda.methods.knowledge import Knowledge, load_knowledge
-from garda.models import unet
+from garda.methods.knowledge import Knowledge, domain_state_limit, load_knowledge
+from garda.models import objectives, unet
 from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings
 from garda.models.generator import Generator, GeneratorTrainer
-from garda.models.objectives import SupervisedObjective, SupervisedTrainingSettings
+from garda.models.objectives import (
+    DistillationObjective,
+    DistillationSettings,
+    SupervisedObjective,
+    SupervisedTrainingSettings,
+)
 from garda.models.replay import Replay
 from garda.models.unet import SegmenterSettings
 from garda.training import loop
 from garda.training.cache import Stage
 from garda.training.device import Compute, ComputeSettings
-from garda.training.loop import Phase
+from garda.training.loop import O, Phase
 
-SURVEY = 8  # batches by which the source's contrast is measured
+CONTRAST_BATCHES = 8  # by which the contrast of labelled images is measured
 
 
 class SharedSettings(Config):
@@ -39,10 +46,10 @@ class SharedSettings(Config):
 
     Attributes:
         compute: device and precision.
-        checkpoint_seconds: time between two checkpoints of a stage; decides no result.
+        checkpoint_seconds: time between two checkpoints of a phase; decides no result.
         segmenter: architecture.
         source: how the source segmenter learns; all methods start with it, unless their very idea is another start.
-        generator: what stands in for images that are gone; equal for all methods that replay, but `garda_paper`.
+        generator: what stands in for images that are gone; the same for all methods that replay but `garda_paper`.
     """
 
     compute: ComputeSettings = ComputeSettings()
@@ -52,34 +59,62 @@ class SharedSettings(Config):
     generator: GeneratorSettings = GeneratorSettings()
 
 
+class TargetTrainingSettings(Config):
+    """How long and how fast a segmenter learns an unlabelled target.
+
+    Attributes:
+        steps: number of steps.
+        batch: images of the target a step.
+        learning_rate: the highest.
+    """
+
+    steps: PositiveInt = 150
+    batch: int = Field(default=16, ge=2)
+    learning_rate: PositiveFloat = 5e-4
+
+
 S = TypeVar("S", bound=Config)
+T = TypeVar("T", bound=SupervisedTrainingSettings)
 
 
-class Method(ABC, Generic[S]):
+class Method(Generic[S]):
     """Makes :class:`Knowledge` from a labelled source and carries it through unlabelled targets.
 
-    A method sees one domain's training slices at a time, never a test scan, and keeps no file beside its stages'
+    A method sees one domain's training slices at a time, never a test scan, and keeps no file beside its phases'
     checkpoints.
 
     Attributes:
         Settings: the model of the method's own block in a configuration file.
-        reads_target_labels: False; True for a bound that also sees the targets' labels.
+        reads_target_labels: whether it also sees the targets' labels, as an oracle may.
     """
 
-    Settings: ClassVar[type[Config]]
+    Settings: ClassVar[type[Config]] = Config
     reads_target_labels: ClassVar[bool] = False
 
     def __init__(self, task: Task, shared: SharedSettings, settings: S, compute: Compute) -> None:
         self.task, self.shared, self.settings, self.compute = task, shared, settings, compute
 
     def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Learn the labelled source: the segmenter, unless a method needs more."""
-        segmenter, teacher = self.learn_segmenter(slices, stage)
-        return Knowledge(segmenter, teacher, None, (domain,))
+        """Learn the labelled source: the segmenter and a copy that stays as it is, both in evaluation mode."""
+        settings = self.source_settings
 
-    @abstractmethod
+        def learn(phase: Phase) -> BasicUNet:
+            suited = self.calibrate_settings(settings, slices, phase)
+
+            def build() -> SupervisedObjective:
+                return SupervisedObjective(self.task, self.shared.segmenter, suited, self.compute)
+
+            return self.fit(build, slices, settings.steps, settings.batch, phase).segmenter
+
+        # the names in the key decide where networks of earlier runs are found
+        key = {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": settings.model_dump(mode="json")}
+        segmenter = stage.cache.get_or_train("segmenter", key, stage("segmenter"), self.build_segmenter, learn)
+        self.compute.prepare(segmenter)
+        return Knowledge(segmenter, copy.deepcopy(segmenter), None, (domain,))
+
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Learn one unlabelled target; ``knowledge`` itself is left as it is."""
+        """Learn one unlabelled target: its name alone, unless a method says so; ``knowledge`` is left as it is."""
+        return knowledge.with_domain(domain)
 
     @property
     def source_settings(self) -> SupervisedTrainingSettings:
@@ -89,7 +124,7 @@ class Method(ABC, Generic[S]):
     def network_for(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """The network that reads a domain's images: one for all domains, unless a method keeps something for each.
 
-        It depends on ``knowledge.segmenter`` and ``knowledge.statistics`` of the domain alone.
+        It depends on ``knowledge.segmenter`` and the domain's own ``knowledge.domain_state`` alone.
 
         Args:
             knowledge: what is known.
@@ -116,66 +151,57 @@ class Method(ABC, Generic[S]):
             CheckpointError: weights that are asked for and cannot be had.
         """
 
+    def check_state(self, key: str, what: str, size: int, remedy: str) -> None:
+        """Refuse a setting by which something would take more bytes than a domain may keep.
+
+        Raises:
+            ConfigError: names the setting and the bytes.
+        """
+        limit = domain_state_limit(self.build_segmenter())
+        if size > limit:
+            raise ConfigError(key, f"{what} would take {size} bytes, more than {limit}", remedy)
+
+    def build_segmenter(self) -> BasicUNet:
+        """An untrained segmenter."""
+        return unet.build_segmenter(self.task, self.shared.segmenter)
+
     def build_generator(self) -> Generator | None:
         """An untrained generator that has met no domain; None for methods without one."""
         return None
 
     def load(self, folder: Path) -> Knowledge:
         """Read knowledge that this method wrote; errors as in :func:`garda.methods.knowledge.load_knowledge`."""
-        generator = self.build_generator()
-        knowledge = load_knowledge(
-            folder,
-            lambda: unet.build_segmenter(self.task, self.shared.segmenter),
-            None if generator is None else lambda: generator,
-        )
+        knowledge = load_knowledge(folder, self.build_segmenter, self.build_generator)
         self.compute.prepare(knowledge.segmenter)
         return knowledge
 
-    def learn_segmenter(self, slices: Slices, stage: Stage) -> tuple[BasicUNet, BasicUNet]:
-        """The source segmenter and a copy of it that stays as the teacher, both in evaluation mode."""
-        settings = self.source_settings
+    @staticmethod
+    def fit(build: Callable[[], O], slices: Slices, steps: int, batch: int, phase: Phase) -> O:
+        """An objective trained on batches of one domain's slices, see :func:`garda.training.loop.fit`."""
+        return loop.fit(build, lambda step: slices.batch(step, batch, phase.seed), steps, phase)
 
-        def learn(phase: Phase) -> BasicUNet:
-            suited = self.suit_settings(settings, slices, phase)
-            return loop.fit(
-                lambda: SupervisedObjective(self.task, self.shared.segmenter, suited, self.compute),
-                lambda step: slices.batch(step, settings.batch, phase.seed),
-                settings.steps,
-                phase,
-            ).segmenter
+    def continue_training(self, start: BasicUNet, settings: SupervisedTrainingSettings) -> SupervisedObjective:
+        """Supervision that begins with the weights of ``start``, which is left as it is."""
+        return objectives.continue_training(start, self.task, self.shared.segmenter, settings, self.compute)
 
-        segmenter = stage.cache.get_or_train(
-            "segmenter",
-            {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": settings.model_dump(mode="json")},
-            stage("segmenter"),
-            lambda: unet.build_segmenter(self.task, self.shared.segmenter),
-            learn,
-        )
-        self.compute.prepare(segmenter)
-        return segmenter, copy.deepcopy(segmenter)
-
-    def suit_settings(
-        self, settings: SupervisedTrainingSettings, slices: Slices, phase: Phase
-    ) -> SupervisedTrainingSettings:
-        """A lesson with no more randomisation than its labelled slices bear, see :meth:`suit`."""
+    def calibrate_settings(self, settings: T, slices: Slices, phase: Phase) -> T:
+        """The settings with no more randomisation than the labelled slices bear, see :meth:`calibrate`."""
         if settings.randomisation is None:
             return settings
         seed = derive_seed(phase.seed, "contrast")
-        batches = [slices.batch(step, settings.batch, seed) for step in range(SURVEY)]
-        return settings.model_copy(update={"randomisation": self.suit(settings.randomisation, batches, phase)})
+        batches = [slices.batch(step, settings.batch, seed) for step in range(CONTRAST_BATCHES)]
+        return settings.model_copy(update={"randomisation": self.calibrate(settings.randomisation, batches, phase)})
 
-    def suit(
-        self, randomisation: RandomisationSettings, batches: Sequence[Batch], phase: Phase
-    ) -> RandomisationSettings:
+    def calibrate(self, full: RandomisationSettings, batches: Sequence[Batch], phase: Phase) -> RandomisationSettings:
         """No more randomisation than labelled batches bear (:mod:`garda.data.calibrate`); the strength is logged."""
         seed = derive_seed(phase.seed, "strength")
-        strength = calibrate.calibrate_strength(randomisation, batches, len(self.task.classes), seed)
+        strength = calibrate.calibrate_strength(full, batches, len(self.task.classes), seed)
         phase.log(0, {"randomisation_strength": strength})
-        return calibrate.scale_strength(randomisation, strength)
+        return calibrate.scale_strength(full, strength)
 
 
 class ReplayMethod(Method[S]):
-    """A method with a generator, the shared settings' one unless it has a recipe of its own.
+    """A method with a generator, the shared settings' one unless it has a trainer of its own.
 
     Attributes:
         shares_generator: whether the shared settings' generator is its own.
@@ -184,23 +210,23 @@ class ReplayMethod(Method[S]):
     shares_generator: ClassVar[bool] = True
 
     @property
-    def recipe(self) -> GeneratorTrainer:
+    def trainer(self) -> GeneratorTrainer:
         """How the generator learns."""
         return FactorisedTrainer(self.task, self.shared.generator, self.compute)
 
     def check(self) -> None:
         """Refuse a generator that does not fit the task, and weights that cannot be had."""
-        self.recipe.check(unet.build_segmenter(self.task, self.shared.segmenter))
+        self.trainer.check(self.build_segmenter())
 
     def build_generator(self) -> Generator:
         """An untrained generator."""
-        return self.recipe.build()
+        return self.trainer.build()
 
     def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Segmenter from labels, then the generator."""
-        segmenter, teacher = self.learn_segmenter(slices, stage)
-        generator = self.recipe.learn_source(domain, slices, stage, teacher)
-        return Knowledge(segmenter, teacher, generator, (domain,))
+        knowledge = super().learn_source(domain, slices, stage)
+        generator = self.trainer.learn_source(domain, slices, stage, knowledge.source_segmenter)
+        return replace(knowledge, generator=generator)
 
     def draw_pool(self, knowledge: Knowledge, anatomies: int) -> Replay:
         """Anatomies to replay, drawn from torch's global generator.
@@ -210,17 +236,32 @@ class ReplayMethod(Method[S]):
         """
         if knowledge.generator is None:
             raise TypeError("replay needs a generator")
-        return Replay(
-            knowledge.generator, self.compute.prepare(knowledge.source_segmenter).eval(), anatomies, self.compute
-        )
+        source = self.compute.prepare(knowledge.source_segmenter).eval()
+        return Replay(knowledge.generator, source, anatomies, self.compute)
+
+    def distil(
+        self, knowledge: Knowledge, show: Callable[[], Generator], settings: DistillationSettings, phase: Phase
+    ) -> BasicUNet:
+        """The segmenter after training on images that the generator of ``show`` replays (GarDA, section 3.4)."""
+        source = knowledge.source_segmenter
+
+        def build() -> DistillationObjective:
+            return DistillationObjective(copy.deepcopy(knowledge.segmenter), source, show(), settings, self.compute)
+
+        learnt = loop.fit(build, lambda step: None, settings.steps, phase)
+        return learnt.segmenter.eval().requires_grad_(False)
 
 
-class Oracle(Method[S]):
+class Oracle(Method[S], ABC):
     """A method outside the contract, for comparison only: it sees the images of all domains met so far at once."""
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Not for a bound, which needs the earlier domains too."""
-        raise TypeError("a bound adapts jointly")
+        """Not for an oracle, which needs the earlier domains too.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("an oracle adapts jointly")
 
     @abstractmethod
     def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:

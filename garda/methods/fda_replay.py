@@ -1,12 +1,11 @@
-"""The cheapest replay of appearance: the source's generator as it is, and a stored look for each target.
+"""FDA with replay, the cheapest replay of appearance: the source's generator as it is, and a stored style per target.
 
-A look is what Yang and Soatto, "FDA: Fourier domain adaptation for semantic segmentation", CVPR 2020, exchange between
+A style is what Yang and Soatto, "FDA: Fourier domain adaptation for semantic segmentation", CVPR 2020, exchange between
 images: the amplitudes of the lowest frequencies.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -15,25 +14,22 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from garda.core.config import Config
-from garda.core.errors import ConfigError
 from garda.core.seeds import derive_seed
 from garda.data.dataset import Slices
 from garda.methods.base import ReplayMethod
-from garda.methods.knowledge import Knowledge, domain_state_limit
-from garda.models import unet
+from garda.methods.knowledge import Knowledge
 from garda.models.generator import Anatomy, Generator
-from garda.models.objectives import DistillationObjective, DistillationSettings
+from garda.models.objectives import DistillationSettings
 from garda.models.replay import Replay
-from garda.training import loop
 from garda.training.cache import Stage
 
 
 class FDAReplaySettings(Config):
-    """The look and the lesson.
+    """How a target's style is measured, and how the segmenter learns it.
 
     Attributes:
         beta: half the window of exchanged frequencies, as a share of the image's sides.
-        batches: batches of the target's slices that the look is averaged over, of ``replay.batch`` slices each.
+        batches: batches of the target's slices over which the style is averaged, of ``replay.batch`` slices each.
         anatomies: size of the pool from which replayed anatomies are taken.
         replay: how the segmenter learns a target.
     """
@@ -45,79 +41,65 @@ class FDAReplaySettings(Config):
 
 
 class FDAReplay(ReplayMethod[FDAReplaySettings]):
-    """One segmenter, taught on replayed source anatomies in the stored looks of all domains met.
+    """One segmenter, which learns from replayed source anatomies in the stored styles of all domains met.
 
-    Kept under ``statistics[target]``: ``amplitude``, (C, 2a + 1, b + 1) float32, see :func:`low_amplitude`.
+    Domain state of a target: ``amplitude``, (C, 2a + 1, b + 1) float32, see :func:`low_amplitude`.
 
-    The lesson is that of `garda_paper`: the teacher's soft answer to the image in the source's look. Labels of the
-    generator's own would do too where its family has them, but the teacher's answer is to the very image that was drawn
-    and is there for every family; with the published one, the methods then differ in little but their looks.
+    The objective is that of `garda_paper`: the source segmenter's soft prediction for the image in the source's style.
+    The generator's own labels would do too where it has them. But the prediction is for the very image that was drawn
+    and exists for every generator; with the published one, both methods then differ in little but their styles.
     """
 
     Settings = FDAReplaySettings
 
     def check(self) -> None:
-        """Refuse what does not fit the generator, and a look that is more than a domain may keep."""
+        """Refuse what does not fit the generator, and a style that is more than a domain may keep."""
         super().check()
         with torch.device("meta"):
-            network = unet.build_segmenter(self.task, self.shared.segmenter)
-            image = torch.empty(1, self.task.channels, *self.task.size)
-        size, limit = low_amplitude(image, self.settings.beta).nbytes, domain_state_limit(network)
-        if size > limit:
-            raise ConfigError("fda_replay.beta", f"a style would take {size} bytes, more than {limit}", "lower it")
+            style = low_amplitude(torch.empty(1, self.task.channels, *self.task.size), self.settings.beta)
+        self.check_state("fda_replay.beta", "a style", style.nbytes, "lower it")
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """The target's look from its images, then the segmenter from replayed images in all looks stored."""
-        phase, lesson, settings = stage("segmenter"), self.settings.replay, self.settings
+        """The target's style from its images, then the segmenter from replayed images in all stored styles."""
+        phase, settings = stage("segmenter"), self.settings
         seed = derive_seed(phase.seed, "look")
-        images = (slices.batch(step, lesson.batch, seed).image for step in range(settings.batches))
-        style = {"amplitude": mean_amplitude(images, settings.beta)}
-        domains, domain_state = (*knowledge.domains, domain), {**knowledge.domain_state, domain: style}
+        images = (slices.batch(step, settings.replay.batch, seed).image for step in range(settings.batches))
+        known = knowledge.with_domain(domain, {"amplitude": mean_amplitude(images, settings.beta)})
 
-        def build() -> DistillationObjective:
-            bank = Bank(
-                self.draw_pool(knowledge, settings.anatomies), {d: domain_state[d]["amplitude"] for d in domains[1:]}
-            )
-            for name in domains:
-                bank.add_domain(name)
-            return DistillationObjective(
-                copy.deepcopy(knowledge.segmenter), knowledge.source_segmenter, bank, lesson, self.compute
-            )
+        def show() -> StyleBank:
+            styles = {name: state["amplitude"] for name, state in known.domain_state.items()}
+            return StyleBank(self.draw_pool(known, settings.anatomies), known.domains, styles)
 
-        segmenter = loop.fit(build, lambda step: None, lesson.steps, phase).segmenter
-        return replace(
-            knowledge, segmenter=segmenter.eval().requires_grad_(False), domains=domains, domain_state=domain_state
-        )
+        return replace(known, segmenter=self.distil(known, show, settings.replay, phase))
 
 
-class Bank(Generator):
-    """Shows what is replayed in stored looks; an anatomy's code is its own image in the source's look."""
+class StyleBank(Generator):
+    """Shows what is replayed in stored styles; an anatomy's code is its own image in the source's style."""
 
-    def __init__(self, replay: Replay, styles: Mapping[str, Tensor]) -> None:
-        """A bank that shows no domain yet.
+    def __init__(self, replay: Replay, domains: tuple[str, ...], styles: Mapping[str, Tensor]) -> None:
+        """A bank that shows ``domains``.
 
         Args:
-            replay: draws images in the source's look.
-            looks: amplitudes (C, 2a + 1, b + 1) by domain; a domain without any is shown in the source's look.
+            replay: draws images in the source's style.
+            domains: names, in order.
+            styles: amplitudes (C, 2a + 1, b + 1) by domain; a domain without any is shown in the source's style.
         """
         super().__init__()
-        self.domains = ()
-        self._replay, self._styles = replay, styles
+        self.domains, self._replay, self._styles = domains, replay, styles
 
     def add_domain(self, name: str) -> None:
         """Show one more domain."""
         self.domains = (*self.domains, name)
 
     def draw(self, count: int) -> Anatomy:
-        """Images in the source's look."""
+        """Images in the source's style."""
         return Anatomy(self._replay.batch(count, 0)[0])
 
     def sample(self, anatomy: Anatomy, domains: Tensor) -> Tensor:
         """The images with the amplitudes of their domains, cut to [0, 1]; the source's unchanged."""
         image = anatomy.code.clone()
         for domain in domains.unique().tolist():
-            style = self._styles.get(self.domains[domain])
-            if style is not None:
+            if (style := self._styles.get(self.domains[domain])) is not None:
                 chosen = (domains == domain).to(image.device)
                 image[chosen] = exchange_amplitude(image[chosen], style.to(image.device)).clamp(0, 1)
         return image
@@ -158,8 +140,7 @@ def exchange_amplitude(image: Tensor, amplitude: Tensor) -> Tensor:
         ``image``'s shape, not cut to any range.
     """
     spectrum = torch.fft.rfft2(image)
-    height, width = amplitude.shape[-2:]
-    window = (..., _rows(height // 2), slice(width))
+    window = (..., _rows(amplitude.shape[-2] // 2), slice(amplitude.shape[-1]))
     phase = spectrum[window].angle()
     spectrum[window] = torch.polar(amplitude.expand_as(phase).contiguous(), phase)
     return torch.fft.irfft2(spectrum, s=image.shape[-2:])

@@ -1,4 +1,4 @@
-"""Histogram landmarks: a target's intensities are brought to the source's scale before the source segmenter reads them.
+"""Histogram landmarks: a target's intensities are mapped to the source's scale before the source segmenter reads them.
 
 Nyul and Udupa, "On standardizing the MR image intensity scale", Magnetic Resonance in Medicine 42, 1999; Nyul, Udupa
 and Zhang, "New variants of a method of MRI scale standardization", IEEE TMI 19, 2000.
@@ -6,7 +6,6 @@ and Zhang, "New variants of a method of MRI scale standardization", IEEE TMI 19,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -24,27 +23,19 @@ from garda.training.cache import Stage
 PERCENTILES = (1, *range(10, 100, 10), 99)  # both ends and the deciles, as in Nyul et al. 2000
 
 
-class HistogramSettings(Config):
-    """Nothing to set."""
+class Histogram(Method[Config]):
+    """The source segmenter for all domains, and intensities of the source to which other domains' volumes are mapped.
 
+    Nothing is learnt at a target: a volume brings its own percentiles when it is read.
 
-class Histogram(Method[HistogramSettings]):
-    """One segmenter for all domains, and a few numbers of the source that every other domain's volumes are mapped to.
-
-    Kept under ``statistics[source]``: ``landmarks``, (C, 11) float32 in [0, 1].
+    Domain state of the source: ``landmarks``, (C, 11) float32 in [0, 1].
     """
 
-    Settings = HistogramSettings
-
     def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Segmenter from labels, landmarks from the volumes' percentiles."""
-        segmenter, teacher = self.learn_segmenter(slices, stage)
-        numbers = {domain: {"landmarks": torch.from_numpy(mean_landmarks(slices.volumes()))}}
-        return Knowledge(segmenter, teacher, None, (domain,), numbers)
-
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Note the domain's name; a volume brings its own percentiles when it is read."""
-        return replace(knowledge, domains=(*knowledge.domains, domain))
+        """Segmenter from labels, landmarks from the mean of the volumes' percentiles."""
+        knowledge = super().learn_source(domain, slices, stage)
+        landmarks = np.mean([find_landmarks(volume) for volume in slices.volumes()], axis=0)
+        return replace(knowledge, domain_state={domain: {"landmarks": torch.from_numpy(landmarks)}})
 
     def standardise(self, knowledge: Knowledge, volume: Volume, domain: str) -> Volume:
         """A volume of any domain but the source with its percentiles at the source's landmarks."""
@@ -53,16 +44,8 @@ class Histogram(Method[HistogramSettings]):
             return volume
         own = find_landmarks(grid_for(volume, self.task).to_network(volume.image))
         wanted = knowledge.domain_state[source]["landmarks"].cpu().numpy()
-        channels = [
-            map_intensities(volume.image[:, channel].numpy(), own[channel], wanted[channel])
-            for channel in range(volume.image.shape[1])
-        ]
-        return replace(volume, image=torch.from_numpy(np.stack(channels, axis=1)))
-
-
-def mean_landmarks(volumes: Iterable[Tensor]) -> NDArray[np.float32]:
-    """(C, 11) mean over (D, C, H, W) volumes of their landmarks."""
-    return np.mean([find_landmarks(volume) for volume in volumes], axis=0)
+        channels = map(map_intensities, volume.image.numpy().swapaxes(0, 1), own, wanted)
+        return replace(volume, image=torch.from_numpy(np.stack([*channels], axis=1)))
 
 
 def find_landmarks(image: Tensor) -> NDArray[np.float32]:
@@ -75,8 +58,8 @@ def map_intensities(
 ) -> NDArray[np.float32]:
     """Map intensities so that landmarks come to lie on landmarks.
 
-    Straight between the landmarks and, with the slopes of the first and the last piece, beyond them. An intensity on
-    which several landmarks lie, as the black of a sparse image, goes to the mean of theirs.
+    The map is linear between landmarks and goes on beyond them with the slopes of the first and the last piece. An
+    intensity on which several landmarks lie, such as the black of a sparse image, goes to the mean of theirs.
 
     Args:
         values: of any shape.

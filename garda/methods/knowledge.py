@@ -1,11 +1,11 @@
-"""All that survives a domain, and how it is kept."""
+"""All that outlives a domain's images, and how it is kept."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ class Knowledge:
 
     Attributes:
         segmenter: the network as of the last stage.
-        source_segmenter: the stage-0 segmenter; its encoder also serves as the frozen feature encoder.
+        source_segmenter: the segmenter as the source left it; its encoder also serves as a frozen feature encoder.
         generator: draws the domains met, or the source alone; None for methods without replay.
         domains: names of the domains met, in order; the first is the source.
-        domain_state: a method's few numbers per domain, by domain and name; see :func:`statistics_limit`.
+        domain_state: what a method keeps of a domain, by domain and name; at most :func:`domain_state_limit` bytes
+            a domain.
     """
 
     segmenter: BasicUNet
@@ -42,12 +43,21 @@ class Knowledge:
     domain_state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse statistics that are too large to be called few numbers."""
+        """Refuse a domain state above the limit.
+
+        Raises:
+            ValueError: names the domain and its bytes.
+        """
         limit = domain_state_limit(self.segmenter)
         for domain, named in self.domain_state.items():
             size = sum(tensor.nbytes for tensor in named.values())
             if size > limit:
-                raise ValueError(f"statistics of {domain} take {size} bytes, more than {limit}")
+                raise ValueError(f"the state of domain {domain} takes {size} bytes, more than {limit}")
+
+    def with_domain(self, domain: str, state: Mapping[str, Tensor] | None = None, **changes: Any) -> Knowledge:
+        """A copy with one more domain met, its state where it has one, and further fields changed."""
+        states = self.domain_state if state is None else {**self.domain_state, domain: state}
+        return replace(self, domains=(*self.domains, domain), domain_state=states, **changes)
 
     def save(self, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
         """Write everything into ``folder``, which appears whole or not at all.
@@ -69,9 +79,8 @@ class Knowledge:
                 weights.save_weights(draft / "generator.safetensors", self.generator.kept_state())
             flat = {f"{domain}/{name}": t for domain, named in self.domain_state.items() for name, t in named.items()}
             weights.save_weights(draft / "statistics.safetensors", flat)
-            draws = None if self.generator is None else self.generator.domains
-            facts = Metadata(domains=self.domains, draws=draws)
-            for name, contents in {"knowledge.json": facts.model_dump(mode="json"), **(beside or {})}.items():
+            described = Metadata(domains=self.domains, draws=None if self.generator is None else self.generator.domains)
+            for name, contents in {"knowledge.json": described.model_dump(mode="json"), **(beside or {})}.items():
                 files.write_json(draft / name, contents)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(draft, folder)
@@ -88,22 +97,22 @@ def domain_state_limit(segmenter: nn.Module) -> int:
 
 
 def load_knowledge(
-    folder: Path, build_segmenter: Callable[[], BasicUNet], build_generator: Callable[[], Generator] | None
+    folder: Path, build_segmenter: Callable[[], BasicUNet], build_generator: Callable[[], Generator | None]
 ) -> Knowledge:
     """Read what :meth:`Knowledge.save` wrote; no code of the files is executed.
 
     Args:
         folder: the knowledge folder.
         build_segmenter: an untrained network of the same settings.
-        build_generator: an untrained generator without domains; None for methods without one.
+        build_generator: an untrained generator without domains; None from a method without one.
 
     Raises:
         CheckpointError: a file is missing, truncated or belongs to other settings.
     """
-    facts = metadata.read_metadata(folder)
-    generator = build_generator() if facts.draws is not None and build_generator is not None else None
+    kept = metadata.read_metadata(folder)
+    generator = None if kept.draws is None else build_generator()
     if generator is not None:
-        for domain in facts.draws or ():
+        for domain in kept.draws or ():
             generator.add_domain(domain)
         weights.load_weights(folder / "generator.safetensors", generator, {"trunk.": "decoder."})  # format 1
     domain_state: dict[str, dict[str, Tensor]] = {}
@@ -111,8 +120,8 @@ def load_knowledge(
         domain, _, name = key.rpartition("/")
         domain_state.setdefault(domain, {})[name] = tensor
     segmenter = weights.load_weights(folder / "segmenter.safetensors", build_segmenter())
-    teacher = weights.load_weights(folder / "teacher.safetensors", build_segmenter())
+    source_segmenter = weights.load_weights(folder / "teacher.safetensors", build_segmenter())
     try:
-        return Knowledge(segmenter, teacher, generator, facts.domains, domain_state)
+        return Knowledge(segmenter, source_segmenter, generator, kept.domains, domain_state)
     except ValueError as error:
         raise CheckpointError(folder / "statistics.safetensors", str(error), "copy the file again") from None

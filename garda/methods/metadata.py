@@ -1,4 +1,4 @@
-"""What a package says of its knowledge, read without opening a network."""
+"""What kept knowledge says of itself, read without opening a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ class Metadata(Config):
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """What ``knowledge.json`` says; errors as in :func:`garda.methods.knowledge.load_knowledge`."""
+    """What ``knowledge.json`` says.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
     file = folder / "knowledge.json"
     if not file.is_file():
         raise CheckpointError(folder, "holds no knowledge of a finished stage", "give the folder of a finished run")

@@ -1,12 +1,10 @@
-"""Bounds, outside the contract: what all images at once, or the labels of the targets, would give."""
+"""Oracles, outside the contract: what all images at once, or the labels of the targets, would give."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
-from monai.networks.nets import BasicUNet
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
@@ -16,7 +14,6 @@ from garda.data.dataset import Batch, Slices
 from garda.methods.base import Oracle
 from garda.methods.cotta import MeanTeacherObjective, MeanTeacherSettings
 from garda.methods.knowledge import Knowledge
-from garda.models import objectives
 from garda.models.objectives import SupervisedObjective
 from garda.training import loop
 from garda.training.cache import Stage
@@ -24,7 +21,7 @@ from garda.training.loop import Stateful
 
 
 class JointSettings(MeanTeacherSettings):
-    """The targets' lesson, in which nothing need be restored while the source is at hand.
+    """How the targets are learnt; nothing need be restored while the source is at hand.
 
     Attributes:
         steps: number of steps on the source's labels, and as many on the targets' images.
@@ -34,38 +31,26 @@ class JointSettings(MeanTeacherSettings):
     restoration: float = Field(default=0.0, ge=0, le=1)
 
 
-class Images(NamedTuple):
-    """What a step reads: labelled slices of the source, unlabelled ones of all targets met."""
-
-    source: Batch
-    targets: Batch
-
-
 class JointObjective:
-    """Two lessons for one network, which take turns: the source's labels, then the targets' images."""
+    """Two objectives of one network, which take turns: the source's labels, then the targets' images."""
 
     def __init__(self, labels: SupervisedObjective, consistency: MeanTeacherObjective) -> None:
-        """Both lessons change the same network, each with its own optimizer."""
-        self._labels, self._consistency = labels, consistency
-
-    @property
-    def teacher(self) -> BasicUNet:
-        """The network's average: what is kept."""
-        return self._consistency.teacher
+        """Both objectives change the same network, each with its own optimizer."""
+        self.labels, self.consistency = labels, consistency
 
     def state(self) -> Mapping[str, Stateful]:
-        """Everything that changes in either lesson."""
-        return {**self._labels.state(), **self._consistency.state()}
+        """Everything that changes in either objective."""
+        return {**self.labels.state(), **self.consistency.state()}
 
-    def step(self, batch: Images, step: int) -> Mapping[str, Tensor]:
-        """One step of each."""
-        return {**self._labels.step(batch.source, step), **self._consistency.step(batch.targets, step)}
+    def step(self, batch: tuple[Batch, Batch], step: int) -> Mapping[str, Tensor]:
+        """One step of each, on (labelled slices of the source, unlabelled slices of all targets met)."""
+        return {**self.labels.step(batch[0], step), **self.consistency.step(batch[1], step)}
 
 
 class Joint(Oracle[JointSettings]):
     """From the source segmenter, at every stage anew: labels where there are any, a mean teacher where not.
 
-    What a method that may keep every image could do; outside the contract.
+    This is what a method could do that may keep every image.
     """
 
     Settings = JointSettings
@@ -75,24 +60,23 @@ class Joint(Oracle[JointSettings]):
         phase, settings, start = stage("segmenter"), self.settings, knowledge.source_segmenter
         (_, source), *others = slices.items()
         labelled = self.source_settings.model_copy(update={"steps": settings.steps})
-        labelled = self.suit_settings(labelled, source, phase)
+        labelled = self.calibrate_settings(labelled, source, phase)
 
         def build() -> JointObjective:
-            labels = objectives.continue_training(start, self.task, self.shared.segmenter, labelled, self.compute)
-            return JointObjective(
-                labels, MeanTeacherObjective(labels.segmenter, start, self.task, settings, self.compute)
-            )
+            labels = self.continue_training(start, labelled)
+            consistency = MeanTeacherObjective(labels.segmenter, start, self.task, settings, self.compute)
+            return JointObjective(labels, consistency)
 
-        def batch(step: int) -> Images:
+        def batch(step: int) -> tuple[Batch, Batch]:
             targets = dataset.mix(dict(others), step, settings.batch, phase.seed)
-            return Images(source.batch(step, labelled.batch, phase.seed), targets)
+            return source.batch(step, labelled.batch, phase.seed), targets
 
-        segmenter = loop.fit(build, batch, settings.steps, phase).teacher
+        segmenter = loop.fit(build, batch, settings.steps, phase).consistency.teacher
         return replace(knowledge, segmenter=segmenter, domains=tuple(slices))
 
 
 class SupervisedSettings(Config):
-    """How much is learnt at a target; everything else is as in the source's lesson.
+    """How much is learnt at a target; everything else is as in the source's training.
 
     Attributes:
         steps: number of steps.
@@ -102,21 +86,18 @@ class SupervisedSettings(Config):
 
 
 class Supervised(Oracle[SupervisedSettings]):
-    """The source's lesson goes on with labelled slices of all domains met, in equal shares; outside the contract."""
+    """The source's training goes on with labelled slices of all domains met, in equal shares."""
 
     Settings = SupervisedSettings
     reads_target_labels = True
 
     def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:
-        """The segmenter as it is, taught by everyone's labels, in their own looks: without randomisation."""
+        """The segmenter as it is learns from all labels, from images in their own styles: without randomisation."""
         phase = stage("segmenter")
         settings = self.source_settings.model_copy(update={"steps": self.settings.steps, "randomisation": None})
-        segmenter = loop.fit(
-            lambda: objectives.continue_training(
-                knowledge.segmenter, self.task, self.shared.segmenter, settings, self.compute
-            ),
-            lambda step: dataset.mix(slices, step, settings.batch, phase.seed),
-            settings.steps,
-            phase,
-        ).segmenter
-        return replace(knowledge, segmenter=segmenter.eval().requires_grad_(False), domains=tuple(slices))
+
+        def batch(step: int) -> Batch:
+            return dataset.mix(slices, step, settings.batch, phase.seed)
+
+        learnt = loop.fit(lambda: self.continue_training(knowledge.segmenter, settings), batch, settings.steps, phase)
+        return replace(knowledge, segmenter=learnt.segmenter.eval().requires_grad_(False), domains=tuple(slices))

@@ -1,39 +1,28 @@
-"""Learn the source, then change nothing: with plain augmentation the lower bound, with randomisation its rival."""
+"""Learn the source, then change nothing: with plain augmentation the lower bound, with randomisation its rival.
+
+The rival: Ouyang et al., "Causality-inspired single-source domain generalization for medical image segmentation",
+arXiv 2111.12525.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from garda.core.config import Config
 from garda.data.augment import RandomisationSettings
-from garda.data.dataset import Slices
 from garda.methods.base import Method
-from garda.methods.knowledge import Knowledge
 from garda.models.objectives import SupervisedTrainingSettings
-from garda.training.cache import Stage
 
 
-class SourceOnlySettings(Config):
-    """Nothing to set."""
-
-
-class SourceOnly(Method[SourceOnlySettings]):
+class SourceOnly(Method[Config]):
     """The source segmenter with plain augmentation, carried along unchanged."""
-
-    Settings = SourceOnlySettings
 
     @property
     def source_settings(self) -> SupervisedTrainingSettings:
         """Without randomisation, whatever the other methods start with."""
         return self.shared.source.model_copy(update={"randomisation": None})
 
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Note the domain's name; learn nothing."""
-        return replace(knowledge, domains=(*knowledge.domains, domain))
-
 
 class Randomised(SourceOnly):
-    """The source segmenter with appearance randomisation, carried along unchanged (Ouyang et al., arXiv 2111.12525)."""
+    """The source segmenter with appearance randomisation, carried along unchanged."""
 
     @property
     def source_settings(self) -> SupervisedTrainingSettings:

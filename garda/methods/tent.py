@@ -1,4 +1,4 @@
-"""Tent, offline: make the segmenter sure of its answers on the target's training slices.
+"""Tent, offline: the entropy of the predictions falls on the target's training slices.
 
 Wang et al., "Tent: fully test-time adaptation by entropy minimization", ICLR 2021.
 """
@@ -6,8 +6,6 @@ Wang et al., "Tent: fully test-time adaptation by entropy minimization", ICLR 20
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from monai.networks.nets import BasicUNet
@@ -27,24 +25,24 @@ from garda.training.loop import Stateful
 
 
 class EntropyObjective:
-    """Learn to be sure: only normalisation's scales and shifts, under the batch's own statistics (Wang et al. 2021).
+    """Minimise the predictions' entropy; only normalisation's scales and shifts learn, under the batch's statistics.
 
-    L = mean over pixels of -sum_c p_c log p_c (section 3.1). The running statistics that are noted on the way belong to
-    scales and shifts that have changed since; :func:`estimate_statistics` is due afterwards.
+    L = mean over pixels of -sum_c p_c log p_c (Tent, section 3.1). The running statistics noted on the way belong to
+    scales and shifts that have changed since: :func:`garda.models.inference.estimate_statistics` is due afterwards.
     """
 
     def __init__(self, network: BasicUNet, learning_rate: float, compute: Compute) -> None:
         self.segmenter = compute.prepare(network).train().requires_grad_(False)
-        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = (module for module in network.modules() if isinstance(module, nn.BatchNorm2d))
         weights = [weight.requires_grad_(True) for norm in norms for weight in norm.parameters()]
-        self._optimizer = torch.optim.Adam(weights, lr=learning_rate, fused=True)
+        self._optimizer = torch.optim.Adam(weights, learning_rate, fused=True)
         self._compute = compute
 
-    def state(self) -> Mapping[str, Stateful]:
+    def state(self) -> dict[str, Stateful]:
         """Network and optimizer."""
         return {"segmenter": self.segmenter, "optimizer": self._optimizer}
 
-    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
+    def step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One step on an unlabelled batch."""
         with self._compute.autocast():
             logits = self.segmenter(self._compute.to_device(batch.image)[sharding.shard(len(batch.image))])
@@ -54,15 +52,15 @@ class EntropyObjective:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Mean entropy of the answers to the pixels of (B, K, H, W) logits, nats, in [0, log K]."""
+    """Mean entropy over the pixels of (B, K, H, W) logits, nats, in [0, log K]."""
     return Categorical(logits=logits.movedim(1, -1), validate_args=False).entropy().mean()
 
 
 class TentSettings(StatisticsSettings):
-    """How the target is learnt.
+    """How a target is learnt.
 
     Attributes:
-        steps: number of steps; their slices a step are ``batch``.
+        steps: number of steps, of ``batch`` slices each.
         learning_rate: of Adam.
     """
 
@@ -71,7 +69,7 @@ class TentSettings(StatisticsSettings):
 
 
 class Tent(Method[TentSettings]):
-    """One network, whose normalisation goes on from site to site.
+    """One segmenter, whose normalisation goes on from site to site.
 
     Tent normalises by the batch at hand, at prediction too. So that a scan's segmentation does not depend on what else
     is segmented beside it, running statistics are estimated once the scales and shifts are learnt.
@@ -81,13 +79,11 @@ class Tent(Method[TentSettings]):
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Scales and shifts by entropy, then the statistics that go with them."""
-        phase, settings = stage("segmenter"), self.settings
-        segmenter = loop.fit(
-            lambda: EntropyObjective(copy.deepcopy(knowledge.segmenter), settings.learning_rate, self.compute),
-            lambda step: slices.batch(step, settings.batch, phase.seed),
-            settings.steps,
-            phase,
-        ).segmenter
+        settings = self.settings
+
+        def build() -> EntropyObjective:
+            return EntropyObjective(copy.deepcopy(knowledge.segmenter), settings.learning_rate, self.compute)
+
+        segmenter = self.fit(build, slices, settings.steps, settings.batch, stage("segmenter")).segmenter
         inference.estimate_statistics(segmenter, slices, settings, stage("statistics"), self.compute)
-        segmenter.eval().requires_grad_(False)
-        return replace(knowledge, segmenter=segmenter, domains=(*knowledge.domains, domain))
+        return knowledge.with_domain(domain, segmenter=segmenter.eval().requires_grad_(False))

@@ -1,10 +1,12 @@
+"""Which checkpoint of a target is chosen without a label, and how good that was."""
+
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -18,11 +20,10 @@ from garda.models import choice
 from garda.models.choice import Candidate
 from garda.runs import choices
 from garda.runs.run import run_sequence
-from garda.training.device import Compute, ComputeSettings
-from tests.support import sites
+from tests.support import fakes, sites
 from tests.support.sites import SITES
 
-COMPUTE = Compute(ComputeSettings(accelerator="cpu", precision="32"))
+COMPUTE = fakes.method("garda").compute
 
 
 class Threshold(nn.Module):
@@ -96,53 +97,38 @@ def test_candidates_come_back_in_order(tmp_path):
         choices.load_candidates(tmp_path)
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_stage_stands_in_the_table_once(tmp_path):
     path, found = tmp_path / "candidates.csv", [candidate(1, a=1.0), candidate(2, a=0.5)]
     for dice in (0.3, 0.4):
         choices.judge(path, 1, "b", found, lambda tried, dice=dice: dice * tried.step)
-    choices.judge(path, 2, "c", found, lambda tried: 0.9)
-    assert [(row["stage"], row["step"], row["chosen"], row["dice"]) for row in rows(path)] == [
-        ("1", "1", "1", "0.4"),
-        ("1", "2", "0", "0.8"),
-        ("2", "1", "1", "0.9"),
-        ("2", "2", "0", "0.9"),
-    ]
-    assert [(line.stage, line.chosen, line.dice) for line in choices.read_candidates(path)][1:3] == [
-        (1, False, 0.8),
-        (2, True, 0.9),
-    ]
+    choices.judge(path, 2, "c", found[:1], lambda tried: math.nan)
+    lines = ["stage,domain,step,chosen,dice,a", "1,b,1,1,0.4,1.0", "1,b,2,0,0.8,0.5", "2,c,1,1,nan,1.0"]
+    assert path.read_text().splitlines() == lines
+    _, second, third = choices.read_candidates(path)
+    assert (second.stage, second.chosen, second.dice) == (1, False, 0.8)
+    assert (third.stage, third.chosen, math.isnan(third.dice)) == (2, True, True), "no test scan shows the class"
 
 
-def test_a_class_that_no_test_scan_shows_leaves_a_table_that_can_be_read(tmp_path):
-    choices.judge(tmp_path / "candidates.csv", 1, "b", [candidate(1, a=1.0)], lambda tried: math.nan)
-    (line,) = choices.read_candidates(tmp_path / "candidates.csv")
-    assert math.isnan(line.dice) and line.chosen
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """The tiny data set with one target."""
+    file = sites.write_tiny(tmp_path_factory.mktemp("sites"))
+    file.write_text(sites.TINY.replace(f", {SITES[2]}", ""))
+    return file
 
 
-def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(tmp_path):
-    pipeline = sites.write_tiny(tmp_path)
+def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(pipeline, tmp_path):
     judged = sites.run_tiny(pipeline, tmp_path / "judged", method="garda", judging=True)
-    table = rows(tmp_path / "judged" / "candidates.csv")
-    assert [row["domain"] for row in table] == [site for site in SITES[1:] for _ in range(3)]
-    assert [row["chosen"] for row in table].count("1") == 2
-    last = {row.domain: [] for row in judged}
-    for row in judged:
-        if row.stage == 2:
-            last[row.domain].append(row.dice)
-    for row in table:
-        if row["chosen"] == "1":
-            assert float(row["dice"]) == pytest.approx(sum(last[row["domain"]]) / len(last[row["domain"]]))
+    table = choices.read_candidates(tmp_path / "judged" / "candidates.csv")
+    assert [(line.stage, line.domain) for line in table] == [(1, SITES[1])] * 3
+    (chosen,) = (line for line in table if line.chosen)
+    assert chosen.dice == pytest.approx(fmean(row.dice for row in judged if (row.stage, row.domain) == (1, SITES[1])))
     assert sites.run_tiny(pipeline, tmp_path / "plain", method="garda") == judged
     assert not list((tmp_path / "plain").rglob("candidates*"))
 
 
-def test_a_run_without_candidates_says_that_nothing_is_judged(tmp_path):
-    pipeline, told = sites.write_tiny(tmp_path), StringIO()
+def test_a_run_without_candidates_says_that_nothing_is_judged(pipeline, tmp_path):
+    told = StringIO()
     run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
     run_sequence(replace(run, judging=True, console=Console(RichConsole(file=told, width=200))))
     assert "no choice is judged: no candidates were kept" in told.getvalue()

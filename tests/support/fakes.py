@@ -40,7 +40,7 @@ def learn_source(learner: Method, folder: Path) -> Knowledge:
 
 
 def learn_target(learner: Method, knowledge: Knowledge, domain: str, opened: Stage) -> Knowledge:
-    """Give a method what it may see of a target, and a bound what it may see of all domains met."""
+    """Give a method what it may see of a target, and an oracle what it may see of all domains met."""
     if isinstance(learner, Oracle):
         labelled = {d: d == "a" or learner.reads_target_labels for d in (*knowledge.domains, domain)}
         met = {d: FakeSlices("abc".index(d), with_labels=labelled[d]) for d in labelled}
@@ -49,7 +49,7 @@ def learn_target(learner: Method, knowledge: Knowledge, domain: str, opened: Sta
 
 
 class StopAt:
-    """Asks for a stop when a stage reports a step, or raises as a killed process would end."""
+    """A tracker that asks for a stop when a phase reports a step."""
 
     def __init__(self, stage: str, step: int) -> None:
         self.stage, self.step, self.stopping = stage, step, Stopping()
@@ -76,12 +76,11 @@ def knowledge(package: Path) -> dict[str, bytes]:
 
 
 class FakeSlices(Slices):
-    """Random slices of one domain, labelled or not, that remember whether they were asked for."""
+    """Random slices of one domain, labelled or not."""
 
     def __init__(self, seed: int, *, with_labels: bool) -> None:
-        self._random = torch.Generator().manual_seed(seed)
         self.with_labels = with_labels
-        self.image = torch.rand(8, 1, 16, 16, generator=self._random)
+        self.image = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
 
     def batch(self, step: int, size: int, seed: int) -> Batch:
         image = self.image[(torch.arange(size) + step) % 8]
