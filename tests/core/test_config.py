@@ -124,7 +124,7 @@ def test_files_that_are_no_mapping(tmp_path: Path):
     file.write_text("- 1\n")
     with pytest.raises(ConfigError) as caught:
         config.load(Outer, file)
-    assert str(caught.value) == f"{file}: expected keys and values, found list; see docs/reference.md"
+    assert str(caught.value) == f"{file}: expected keys and values, found list; see docs/reference/files.md"
     file.write_text("name: x\ninner: {\n")
     with pytest.raises(ConfigError) as caught:
         config.load(Outer, file)
