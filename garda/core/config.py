@@ -88,7 +88,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (ValueError, LookupError, AttributeError):  # a date 2020-99-99 or !!bool 3: PyYAML has no error of its own
         raise ConfigError(path, "holds a date, number or tag that YAML cannot read", "quote it") from None
     if not isinstance(loaded, dict):
-        raise ConfigError(path, f"expected keys and values, found {type(loaded).__name__}", "see docs/reference/files.md")
+        raise ConfigError(
+            path, f"expected keys and values, found {type(loaded).__name__}", "see docs/reference/files.md"
+        )
     return loaded
 
 

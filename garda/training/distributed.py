@@ -119,7 +119,9 @@ def _check_meeting(nodes: int) -> None:
     """Where the processes that this one starts would meet."""
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if nodes > 1 else ():
         if name not in os.environ:
-            raise ConfigError(name, "is not set, and tells several machines where they meet", "see docs/hospital/cluster.md")
+            raise ConfigError(
+                name, "is not set, and tells several machines where they meet", "see docs/hospital/cluster.md"
+            )
     port = os.environ.get("MASTER_PORT", "0")
     if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ConfigError(
