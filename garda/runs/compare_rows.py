@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 from garda.core import files
 from garda.core.config import Config
 from garda.core.errors import RunFolderError
+from garda.core.pseudonyms import Pseudonyms
+from garda.data.sequence import DomainSequence
 from garda.evaluation import metrics
 from garda.evaluation.measures import FinishedRun, Row
-from garda.handover import format, setup
+from garda.handover import format, settings, setup
 from garda.handover.format import KNOWLEDGE
 from garda.handover.settings import Settings
 from garda.handover.setup import Plan, PlannedDomain
@@ -27,7 +30,7 @@ class Common(Config):
         pseudonyms: as in :class:`garda.handover.setup.Plan`; patients of two runs can be paired only under one key.
         task: see :class:`garda.data.task.Task`.
         domains: source and targets, in order.
-        settings: all settings that methods share, the source's lesson among them, before a variant changes them.
+        settings: all settings that methods share, training on the source among them, before a variant changes them.
         configs: SHA-256 of each configuration file that runs have been asked for with; they may differ in what one
             method alone reads, since all runs of a row must agree on that anyway.
     """
@@ -44,16 +47,18 @@ class Common(Config):
 _OF_A_PLAN = ("garda", "name", "pseudonyms", "task", "domains")
 
 
-def common_part(plan: Plan, settings: Settings, config: str) -> Common:
-    """What a run has in common with other methods' and seeds'.
+def common_part(sequence: DomainSequence, known: Settings, pseudonyms: Pseudonyms) -> Common:
+    """What the runs of all methods and seeds over a sequence have in common.
 
     Args:
-        plan: of any method and seed.
-        settings: parsed ones; the plan lacks those that its own method does not read.
-        config: SHA-256 of the configuration file.
+        sequence: of any method and seed.
+        known: its parsed settings; a plan lacks those that its own method does not read.
+        pseudonyms: of the patients.
     """
-    shared = settings.model_dump(mode="json", include=set(Settings.model_fields))
+    plan = settings.make_plan(sequence, known, pseudonyms)
     values = plan.model_dump(mode="json", include=set(_OF_A_PLAN))
+    shared = known.model_dump(mode="json", include=set(Settings.model_fields))
+    config = hashlib.sha256(sequence.origin.file.read_bytes()).hexdigest()
     return Common.model_validate({**values, "settings": shared, "configs": [config]})
 
 
@@ -62,19 +67,13 @@ def first_difference(a: Common | Plan, b: Common) -> str | None:
     return next((key for key in _OF_A_PLAN if getattr(a, key) != getattr(b, key)), None)
 
 
-def first_setting(a: Common, b: Common) -> str | None:
-    """The first block of the shared settings in which two differ, such as ``settings.source``."""
-    keys = sorted({*a.settings, *b.settings})
-    return next((f"settings.{key}" for key in keys if a.settings.get(key) != b.settings.get(key)), None)
-
-
 def run_folder(out: Path, method: str, label: str, seed: int) -> Path:
     """The folder of one run, below the comparison's ``out``; no method's name holds a hyphen."""
     return out / "runs" / (f"{method}-{label}" if label else method) / f"seed-{seed}"
 
 
 def find_rows(out: Path, common: Common) -> list[Row]:
-    """Every row with a finished run, rows under the contract first, each part by name.
+    """Every row with a finished run, oracles last, each part by name.
 
     Raises:
         RunFolderError: a run belongs to another comparison, or a file is damaged.
@@ -82,24 +81,17 @@ def find_rows(out: Path, common: Common) -> list[Row]:
     found: dict[tuple[str, str], dict[int, FinishedRun]] = defaultdict(dict)
     for file in sorted(out.glob("runs/*/seed-*/plan.json")):
         plan = setup.read_plan(file.parent)
-        check_belongs(file.parent, plan, common)
-        run = read_run(file.parent, plan)
-        if run is not None:
+        _check_belongs(file.parent, plan, common)
+        if run := read_run(file.parent, plan):
             label = file.parent.parent.name.removeprefix(plan.method).removeprefix("-")
             found[plan.method, label][plan.seed] = run
     rows = [Row(method, label, dict(sorted(runs.items()))) for (method, label), runs in found.items()]
     return sorted(rows, key=lambda row: (row.bound, row.name))
 
 
-def check_belongs(folder: Path, plan: Plan, common: Common) -> None:
-    """Refuse a run of something else; a variant may have another source lesson.
-
-    Raises:
-        RunFolderError: names the first key that differs.
-    """
-    difference = first_difference(plan, common)
-    if difference is None and plan.method not in METHODS:
-        difference = "method"
+def _check_belongs(folder: Path, plan: Plan, common: Common) -> None:
+    """Refuse a run of something else; a variant may train on the source in another way."""
+    difference = first_difference(plan, common) or ("method" if plan.method not in METHODS else None)
     if difference is not None:
         raise RunFolderError(folder, f"is a run of another comparison, {difference} differs", "move it elsewhere")
 
@@ -129,6 +121,5 @@ def _read_seconds(file: Path) -> float:
 
 def _size(folder: Path) -> float:
     """Bytes of a package's knowledge; its card and its record are left out."""
-    if not folder.exists():
-        return math.nan
-    return float(sum((folder / name).stat().st_size for name in KNOWLEDGE if (folder / name).exists()))
+    sizes = [(folder / name).stat().st_size for name in KNOWLEDGE if (folder / name).exists()]
+    return float(sum(sizes)) if folder.exists() else math.nan

@@ -12,11 +12,11 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 
 from garda.core import files
 from garda.runs.tracking import RunDescription, Status
@@ -45,19 +45,14 @@ class Event:
     values: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Start(RunDescription):
-    key: str
-
-
-def _shape(**fields: Any) -> TypeAdapter[Any]:
+def _shape(*bases: type, **fields: Any) -> TypeAdapter[Any]:
     """A check of plain values: their names and types."""
-    return TypeAdapter(create_model("Values", **{name: (kind, ...) for name, kind in fields.items()}))
+    return TypeAdapter(make_dataclass("Values", fields.items(), bases=bases, frozen=True))
 
 
 _EVENT = TypeAdapter(Event)
 _VALUES: dict[Kind, TypeAdapter[Any]] = {
-    "start": TypeAdapter(_Start),
+    "start": _shape(RunDescription, key=str),
     "losses": _shape(stage=str, part=str, step=int, values=dict[str, float]),
     "stage_ended": _shape(stage=str, seen=int, metrics=dict[str, float]),
     "artifact": _shape(path=str),

@@ -279,7 +279,7 @@ def test_without_judged_choices_there_is_no_table_of_them(request_):
 
 def test_judging_reaches_the_runs(request_, monkeypatch):
     judged = []
-    monkeypatch.setattr(compare, "run_sequence", lambda run: judged.append(run.judging))
+    monkeypatch.setattr(compare.run, "run_sequence", lambda run: judged.append(run.judging))
     tell(replace(request_, judging=True))
     tell(request_)
     assert judged == [True, False]
@@ -462,7 +462,7 @@ def test_a_failed_run_costs_no_other_its_row(request_, monkeypatch):
             raise TrainingError("1-site-segmenter", "the loss is no number", "lower the learning rate")
         fill(request_, "tent", LEARNS)
 
-    monkeypatch.setattr(compare, "run_sequence", learn)
+    monkeypatch.setattr(compare.run, "run_sequence", learn)
     request = replace(request_, methods=["adabn", "cotta", "tent"])
     with pytest.raises(Problems) as caught:
         tell(request)
@@ -482,7 +482,7 @@ def test_everything_else_stops_at_once(request_, monkeypatch, error):
         calls.append(run.sequence.method)
         raise error
 
-    monkeypatch.setattr(compare, "run_sequence", learn)
+    monkeypatch.setattr(compare.run, "run_sequence", learn)
     with pytest.raises(type(error)):
         tell(replace(request_, methods=["source_only", "tent"]))
     assert calls == ["source_only"]

@@ -21,9 +21,9 @@ import pytest
 
 from garda.core.errors import GardaError, RunFolderError
 from garda.runs import mlflow
-from garda.runs.journal import Journalled
+from garda.runs.journal import Event, Journalled
 from garda.runs.mlflow import MLflow
-from garda.runs.tracking import Event, InMemory, RunDescription, Tracker
+from garda.runs.tracking import InMemory, RunDescription, Tracker
 
 SHA = "0123456789abcdef" * 4
 RUN = RunDescription(
