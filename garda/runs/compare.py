@@ -2,7 +2,7 @@
 
     OUT/comparison.json                     what all runs have in common
     OUT/runs/<method>[-<label>]/seed-<n>    a run folder each
-    OUT/shelf, OUT/mlflow.db                what the runs share
+    OUT/shelf, OUT/mlflow.db                the cache and the tracking store that the runs share
     OUT/table.csv, comparison.csv, differences.csv, matrices.png, curves.png, choice.csv
 
 The tables are made from every finished run in the folder, whichever call of the command made it.
@@ -19,9 +19,8 @@ from garda.data.task import Task
 from garda.evaluation import figures, measures, tables
 from garda.evaluation.measures import Comparison
 from garda.evaluation.tables import Wide
-from garda.runs import choices, compare_plan, compare_rows, mlflow, run
-from garda.runs.compare_plan import Planned, Request
-from garda.runs.compare_rows import Common
+from garda.runs import choices, compare_plan, mlflow, run
+from garda.runs.compare_plan import Common, Planned, Request
 from garda.runs.stage import Run
 
 
@@ -58,8 +57,8 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
 
 
 def gather(request: Request, common: Common, task: Task) -> Comparison:
-    """Every row that is finished in the comparison's folder; errors as in :func:`find_rows`."""
-    domains, rows = tuple(domain.name for domain in common.domains), compare_rows.find_rows(request.out, common)
+    """Every row that is finished in the comparison's folder; errors as in :func:`compare_plan.find_rows`."""
+    domains, rows = tuple(domain.name for domain in common.domains), compare_plan.find_rows(request.out, common)
     return Comparison(domains, task.classes[1:], task.same_patient_in_splits, tuple(rows))
 
 

@@ -1,29 +1,32 @@
-"""What a comparison is asked for, and whether all of it can be done, before anything is learnt."""
+"""What a comparison is asked for, all of it checked before anything is learnt, and the rows that are finished."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from garda.core import files
+from garda.core.config import Config
 from garda.core.errors import ConfigError, RunFolderError, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.data import sequence
 from garda.data.sequence import DomainSequence
-from garda.evaluation import measures
-from garda.handover import settings, setup
+from garda.evaluation import measures, metrics
+from garda.evaluation.measures import FinishedRun, Row
+from garda.handover import format, settings, setup
+from garda.handover.format import KNOWLEDGE
 from garda.handover.settings import Settings
-from garda.handover.setup import Plan
+from garda.handover.setup import Plan, PlannedDomain
 from garda.methods import registry
 from garda.methods.registry import METHODS
-from garda.runs import compare_rows, plan
-from garda.runs.compare_rows import Common
+from garda.runs import plan
 from garda.runs.plan import TORN
-
-_UNDO = "undo the change, or give a new --out folder"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,32 @@ class Request:
     judging: bool = False
 
 
+class Common(Config):
+    """What all runs of a comparison have in common: the contents of ``comparison.json``.
+
+    Attributes:
+        garda: version that makes the runs.
+        name: the sequence's name.
+        pseudonyms: as in :class:`garda.handover.setup.Plan`; patients of two runs can be paired only under one key.
+        task: see :class:`garda.data.task.Task`.
+        domains: source and targets, in order.
+        settings: all settings that methods share, training on the source among them, before a variant changes them.
+        configs: SHA-256 of each configuration file that runs have been asked for with; they may differ in what one
+            method alone reads, since all runs of a row must agree on that anyway.
+    """
+
+    garda: str
+    name: str
+    pseudonyms: str
+    task: dict[str, object]
+    domains: tuple[PlannedDomain, ...]
+    settings: dict[str, object]
+    configs: tuple[str, ...]
+
+
+_OF_A_PLAN = ("garda", "name", "pseudonyms", "task", "domains")  # the others a variant may change
+
+
 @dataclass(frozen=True)
 class Planned:
     """One run that is asked for."""
@@ -67,7 +96,7 @@ class Planned:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.folder.exists() and compare_rows.read_run(self.folder, self.plan) is not None
+        return self.folder.exists() and read_run(self.folder, self.plan) is not None
 
     @property
     def name(self) -> str:
@@ -91,13 +120,13 @@ def plan_runs(request: Request, pseudonyms: Pseudonyms) -> tuple[Common, list[Pl
     methods = _possible(variant) if request.methods is None else request.methods
     seeds = [plain.seed] if request.seeds is None else request.seeds
     known = settings.parse_settings(methods[0], plain.settings, plain.origin)  # of all methods, whichever is named
-    common = _join(request.out, compare_rows.common_part(replace(plain, method=methods[0]), known, pseudonyms))
+    common = _join(request.out, _common_part(replace(plain, method=methods[0]), known, pseudonyms))
     changed = settings.parse_settings(methods[0], variant.settings, variant.origin)
     planned = []
     for seed in dict.fromkeys(seeds):
         for method in dict.fromkeys(methods):
             asked = replace(variant, method=method, seed=seed)
-            folder = compare_rows.run_folder(request.out, method, request.label, seed)
+            folder = run_folder(request.out, method, request.label, seed)
             planned.append(Planned(asked, settings.make_plan(asked, changed, pseudonyms), folder, request.label))
     for run in planned:
         _check_run(run, changed)
@@ -106,7 +135,7 @@ def plan_runs(request: Request, pseudonyms: Pseudonyms) -> tuple[Common, list[Pl
             what = f"changes nothing that {run.plan.method} reads, or sets what is set already"
             raise ConfigError("--set", what, "change another key, or leave the method out of --methods")
     rows = {measures.row_name(run.plan.method, run.label) for run in planned}
-    rows |= {row.name for row in compare_rows.find_rows(request.out, common)}
+    rows |= {row.name for row in find_rows(request.out, common)}
     if request.against is not None and request.against not in rows:
         raise ConfigError("--against", f"no row {request.against!r}", f"use one of {', '.join(sorted(rows))}")
     return common, planned
@@ -143,6 +172,17 @@ def _check_words(request: Request) -> None:
         raise ConfigError("--label", "names a variant that changes nothing", "give the change with --set KEY=VALUE")
 
 
+def _common_part(asked: DomainSequence, known: Settings, pseudonyms: Pseudonyms) -> Common:
+    values = settings.make_plan(asked, known, pseudonyms).model_dump(mode="json", include={*_OF_A_PLAN})
+    shared = known.model_dump(mode="json", include={*Settings.model_fields})  # a plan has what its method reads
+    config = hashlib.sha256(asked.origin.file.read_bytes()).hexdigest()
+    return Common.model_validate({**values, "settings": shared, "configs": [config]})
+
+
+def _first_difference(a: Common | Plan, b: Common) -> str | None:
+    return next((key for key in _OF_A_PLAN if getattr(a, key) != getattr(b, key)), None)
+
+
 def _join(out: Path, common: Common) -> Common:
     """The comparison that is begun in a new ``out``, or goes on in one that holds the same."""
     file = out / "comparison.json"
@@ -159,7 +199,7 @@ def _join(out: Path, common: Common) -> Common:
         known = Common.model_validate(files.read_json(file))
     except ValueError:
         raise RunFolderError(file, "is damaged", "give a new --out folder, or restore the file") from None
-    difference = compare_rows.first_difference(known, common)
+    difference = _first_difference(known, common)
     for key in sorted({*known.settings, *common.settings}):
         if known.settings.get(key) != common.settings.get(key):
             difference = difference or f"settings.{key}"
@@ -185,3 +225,54 @@ def _check_run(run: Planned, changed: Settings) -> None:
         method = registry.build_method(run.plan.method, changed, run.sequence.task)
         method.check()
         raise_all(sequence.find_gaps(run.sequence, method.reads_target_labels))
+
+
+def run_folder(out: Path, method: str, label: str, seed: int) -> Path:
+    """The folder of one run, below the comparison's ``out``; no method's name holds a hyphen."""
+    return out / "runs" / (f"{method}-{label}" if label else method) / f"seed-{seed}"
+
+
+def find_rows(out: Path, common: Common) -> list[Row]:
+    """Every row with a finished run, oracles last, each part by name.
+
+    Raises:
+        RunFolderError: a run belongs to another comparison, or a file is damaged.
+    """
+    found: dict[tuple[str, str], dict[int, FinishedRun]] = defaultdict(dict)
+    for file in sorted(out.glob("runs/*/seed-*/plan.json")):
+        folder, made = file.parent, setup.read_plan(file.parent)
+        difference = _first_difference(made, common) or ("method" if made.method not in METHODS else None)
+        if difference is not None:
+            raise RunFolderError(folder, f"is a run of another comparison, {difference} differs", "move it elsewhere")
+        if run := read_run(folder, made):
+            label = folder.parent.name.removeprefix(made.method).removeprefix("-")
+            found[made.method, label][made.seed] = run
+    rows = [Row(method, label, dict(sorted(runs.items()))) for (method, label), runs in found.items()]
+    return sorted(rows, key=lambda row: (row.bound, row.name))
+
+
+def read_run(folder: Path, made: Plan) -> FinishedRun | None:
+    """A run that has been scored after its last stage, None for one that is under way.
+
+    Raises:
+        RunFolderError: a file is damaged.
+    """
+    scores = metrics.read_scores(folder / "scores.csv") if (folder / "scores.csv").exists() else []
+    last = len(made.domains) - 1
+    if max((score.stage for score in scores), default=-1) < last:
+        return None
+    sizes = [_size(format.stage_folder(folder, index, made.domains[index].name)) for index in (0, last)]
+    return FinishedRun(scores, _read_seconds(folder / "seconds.json"), *sizes)
+
+
+def _read_seconds(file: Path) -> float:
+    try:
+        return float(sum(files.read_json(file).values())) if file.exists() else math.nan
+    except (AttributeError, TypeError):
+        raise RunFolderError(file, "is damaged", "delete it, the time is then unknown") from None
+
+
+def _size(folder: Path) -> float:
+    """Bytes of a package's knowledge; its card and its record are left out."""
+    sizes = [(folder / name).stat().st_size for name in KNOWLEDGE if (folder / name).exists()]
+    return float(sum(sizes)) if folder.exists() else math.nan

@@ -12,6 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -110,7 +111,8 @@ class Journalled:
 
     def start(self, run: RunDescription) -> None:
         """See :class:`~garda.runs.tracking.Tracker`; what an earlier process could not send is sent now."""
-        self._deliveries |= _read_deliveries(self._out / STATE)
+        with suppress(OSError, ValidationError):  # of a damaged file nothing is known: sending again does no harm
+            self._deliveries |= _DELIVERIES.validate_json((self._out / STATE).read_bytes(), strict=True)
         delivered = self._last = self._deliveries[self._store.name].delivered
         try:
             for event in _read(self._out / JOURNAL):
@@ -162,7 +164,11 @@ class Journalled:
         event = Event(self._last + 1, time.time_ns() // 1_000_000, kind, values)
         self._remember(event)
         try:
-            _append(self._out / JOURNAL, json.dumps(asdict(event)))
+            self._out.mkdir(parents=True, exist_ok=True)
+            with (self._out / JOURNAL).open("ab+") as file:
+                file.seek(max(0, file.tell() - 1))
+                torn = file.read(1) not in (b"", b"\n")  # a killed process left its last line unfinished
+                file.write(f"{chr(10) if torn else ''}{json.dumps(asdict(event))}\n".encode())
         except OSError as error:
             self._tell_once(JOURNAL, error)
 
@@ -197,33 +203,13 @@ def _split(name: str, stages: Sequence[str]) -> tuple[str, str]:
     return stage, name[len(stage) + 1 :]
 
 
-def _append(path: Path, line: str) -> None:
-    """Add a line in one write; a line that a killed process left unfinished is closed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        file.seek(max(0, file.tell() - 1))
-        torn = file.read(1) not in (b"", b"\n")
-        file.write(f"{chr(10) if torn else ''}{line}\n".encode())
-
-
 def _read(path: Path) -> list[Event]:
     """The events of a journal; a line that is not whole, or says something else, is left out."""
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    return [event for event in map(_parse, lines) if event is not None]
-
-
-def _parse(line: str) -> Event | None:
-    try:
-        event = _EVENT.validate_json(line, strict=True)
-        _VALUES[event.kind].validate_python(event.values)
-    except ValidationError:
-        return None
-    return event
-
-
-def _read_deliveries(path: Path) -> dict[str, _Delivery]:
-    """What was noted about deliveries; nothing where the file is damaged, since sending again does no harm."""
-    try:
-        return _DELIVERIES.validate_json(path.read_bytes(), strict=True)
-    except (OSError, ValidationError):
-        return {}
+    events = []
+    for line in lines:
+        with suppress(ValidationError):
+            event = _EVENT.validate_json(line, strict=True)
+            _VALUES[event.kind].validate_python(event.values)
+            events.append(event)
+    return events

@@ -20,6 +20,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -63,20 +64,13 @@ class MLflow:
         database = (home or out).resolve() / DATABASE
         self._out, self._label = out, label
         self._uri = uri or f"sqlite:///{database}"
-        without_login = re.sub(r"//[^/@\s]+@", "//", uri or "")
-        self.name = without_login or os.path.relpath(database, out.resolve())
+        self.name = re.sub(r"//[^/@\s]+@", "//", uri) if uri else os.path.relpath(database, out.resolve())  # no login
 
     def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
-        """See :class:`~garda.runs.journal.Store`; raises what MLflow and the network raise."""
-        take = {
-            "start": self._start,
-            "losses": self._losses,
-            "stage_ended": self._stages_ended,
-            "artifact": self._artifacts,
-            "finish": self._finish,
-        }
-        for kind, group in itertools.groupby(events, key=lambda event: event.kind):
-            take[kind](list(group), ids)
+        """See :class:`~garda.runs.journal.Store`; each kind of event has its method. Raises whatever MLflow raises."""
+        for kind, group in itertools.groupby(events, attrgetter("kind")):
+            take = getattr(self, f"_{kind}")
+            take(list(group), ids)
 
     @cached_property
     def _artifact_root(self) -> str | None:
@@ -132,7 +126,7 @@ class MLflow:
             self._open(child)
             self._log(child, "metrics", metrics)
 
-    def _stages_ended(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+    def _stage_ended(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         from mlflow.entities import Metric
 
         for event in events:
@@ -141,7 +135,7 @@ class MLflow:
             self._log(ids[""], "metrics", metrics)
             self._end(self._child(event.values["stage"], event.time, ids), "FINISHED", event.time)
 
-    def _artifacts(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+    def _artifact(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         """Send each file once, as it is now; one that is gone has nothing to show."""
         for path in dict.fromkeys(Path(event.values["path"]) for event in events):
             if (self._out / path).is_file():
@@ -255,13 +249,11 @@ def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
     database = out.resolve() / DATABASE
     if not database.is_file():
         raise RunFolderError(out, f"holds no {DATABASE}", "give the --out folder of `garda run`")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            what = f"port {port} cannot be opened ({files.reason(error)})"
-            raise ConfigError("--port", what, "give another port") from None
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        what = f"port {port} cannot be opened ({files.reason(error)})"
+        raise ConfigError("--port", what, "give another port") from None
     tell(f"http://{HOST}:{port} shows {out} (Ctrl-C ends it)")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
