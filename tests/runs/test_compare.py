@@ -6,20 +6,20 @@ import csv
 import hashlib
 import os
 import re
-import sys
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from mlflow import MlflowClient
 from rich.console import Console as RichConsole
 
-from garda import cli
 from garda.core import pseudonyms
 from garda.core.console import Console
 from garda.core.errors import ConfigError, GardaError, Interrupted, Problems, RunFolderError, TrainingError
@@ -33,6 +33,7 @@ from garda.runs import compare, compare_plan
 from garda.runs.compare_plan import Request
 from garda.runs.stage import Run
 from tests.support import sites
+from tests.support.cli import garda
 from tests.support.sites import SITES
 
 KEY = Pseudonyms(b"a key for tests")
@@ -45,6 +46,13 @@ SPREAD = (-0.05, 0.05)  # two patients, around each mean
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def bare(pipeline: Path, tmp_path: Path) -> Path:
+    """A copy of the pipeline and its manifests, without scans, for tests that change it."""
+    shutil.copytree(pipeline.parent, tmp_path / "bare", ignore=shutil.ignore_patterns("*.nii.gz"))
+    return tmp_path / "bare" / pipeline.name
 
 
 @pytest.fixture
@@ -108,19 +116,19 @@ def fill(
 
 
 def test_the_table_of_finished_runs_needs_no_scan(request_):
-    fill(request_, "source_only", FLAT)
-    fill(request_, "cotta", LEARNS, seed=0)
-    fill(request_, "cotta", LEARNS, seed=1)
+    for method, dice, seed in (("source_only", FLAT, 0), ("cotta", LEARNS, 0), ("cotta", LEARNS, 1)):
+        fill(request_, method, dice, seed=seed)
     fill(request_, "supervised", BEST)
     told = tell(request_)
-    wanted = {
+    found = told.find("table.csv", row="cotta")
+    assert found.pop("mean").startswith("0.567 0.5")
+    assert found == {
         "row": "cotta",
         "kind": "",
         "seeds": "2",
         "bssfp_1p5t n=2": "0.700 0.650–0.750",
         "tse_1p5t n=2": "0.600 0.550–0.650",
         "lge_3t n=2": "0.400 0.350–0.450",
-        "mean": told.find("table.csv", row="cotta")["mean"],
         "HD95 (mm)": "5.7 5.7–5.7",
         "forgetting": "0.100",
         "backward": "-0.100",
@@ -131,8 +139,6 @@ def test_the_table_of_finished_runs_needs_no_scan(request_):
         "kept a domain": "300 bytes",
         "kept in all": "1.6 kB",
     }
-    assert told.find("table.csv", row="cotta") == wanted
-    assert wanted["mean"].startswith("0.567 0.5")
     assert [(row["row"], row["kind"], row["gap closed"]) for row in told.cells("table.csv")] == [
         ("cotta", "", "67%"),
         ("source_only", "", "0%"),
@@ -141,6 +147,11 @@ def test_the_table_of_finished_runs_needs_no_scan(request_):
     assert "source_only seed 0: finished before" in told.text
     for words in ("0.650–0.750", "plasticity", "300 bytes", "Dice less that of another row"):
         assert words in told.text
+    assert "chosen without labels" not in told.text and not (request_.out / "choice.csv").exists()
+    against = {row["row"]: row["against"] for row in told.cells("differences.csv")}
+    assert against == {"cotta": "source_only", "source_only": "cotta", "supervised": "cotta"}
+    pair = told.find("differences.csv", row="cotta", domain="", **{"class": ""})
+    assert [float(pair[name]) for name in ("difference", "low", "high")] == pytest.approx([0.2 / 3] * 3)
 
 
 def test_every_number_is_a_line_with_its_interval(request_):
@@ -170,44 +181,24 @@ def test_a_run_under_way_is_no_row(request_):
 def test_what_is_gone_or_was_never_noted_is_unknown(request_):
     folder = fill(request_, "source_only", FLAT)
     (folder / "seconds.json").unlink()
-    (folder / "stages" / f"2-{SITES[2]}" / "package" / "segmenter.safetensors").unlink()
-    (folder / "stages" / f"2-{SITES[2]}" / "package").rmdir()
+    shutil.rmtree(folder / "stages" / f"2-{SITES[2]}" / "package")
     row = tell(request_).find("table.csv", row="source_only")
     assert [row[name] for name in ("training", "kept a domain", "kept in all")] == ["–", "–", "–"]
 
 
-def test_pixels_and_millimetres_are_not_averaged(request_):
-    folder = fill(request_, "source_only", FLAT)
-    text = (folder / "scores.csv").read_text()
-    (folder / "scores.csv").write_text(
-        "".join(line.replace(",mm", ",px") if SITES[0] in line else line for line in text.splitlines(keepends=True))
-    )
+def test_pixels_and_millimetres_are_not_averaged_and_lone_patients_have_no_interval(request_):
+    scores = fill(request_, "source_only", FLAT, spread=[0.0]) / "scores.csv"
+    lines = scores.read_text().splitlines(keepends=True)
+    scores.write_text("".join(line.replace(",mm", ",px") if SITES[0] in line else line for line in lines))
     told = tell(request_)
-    assert told.find("table.csv", row="source_only")["HD95 (mm/px)"] == "–"
+    row = told.find("table.csv", row="source_only")
+    assert (row["bssfp_1p5t n=1"], row["mean"], row["HD95 (mm/px)"]) == ("0.900", "0.500", "–")
     assert told.find("comparison.csv", quantity="hd95", domain=SITES[0], **{"class": ""})["unit"] == "px"
 
 
-def test_lone_patients_have_no_interval(request_):
-    fill(request_, "source_only", FLAT, spread=[0.0])
-    row = tell(request_).find("table.csv", row="source_only")
-    assert (row["bssfp_1p5t n=1"], row["mean"]) == ("0.900", "0.500")
-
-
-def test_rows_are_compared_with_the_best_other_one_under_the_contract(request_):
-    for method, dice in (("source_only", FLAT), ("cotta", LEARNS), ("supervised", BEST)):
-        fill(request_, method, dice)
-    told = tell(request_)
-    against = {row["row"]: row["against"] for row in told.cells("differences.csv")}
-    assert against == {"cotta": "source_only", "source_only": "cotta", "supervised": "cotta"}
-    found = told.find("differences.csv", row="cotta", domain="", **{"class": ""})
-    assert [float(found[name]) for name in ("difference", "low", "high")] == pytest.approx([0.2 / 3] * 3)
-
-
 def test_only_seeds_that_both_have_are_compared(request_):
-    fill(request_, "source_only", FLAT, seed=0)
-    fill(request_, "cotta", LEARNS, seed=0)
-    fill(request_, "cotta", BEST, seed=1)
-    fill(request_, "tent", BEST, seed=1)
+    for method, dice, seed in (("source_only", FLAT, 0), ("cotta", LEARNS, 0), ("cotta", BEST, 1), ("tent", BEST, 1)):
+        fill(request_, method, dice, seed=seed)
     told = tell(replace(request_, against="source_only"))
     rows = told.cells("differences.csv")
     assert {(row["row"], row["seeds"]) for row in rows} == {("cotta", "1"), ("tent", "0")}
@@ -218,19 +209,16 @@ def test_only_seeds_that_both_have_are_compared(request_):
 
 
 def test_the_best_other_row_is_one_with_a_seed_in_common(request_):
-    fill(request_, "source_only", FLAT, seed=0)
-    fill(request_, "cotta", LEARNS, seed=0)
-    fill(request_, "tent", BEST, seed=1)
+    for method, dice, seed in (("source_only", FLAT, 0), ("cotta", LEARNS, 0), ("tent", BEST, 1)):
+        fill(request_, method, dice, seed=seed)
     against = {row["row"]: row["against"] for row in tell(request_).cells("differences.csv")}
     assert against == {"cotta": "source_only", "source_only": "cotta"}
 
 
-def test_the_note_stands_with_every_table(request_, tmp_path):
-    (tmp_path / "noted").mkdir()
-    noted = sites.write_tiny(tmp_path / "noted")
-    with (noted.parent / "data" / "manifests" / "task.yaml").open("a") as file:
+def test_the_note_stands_with_every_table(request_, bare):
+    with (bare.parent / "data" / "manifests" / "task.yaml").open("a") as file:
         file.write("same_patient_in_splits: one [bold]volunteer[/bold] a site\n")
-    request = replace(request_, pipeline=noted)
+    request = replace(request_, pipeline=bare)
     fill(request, "source_only", FLAT)
     fill(request, "tent", LEARNS)
     told = tell(request)
@@ -271,12 +259,6 @@ def test_a_damaged_table_of_candidates_is_one_line(request_, line, what):
         tell(replace(request_, methods=["garda"]))
 
 
-def test_without_judged_choices_there_is_no_table_of_them(request_):
-    fill(request_, "source_only", FLAT)
-    assert "chosen without labels" not in tell(request_).text
-    assert not (request_.out / "choice.csv").exists()
-
-
 def test_judging_reaches_the_runs(request_, monkeypatch):
     judged = []
     monkeypatch.setattr(compare.run, "run_sequence", lambda run: judged.append(run.judging))
@@ -285,10 +267,10 @@ def test_judging_reaches_the_runs(request_, monkeypatch):
     assert judged == [True, False]
 
 
-def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, tmp_path):
-    fill(request_, "source_only", FLAT)
-    fill(request_, "supervised", BEST)
-    fill(request_, "tent", LEARNS)
+def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, tmp_path, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 50)
+    for method, dice in (("source_only", FLAT), ("supervised", BEST), ("tent", LEARNS)):
+        fill(request_, method, dice)
     common, (run,) = compare_plan.plan_runs(request_, KEY)
     comparison = compare.gather(request_, common, run.sequence.task)
     sizes = []
@@ -297,7 +279,7 @@ def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, 
             draw(tmp_path / "picture.png", replace(comparison, rows=comparison.rows[:rows], note="a note"))
             height, width, _ = imread(tmp_path / "picture.png").shape
             sizes.append(height * width)
-    assert sizes[0] < sizes[2] and sizes[1] == sizes[3] > 100_000
+    assert sizes[0] < sizes[2] and sizes[1] == sizes[3] > 10_000
 
 
 def test_a_variant_is_a_row_of_its_own(request_):
@@ -318,28 +300,23 @@ def refused(request: Request) -> str:
     return str(caught.value)
 
 
-def test_words_that_say_nothing_are_refused(request_):
-    methods = ", ".join(sorted(METHODS))
-    assert refused(replace(request_, methods=["source_only", "sorcery"])) == (
-        f"--methods: unknown method 'sorcery'; use one of {methods}"
-    )
-    assert refused(replace(request_, label="a b", changes={"tent": {"steps": 2}})) == (
-        "--label: expected letters, digits and _.-, got 'a b'; rename the variant"
-    )
-    assert refused(replace(request_, changes={"tent": {"steps": 2}})) == (
-        "--set: makes a variant that has no name; give one with --label"
-    )
-    assert refused(replace(request_, label="fast")) == (
-        "--label: names a variant that changes nothing; give the change with --set KEY=VALUE"
-    )
-    assert refused(replace(request_, against="tent")) == ("--against: no row 'tent'; use one of source_only")
-    nothing = replace(request_, label="fast", changes={"tent": {"steps": 2}})
-    assert refused(nothing) == (
-        "--set: changes nothing that source_only reads, or sets what is set already; "
-        "change another key, or leave the method out of --methods"
-    )
-    wrong = replace(request_, label="fast", changes={"tent": {"stepz": 2}})
-    assert refused(wrong) == "--set: unknown key 'tent.stepz'; did you mean 'steps'?"
+FAST = {"tent": {"steps": 2}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"methods": ["source_only", "sorcery"]}, "--methods: unknown method 'sorcery'; use one of adabn, advent, "),
+        ({"label": "a b", "changes": FAST}, "--label: expected letters, digits and _.-, got 'a b'; rename"),
+        ({"changes": FAST}, "--set: makes a variant that has no name; give one with --label"),
+        ({"label": "fast"}, "--label: names a variant that changes nothing; give the change with --set KEY=VALUE"),
+        ({"against": "tent"}, "--against: no row 'tent'; use one of source_only"),
+        ({"label": "fast", "changes": FAST}, "--set: changes nothing that source_only reads, or sets what is set"),
+        ({"label": "fast", "changes": {"tent": {"stepz": 2}}}, "--set: unknown key 'tent.stepz'; did you mean 'steps'"),
+    ],
+)
+def test_words_that_say_nothing_are_refused(request_, asked, error):
+    assert refused(replace(request_, **asked)).startswith(error)
 
 
 @pytest.mark.parametrize("text", ["", "a", "0,", "0,,1", "-1", "1.5", str(2**31), "0;1"])
@@ -366,29 +343,41 @@ def test_all_methods_and_the_pipelines_seed_unless_told_otherwise(request_):
 def test_another_folder_is_refused(request_):
     request_.out.mkdir()
     (request_.out / "letter.txt").touch()
-    assert (
-        refused(request_) == f"{request_.out}: holds something that is not a comparison of garda; "
-        "give a new --out folder"
-    )
-    assert refused(replace(request_, out=request_.out / "letter.txt")).startswith(f"{request_.out}/letter.txt: holds")
+    for out in (request_.out, request_.out / "letter.txt"):
+        assert refused(replace(request_, out=out)).startswith(f"{out}: holds something that is not a comparison")
 
 
-def test_another_comparison_is_refused(request_, tmp_path):
-    folder = fill(request_, "source_only", FLAT)
-    other = tmp_path / "other.yaml"
-    other.write_text((request_.pipeline.parent / "tiny.yaml").read_text().replace("steps: 5", "steps: 6"))
-    file = request_.out / "comparison.json"
-    assert refused(replace(request_, config=other)) == (
-        f"{file}: the folder holds another comparison, settings.source differs; "
+def change_config(request: Request, folder: Path, old: str, new: str) -> Path:
+    """A copy of the pipeline's configuration with a change."""
+    text = (request.pipeline.parent / "tiny.yaml").read_text()
+    (folder / "other.yaml").write_text(text.replace(old, new))
+    return folder / "other.yaml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [("steps: 5", "steps: 6", "settings.source"), ("prior_width: 8", "prior_width: 16", "settings.generator")],
+)
+def test_other_shared_settings_are_another_comparison(request_, tmp_path, old, new, key):
+    fill(request_, "source_only", FLAT)
+    assert refused(replace(request_, config=change_config(request_, tmp_path, old, new))) == (
+        f"{request_.out / 'comparison.json'}: the folder holds another comparison, {key} differs; "
         "undo the change, or give a new --out folder"
     )
-    write_json(folder / "plan.json", read_json(folder / "plan.json") | {"name": "foreign"})
+
+
+def test_foreign_runs_and_damaged_files_are_refused(request_):
+    folder, file = fill(request_, "source_only", FLAT), request_.out / "comparison.json"
+    plan = read_json(folder / "plan.json")
     foreign = replace(request_, methods=["tent"])
-    assert refused(foreign) == f"{folder}: is a run of another comparison, name differs; move it elsewhere"
-    write_json(folder / "plan.json", read_json(folder / "plan.json") | {"name": "tiny", "method": "gone"})
-    assert refused(foreign) == f"{folder}: is a run of another comparison, method differs; move it elsewhere"
+    for key in ("name", "method"):
+        write_json(folder / "plan.json", plan | {key: "gone"})
+        assert refused(foreign) == f"{folder}: is a run of another comparison, {key} differs; move it elsewhere"
+    write_json(folder / "plan.json", plan)
+    write_json(folder / "seconds.json", ["soon"])
+    assert refused(foreign) == f"{folder}/seconds.json: is damaged; delete it, the time is then unknown"
     write_json(file, {"name": "tiny"})
-    assert refused(request_) == f"{file}: is damaged; give a new --out folder, or restore the file"
+    assert refused(request_).startswith(f"{file}: is damaged; ")
 
 
 @pytest.mark.parametrize("methods", [["source_only", "garda"], ["garda", "source_only"]])
@@ -399,19 +388,9 @@ def test_the_order_of_methods_is_no_matter(request_, methods):
     assert len(tell(replace(request_, methods=list(reversed(methods)))).cells("table.csv")) == 2
 
 
-def test_another_generator_is_another_comparison(request_, tmp_path):
-    fill(request_, "source_only", FLAT)
-    other = tmp_path / "other.yaml"
-    text = (request_.pipeline.parent / "tiny.yaml").read_text()
-    other.write_text(text.replace("prior_width: 8", "prior_width: 16"))
-    assert "settings.generator differs" in refused(replace(request_, config=other))
-
-
 def test_configurations_may_differ_in_what_one_method_reads(request_, tmp_path):
     fill(request_, "source_only", FLAT)
-    other = tmp_path / "other.yaml"
-    text = (request_.pipeline.parent / "tiny.yaml").read_text()
-    other.write_text(text.replace("joint: {steps: 4", "joint: {steps: 5"))
+    other = change_config(request_, tmp_path, "joint: {steps: 4", "joint: {steps: 5")
     fill(request_, "joint", BEST, config=other)
     files = (request_.pipeline.parent / "tiny.yaml", other)
     digests = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
@@ -433,9 +412,7 @@ def test_all_seeds_of_a_row_have_one_plan(request_):
     )
 
 
-def test_a_bound_without_labels_is_refused_before_anything_is_learnt(request_, tmp_path):
-    (tmp_path / "bare").mkdir()
-    bare = sites.write_tiny(tmp_path / "bare")
+def test_an_oracle_without_labels_is_refused_before_anything_is_learnt(request_, bare):
     manifest = bare.parent / "data" / "manifests" / f"{SITES[1]}.csv"
     with manifest.open(newline="") as file:
         first, *rows = csv.reader(file)
@@ -446,14 +423,6 @@ def test_a_bound_without_labels_is_refused_before_anything_is_learnt(request_, t
     assert "supervised needs a label for every training case" in refused(request)
     _, planned = compare_plan.plan_runs(replace(request, methods=None), KEY)
     assert {run.plan.method for run in planned} == {*METHODS} - {"supervised"}
-
-
-def test_damaged_times_are_one_line(request_):
-    folder = fill(request_, "source_only", FLAT)
-    write_json(folder / "seconds.json", ["soon"])
-    with pytest.raises(RunFolderError) as caught:
-        tell(request_)
-    assert str(caught.value) == f"{folder}/seconds.json: is damaged; delete it, the time is then unknown"
 
 
 def test_a_failed_run_costs_no_other_its_row(request_, monkeypatch):
@@ -488,30 +457,22 @@ def test_everything_else_stops_at_once(request_, monkeypatch, error):
     assert calls == ["source_only"]
 
 
-def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeypatch):
+def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys):
     out = tmp_path / "out"
-    words = ["garda", "compare", str(pipeline), "--data", str(pipeline.parent / "data"), "--out", str(out)]
-
-    def garda(*more: str) -> str:
-        monkeypatch.setattr(sys, "argv", [*words, *more])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        assert caught.value.code in (0, None)
-        return capsys.readouterr().out
-
-    printed = garda("--methods", "source_only")
+    words = ("compare", pipeline, "--data", pipeline.parent / "data", "--out", out)
+    assert garda(*words, "--methods", "source_only") == 0
+    printed = capsys.readouterr().out
     assert "0-bssfp_1p5t-segmenter:" in printed
     assert printed.splitlines()[-1] == f"every number, and pictures: {out}"
     assert {"comparison.csv", "differences.csv", "table.csv", "matrices.png", "curves.png"} <= set(os.listdir(out))
-    variant = garda("--methods", "adabn", "--label", "more", "--set", "adabn.batches=4")
-    assert "0-bssfp_1p5t-segmenter:" not in variant and "adabn (more) seed 0:" in variant
+    assert garda(*words, "--methods", "adabn", "--label", "more", "--set", "adabn.batches=4") == 0
+    printed = capsys.readouterr().out
+    assert "0-bssfp_1p5t-segmenter:" not in printed and "adabn (more) seed 0:" in printed
     again = Request(pipeline, tmp_path / "no scans", out, methods=["source_only"])
     assert compare_plan.plan_runs(again, Pseudonyms(pseudonyms.load_key()))[1][0].finished
     client = MlflowClient(f"sqlite:///{out}/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name == "tiny"]
     runs = client.search_runs([experiment.experiment_id], "tags.`garda.stage` = ''")
-    assert {run.info.run_name: run.data.tags.get("garda.label") for run in runs} == {
-        "source_only seed 0": None,
-        "adabn (more) seed 0": "more",
-    }
+    labels = {run.info.run_name: run.data.tags.get("garda.label") for run in runs}
+    assert labels == {"source_only seed 0": None, "adabn (more) seed 0": "more"}
     assert not list(out.glob("runs/**/mlflow.db"))
