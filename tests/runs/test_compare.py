@@ -457,7 +457,8 @@ def test_everything_else_stops_at_once(request_, monkeypatch, error):
     assert calls == ["source_only"]
 
 
-def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys):
+def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 50)
     out = tmp_path / "out"
     words = ("compare", pipeline, "--data", pipeline.parent / "data", "--out", out)
     assert garda(*words, "--methods", "source_only") == 0
