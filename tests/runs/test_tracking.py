@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,13 @@ class Recorder:
         if self.fails:
             raise ConnectionError("no route to http://me:secret@tracker:5000\nat all")
 
-    def steps(self) -> list[int]:
-        return [step for _, step, name, _ in self.points() if name == "dice"]
-
     def points(self) -> list[tuple[str, int, str, float]]:
         """Every loss that was taken: part, step, name, value."""
-        return [
-            (event.values["part"], event.values["step"], name, value)
-            for event in self.taken.values()
-            if event.kind == "losses"
-            for name, value in event.values["values"].items()
-        ]
+        losses = [event.values for event in self.taken.values() if event.kind == "losses"]
+        return [(each["part"], each["step"], *loss) for each in losses for loss in each["values"].items()]
+
+    def steps(self) -> list[int]:
+        return [step for _, step, name, _ in self.points() if name == "dice"]
 
 
 def begin(out: Path, store: Recorder, tell: Callable[[str], None] = pytest.fail) -> Journalled:
@@ -110,6 +107,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         whole_run(mlflow.open_tracker(folder, pytest.fail), folder)
         assert not list(Path.cwd().iterdir())
     return folder
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def ui(finished: Path) -> Iterator[str]:
+    """The address of the UI over the finished run: begun early, since it answers after seconds, and asked last."""
+    port = free_port()
+    code = f"from garda.runs import mlflow; mlflow.open_ui(mlflow.Path({str(finished)!r}), {port}, print)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
+        yield f"http://127.0.0.1:{port}"
+        os.killpg(server.pid, signal.SIGTERM)
+        assert server.stdout is not None
+        assert f"http://127.0.0.1:{port} shows {finished} (Ctrl-C ends it)" in server.stdout.read()
 
 
 @pytest.fixture
@@ -211,6 +227,7 @@ def test_a_torn_line_is_left_out(out: Path):
         '{"number": 9, "time": 1, "kind": "stage_ended", "values": {"stage": "a", "seen": 1, "metrics": {"a": "b"}}}',
         '{"number": 9, "time": 1, "kind": "artifact", "values": {"path": null}}',
         '{"number": 9, "time": 1, "kind": "start", "values": {"key": []}}',
+        json.dumps({"number": 9, "time": 1, "kind": "start", "values": asdict(RUN) | {"key": 1}}),
     ],
 )
 def test_a_line_of_another_shape_is_left_out(out: Path, line: str):
@@ -232,13 +249,13 @@ def test_a_loss_that_is_not_finite_is_read_again(out: Path):
 @pytest.mark.parametrize(
     "state",
     [
-        '{"recorder": []}',
-        '{"recorder": {"delivered": "2", "ids": {}}}',
-        '{"recorder": {"delivered": -1, "ids": {}}}',
-        '{"recorder": {"delivered": 2, "ids": ["a"]}}',
-        '{"recorder": {"delivered": 2, "ids": {"": 1}}}',
         "[]",
         "7",
+        '{"recorder": []}',
+        *(
+            f'{{"recorder": {{"delivered": {shape}}}}}'
+            for shape in ('"2"', "-1", '2, "ids": ["a"]', '2, "ids": {"": 1}')
+        ),
     ],
 )
 def test_deliveries_of_another_shape_are_made_again(out: Path, state: str):
@@ -342,14 +359,15 @@ def test_artifacts_go_beside_the_store(tmp_path: Path, uri: str | None, root: st
     assert "secret" not in store.name
 
 
-def client_of(out: Path) -> Any:
+def client_of(out: Path | str) -> Any:
+    """Of a run folder, or of a server."""
     from mlflow import MlflowClient
 
-    uri = f"sqlite:///{out / 'mlflow.db'}"
+    uri = out if isinstance(out, str) else f"sqlite:///{out / 'mlflow.db'}"
     return MlflowClient(uri, registry_uri=uri)
 
 
-def runs_of(out: Path, name: str) -> dict[str, Any]:
+def runs_of(out: Path | str, name: str) -> dict[str, Any]:
     client = client_of(out)
     experiment = client.get_experiment_by_name(name)
     return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
@@ -359,7 +377,7 @@ def history(out: Path, run: Any, metric: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in client_of(out).get_metric_history(run.info.run_id, metric))
 
 
-def test_mlflow_shows_a_parent_with_its_stages(finished: Path):
+def test_mlflow_shows_a_parent_with_its_stages(finished: Path, ui: str):
     runs = runs_of(finished, "phantom")
     parent = runs["garda_paper seed 3"]
     assert runs.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
@@ -368,22 +386,14 @@ def test_mlflow_shows_a_parent_with_its_stages(finished: Path):
     assert history(finished, parent, "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
     assert history(finished, parent, "forgetting") == [(2, 0.1)]
     assert history(finished, runs["0-SiteA"], "loss/segmenter/cross_entropy") == [(s, float(s)) for s in range(6)]
-    assert json.loads((finished / "tracking.json").read_text())["mlflow.db"]["ids"] == {
-        "": parent.info.run_id,
-        "0-SiteA": runs["0-SiteA"].info.run_id,
-        "1-SiteB": runs["1-SiteB"].info.run_id,
-    }
+    ids = {"": parent.info.run_id} | {name: runs[name].info.run_id for name in ("0-SiteA", "1-SiteB")}
+    assert json.loads((finished / "tracking.json").read_text())["mlflow.db"]["ids"] == ids
 
 
 def test_mlflow_has_settings_manifests_and_artifacts(finished: Path):
     parent = runs_of(finished, "phantom")["garda_paper seed 3"]
-    assert parent.data.params == {
-        "method": "garda_paper",
-        "seed": "3",
-        "source.steps": "20",
-        "source.rate": "0.1",
-        "features.weights": "vgg19.pt",
-    }
+    settings = {"source.steps": "20", "source.rate": "0.1", "features.weights": "vgg19.pt"}
+    assert parent.data.params == {"method": "garda_paper", "seed": "3"} | settings
     assert parent.data.tags["garda.manifest.SiteB"] == SHA[::-1]
     inputs = parent.inputs.dataset_inputs
     assert {(i.dataset.name, i.dataset.digest, i.tags[0].value, i.dataset.profile) for i in inputs} == {
@@ -475,47 +485,15 @@ def test_a_server_that_does_not_answer_is_told_at_once(out: Path, monkeypatch: p
     assert "secret" not in told[0] + (out / "tracking.jsonl").read_text()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def ask(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    url, kind = f"http://127.0.0.1:{port}/api/2.0/mlflow/{path}", {"Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode(), kind), timeout=5) as answer:
-        return json.loads(answer.read())
-
-
-def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return condition()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-def test_the_ui_shows_parent_stages_and_scores(finished: Path, out: Path):
-    port = free_port()
-    code = f"from garda.runs import mlflow; mlflow.open_ui(mlflow.Path({str(finished)!r}), {port}, print)"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as server:
-        try:
-            found = wait_for(lambda: ask(port, "experiments/search", {"max_results": 10}), 60)["experiments"]
-            [experiment] = [e["experiment_id"] for e in found if e["name"] == "phantom"]
-            runs = ask(port, "runs/search", {"experiment_ids": [experiment]})["runs"]
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-        assert server.stdout is not None
-        assert f"http://127.0.0.1:{port} shows {finished} (Ctrl-C ends it)" in server.stdout.read()
-    names = {run["info"]["run_name"]: run for run in runs}
-    assert names.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
-    metrics = {m["key"]: (m["step"], m["value"]) for m in names["garda_paper seed 3"]["data"]["metrics"]}
-    assert metrics == {"dice/SiteA/cord": (2, 0.8), "dice/SiteB/cord": (2, 0.7), "forgetting": (2, 0.1)}
+def test_the_ui_shows_parent_stages_and_scores(ui: str):
+    for _ in range(600):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{ui}/health", timeout=60):
+            break
+        time.sleep(0.1)
+    runs = runs_of(ui, "phantom")
+    assert runs.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
+    metrics = runs["garda_paper seed 3"].data.metrics
+    assert metrics == {"dice/SiteA/cord": 0.8, "dice/SiteB/cord": 0.7, "forgetting": 0.1}
 
 
 def test_the_ui_is_for_this_machine_alone_and_sends_nothing_out(out: Path, monkeypatch: pytest.MonkeyPatch):
@@ -534,7 +512,5 @@ def test_a_folder_without_a_store_and_a_port_in_use_are_told(out: Path):
     (out / "mlflow.db").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(
-            ConfigError, match=rf"^--port: port {port} cannot be opened \(address already in use\); give"
-        ):
+        with pytest.raises(ConfigError, match=rf"^--port: port {port} cannot be opened \(address already in use\)"):
             mlflow.open_ui(out, port, pytest.fail)
