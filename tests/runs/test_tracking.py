@@ -168,32 +168,31 @@ def test_a_store_that_is_down_is_told_once_and_caught_up(out: Path, fails: str):
     ]
 
 
-def test_what_a_run_could_not_send_is_sent_by_the_next(out: Path):
-    store = Recorder()
-    store.fails = "before"
-    whole_run(Journalled(out, store, lambda line: None), out)
-    assert not store.taken
-    store.fails = None
-    begin(out, store)
-    assert sorted(store.taken) == list(range(1, 15))
+def test_a_store_gets_what_it_missed_of_earlier_processes(out: Path):
+    down, other = Recorder(), Recorder()
+    down.fails, other.name = "before", "other"
+    whole_run(Journalled(out, down, lambda line: None), out)
+    assert not down.taken
+    down.fails = None
+    begin(out, down)
+    assert sorted(down.taken) == list(range(1, 15))
+    begin(out, other)
+    assert sorted(other.taken) == list(range(1, 16))
+    assert json.loads((out / "tracking.json").read_text()).keys() == {"recorder", "other"}
 
 
 def test_a_killed_run_that_repeats_steps_doubles_nothing(out: Path):
     store = Recorder()
-    learn(begin(out, store), 0, 5)  # killed: no finish, and steps 3 and 4 are learnt again from the checkpoint
+    first = begin(out, store)
+    learn(first, 0, 5)
+    first.stage_ended("0-SiteA", 0, {"a": 1.0})  # killed: no finish, and steps 3 and 4 come again from the checkpoint
     second = begin(out, store)
     learn(second, 3, 8)
-    second.stage_ended("0-SiteA", 0, {"dice/SiteA/cord": 0.9})
+    second.stage_ended("0-SiteA", 0, {"a": 1.0, "b": 2.0})
     assert store.steps() == list(range(8))
-    assert len({event.values["key"] for event in store.taken.values() if event.kind == "start"}) == 1
-
-
-def test_scores_that_are_told_again_are_not_sent_again(out: Path):
-    store = Recorder()
-    for metrics in ({"a": 1.0}, {"a": 1.0, "b": 2.0}):
-        begin(out, store).stage_ended("0-SiteA", 0, metrics)
-    ended = [event.values["metrics"] for event in store.taken.values() if event.kind == "stage_ended"]
-    assert ended == [{"a": 1.0}, {"b": 2.0}]
+    values = {kind: [e.values for e in store.taken.values() if e.kind == kind] for kind in ("start", "stage_ended")}
+    assert [each["metrics"] for each in values["stage_ended"]] == [{"a": 1.0}, {"b": 2.0}]
+    assert len({each["key"] for each in values["start"]}) == 1
 
 
 def test_a_torn_line_is_left_out(out: Path):
@@ -266,15 +265,6 @@ def test_deliveries_of_another_shape_are_made_again(out: Path, state: str):
     assert json.loads((out / "tracking.json").read_text()) == {"recorder": {"delivered": 13, "ids": {}}}
 
 
-def test_a_new_store_gets_the_whole_story(out: Path):
-    whole_run(Journalled(out, Recorder(), pytest.fail), out)
-    other = Recorder()
-    other.name = "other"
-    begin(out, other)
-    assert sorted(other.taken) == list(range(1, 15))
-    assert json.loads((out / "tracking.json").read_text()).keys() == {"recorder", "other"}
-
-
 def test_curves_can_be_watched_while_a_stage_goes_on(out: Path, monkeypatch: pytest.MonkeyPatch):
     store = Recorder()
     tracker = begin(out, store)
@@ -314,11 +304,9 @@ def test_the_tracker_in_memory_remembers(out: Path):
     kept = InMemory()
     whole_run(kept, out)
     learn(kept, 4, 7)
-    assert kept.runs == [RUN]
     assert list(kept.curves["0-SiteA-segmenter", "cross_entropy"].values()) == [0, 1, 2, 3, 4, 5, 6]
+    assert (kept.runs, kept.artifacts, kept.status) == ([RUN], [out / "scores.csv"], "finished")
     assert kept.metrics[1, "forgetting"] == 0.1
-    assert kept.artifacts == [out / "scores.csv"]
-    assert kept.status == "finished"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +361,7 @@ def runs_of(out: Path | str, name: str) -> dict[str, Any]:
     return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
 
 
-def history(out: Path, run: Any, metric: str) -> list[tuple[int, float]]:
+def history(out: Path | str, run: Any, metric: str) -> list[tuple[int, float]]:
     return sorted((point.step, point.value) for point in client_of(out).get_metric_history(run.info.run_id, metric))
 
 
@@ -442,24 +430,20 @@ def test_runs_of_one_sequence_stand_side_by_side(used: Path):
     assert runs["source_only seed 3"].info.status == "FAILED"
 
 
-def test_events_sent_twice_and_lost_ids_change_nothing(used: Path):
-    run = replace(RUN, name="other")
-    whole_run(mlflow.open_tracker(used, pytest.fail), used, run)
-    (used / "tracking.json").unlink()  # as if killed after sending and before taking note
-    mlflow.open_tracker(used, pytest.fail).start(run)
+def test_events_sent_twice_and_lost_ids_change_nothing_in_a_store_elsewhere(
+    used: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, run = used.parent / "another run", replace(RUN, name="other")
+    out.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{used}/mlflow.db")
+    whole_run(mlflow.open_tracker(out, pytest.fail), out, run)
+    assert list((used / "mlartifacts").rglob("scores.csv"))
+    (out / "tracking.json").unlink()  # as if killed after sending and before taking note
+    mlflow.open_tracker(out, pytest.fail).start(run)
     runs = runs_of(used, "other")
     assert len(client_of(used).search_runs([runs["0-SiteA"].info.experiment_id])) == 3
     assert history(used, runs["garda_paper seed 3"], "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
     assert len(history(used, runs["0-SiteA"], "loss/segmenter/dice")) == 6
-
-
-def test_another_tracking_store_is_honoured(used: Path, monkeypatch: pytest.MonkeyPatch):
-    out = used.parent / "another run"
-    out.mkdir()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{used}/mlflow.db")
-    whole_run(mlflow.open_tracker(out, pytest.fail), out, replace(RUN, name="other"))
-    assert runs_of(used, "other").keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
-    assert list((used / "mlartifacts").rglob("scores.csv"))
     assert {path.name for path in out.iterdir()} == {"scores.csv", "tracking.json", "tracking.jsonl"}
 
 
@@ -492,8 +476,9 @@ def test_the_ui_shows_parent_stages_and_scores(ui: str):
         time.sleep(0.1)
     runs = runs_of(ui, "phantom")
     assert runs.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
-    metrics = runs["garda_paper seed 3"].data.metrics
-    assert metrics == {"dice/SiteA/cord": 0.8, "dice/SiteB/cord": 0.7, "forgetting": 0.1}
+    parent = runs["garda_paper seed 3"]
+    assert parent.data.metrics == {"dice/SiteA/cord": 0.8, "dice/SiteB/cord": 0.7, "forgetting": 0.1}
+    assert history(ui, parent, "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
 
 
 def test_the_ui_is_for_this_machine_alone_and_sends_nothing_out(out: Path, monkeypatch: pytest.MonkeyPatch):
