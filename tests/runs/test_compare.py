@@ -8,10 +8,10 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import matplotlib
 import numpy as np
@@ -59,31 +59,26 @@ def bare(pipeline: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def request_(pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
     """Of a folder without scans, so that whatever would be learnt or scored fails; nothing is drawn."""
-    nothing = SimpleNamespace(draw_matrices=lambda *given: None, draw_curves=lambda *given: None)
-    monkeypatch.setattr(compare, "figures", nothing)
+    monkeypatch.setattr(compare, "figures", Mock(figures))
     return Request(pipeline, tmp_path / "no scans", tmp_path / "out", methods=["source_only"])
 
 
-@dataclass
-class Told:
-    """What a comparison has printed, and the files that it has written."""
-
-    request: Request
-    text: str
-
-    def cells(self, name: str) -> list[dict[str, str]]:
-        with (self.request.out / name).open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def find(self, name: str, **wanted: str) -> dict[str, str]:
-        (found,) = [row for row in self.cells(name) if wanted.items() <= row.items()]
-        return found
-
-
-def tell(request: Request) -> Told:
+def tell(request: Request) -> str:
+    """What a comparison prints."""
     printed = StringIO()
     compare.compare(request, Console(RichConsole(file=printed, width=200)), Stopping(), KEY)
-    return Told(request, printed.getvalue())
+    return printed.getvalue()
+
+
+def rows(request: Request, name: str, **wanted: str) -> list[dict[str, str]]:
+    """Lines of a file that a comparison has written."""
+    with (request.out / name).open(newline="") as file:
+        return [row for row in csv.DictReader(file) if wanted.items() <= row.items()]
+
+
+def find(request: Request, name: str, **wanted: str) -> dict[str, str]:
+    (found,) = rows(request, name, **wanted)
+    return found
 
 
 def fill(
@@ -118,7 +113,7 @@ def test_the_table_of_finished_runs_needs_no_scan(request_):
         fill(request_, method, dice, seed=seed)
     fill(request_, "supervised", BEST)
     told = tell(request_)
-    cotta = told.find("table.csv", row="cotta")
+    cotta = find(request_, "table.csv", row="cotta")
     assert ", ".join(cotta) == (
         "row, kind, seeds, bssfp_1p5t n=2, tse_1p5t n=2, lge_3t n=2, mean, HD95 (mm), "
         "forgetting, backward, forward, plasticity, gap closed, training, kept a domain, kept in all"
@@ -128,35 +123,35 @@ def test_the_table_of_finished_runs_needs_no_scan(request_):
         "cotta, , 2, 0.700 0.650–0.750, 0.600 0.550–0.650, 0.400 0.350–0.450, 5.7 5.7–5.7, "
         "0.100, -0.100, +0.000, +0.200, 67%, 12 s, 300 bytes, 1.6 kB"
     )
-    kinds = {row["row"]: (row["kind"], row["gap closed"]) for row in told.cells("table.csv")}
+    kinds = {row["row"]: (row["kind"], row["gap closed"]) for row in rows(request_, "table.csv")}
     assert list(kinds.items()) == [
         ("cotta", ("", "67%")),
         ("source_only", ("", "0%")),
         ("supervised", ("bound", "100%")),
     ]
-    assert "source_only seed 0: finished before" in told.text
+    assert "source_only seed 0: finished before" in told
     for words in ("0.650–0.750", "plasticity", "300 bytes", "Dice less that of another row"):
-        assert words in told.text
-    assert "chosen without labels" not in told.text and not (request_.out / "choice.csv").exists()
-    against = {row["row"]: row["against"] for row in told.cells("differences.csv")}
+        assert words in told
+    assert "chosen without labels" not in told and not (request_.out / "choice.csv").exists()
+    against = {row["row"]: row["against"] for row in rows(request_, "differences.csv")}
     assert against == {"cotta": "source_only", "source_only": "cotta", "supervised": "cotta"}
-    pair = told.find("differences.csv", row="cotta", domain="", **{"class": ""})
+    pair = find(request_, "differences.csv", row="cotta", domain="", **{"class": ""})
     assert [float(pair[name]) for name in ("difference", "low", "high")] == pytest.approx([0.2 / 3] * 3)
 
 
 def test_every_number_is_a_line_with_its_interval(request_):
     fill(request_, "source_only", FLAT)
-    told = tell(request_)
-    mean = told.find("comparison.csv", quantity="dice", domain="", **{"class": ""})
+    tell(request_)
+    mean = find(request_, "comparison.csv", quantity="dice", domain="", **{"class": ""})
     found = bootstrap.estimate([np.array([[mean + more for more in SPREAD]]) for mean in FLAT[-1]])
     assert (float(mean["low"]), float(mean["high"])) == pytest.approx(found.interval)
     assert float(mean["value"]) == pytest.approx(0.5) and mean["patients"] == "6"
-    grey = told.find("comparison.csv", quantity="hd95", domain=SITES[1], **{"class": "myocardium"})
+    grey = find(request_, "comparison.csv", quantity="hd95", domain=SITES[1], **{"class": "myocardium"})
     assert (float(grey["value"]), grey["unit"], grey["patients"]) == (pytest.approx(2.0), "mm", "2")
-    absent = told.find("comparison.csv", quantity="dice", domain=SITES[1], **{"class": "left_ventricle"})
+    absent = find(request_, "comparison.csv", quantity="dice", domain=SITES[1], **{"class": "left_ventricle"})
     assert (absent["value"], absent["low"], absent["patients"]) == ("", "", "0")
-    assert told.find("comparison.csv", quantity="gap_closed", domain="")["value"] == ""
-    assert told.find("table.csv", row="source_only")["gap closed"] == "–"
+    assert find(request_, "comparison.csv", quantity="gap_closed", domain="")["value"] == ""
+    assert find(request_, "table.csv", row="source_only")["gap closed"] == "–"
 
 
 def test_a_run_under_way_is_no_row_and_what_is_gone_or_was_never_noted_is_unknown(request_):
@@ -165,33 +160,33 @@ def test_a_run_under_way_is_no_row_and_what_is_gone_or_was_never_noted_is_unknow
     (folder / "seconds.json").unlink()
     shutil.rmtree(folder / "stages" / f"2-{SITES[2]}" / "package")
     told = tell(request_)
-    (row,) = told.cells("table.csv")
+    (row,) = rows(request_, "table.csv")
     assert [row[name] for name in ("row", "training", "kept a domain", "kept in all")] == ["source_only", "–", "–", "–"]
-    assert told.cells("differences.csv") == [] and "Dice less that of another row" not in told.text
+    assert rows(request_, "differences.csv") == [] and "Dice less that of another row" not in told
 
 
 def test_pixels_and_millimetres_are_not_averaged_and_lone_patients_have_no_interval(request_):
     scores = fill(request_, "source_only", FLAT, spread=[0.0]) / "scores.csv"
     lines = scores.read_text().splitlines(keepends=True)
     scores.write_text("".join(line.replace(",mm", ",px") if SITES[0] in line else line for line in lines))
-    told = tell(request_)
-    row = told.find("table.csv", row="source_only")
+    tell(request_)
+    row = find(request_, "table.csv", row="source_only")
     assert (row["bssfp_1p5t n=1"], row["mean"], row["HD95 (mm/px)"]) == ("0.900", "0.500", "–")
-    assert told.find("comparison.csv", quantity="hd95", domain=SITES[0], **{"class": ""})["unit"] == "px"
+    assert find(request_, "comparison.csv", quantity="hd95", domain=SITES[0], **{"class": ""})["unit"] == "px"
 
 
 def test_only_seeds_that_both_have_are_compared(request_):
     for method, dice, seed in (("source_only", FLAT, 0), ("cotta", LEARNS, 0), ("tent", BEST, 1)):
         fill(request_, method, dice, seed=seed)
-    against = {row["row"]: row["against"] for row in tell(request_).cells("differences.csv")}
+    tell(request_)
+    against = {row["row"]: row["against"] for row in rows(request_, "differences.csv")}
     assert against == {"cotta": "source_only", "source_only": "cotta"}
     fill(request_, "cotta", BEST, seed=1)
-    told = tell(replace(request_, against="source_only"))
-    rows = told.cells("differences.csv")
-    assert {(row["row"], row["seeds"]) for row in rows} == {("cotta", "1"), ("tent", "0")}
-    first = told.find("differences.csv", row="cotta", domain=SITES[1], **{"class": ""})
+    tell(replace(request_, against="source_only"))
+    assert {(row["row"], row["seeds"]) for row in rows(request_, "differences.csv")} == {("cotta", "1"), ("tent", "0")}
+    first = find(request_, "differences.csv", row="cotta", domain=SITES[1], **{"class": ""})
     assert float(first["difference"]) == pytest.approx(0.4)
-    nothing = told.find("differences.csv", row="tent", domain="", **{"class": ""})
+    nothing = find(request_, "differences.csv", row="tent", domain="", **{"class": ""})
     assert (nothing["difference"], nothing["patients"]) == ("", "0")
 
 
@@ -202,9 +197,9 @@ def test_the_note_stands_with_every_table(request_, bare):
     fill(request, "source_only", FLAT)
     fill(request, "tent", LEARNS)
     told = tell(request)
-    assert told.text.count("one [bold]volunteer[/bold] a site") == 4
+    assert told.count("one [bold]volunteer[/bold] a site") == 4
     for name in ("table.csv", "comparison.csv", "differences.csv"):
-        assert {row["note"] for row in told.cells(name)} == {"one [bold]volunteer[/bold] a site"}
+        assert {row["note"] for row in rows(request_, name)} == {"one [bold]volunteer[/bold] a site"}
 
 
 def test_what_choices_cost_is_told_run_by_run_with_mean_and_worst(request_):
@@ -219,8 +214,8 @@ def test_what_choices_cost_is_told_run_by_run_with_mean_and_worst(request_):
         "garda,0,lge_3t,2,100,0.800,0.810,0.800,0.010",
         "garda,0,tse_1p5t,2,50,0.400,0.400,0.370,0.000",
     ]
-    assert "Dice of the checkpoint chosen without labels" in told.text
-    assert re.search(r"garda\W+2\W+0\.005\W+0\.010", told.text)  # choices, their mean and their worst
+    assert "Dice of the checkpoint chosen without labels" in told
+    assert re.search(r"garda\W+2\W+0\.005\W+0\.010", told)  # choices, their mean and their worst
 
 
 @pytest.mark.parametrize(
@@ -234,11 +229,11 @@ def test_a_damaged_table_of_candidates_is_one_line(request_, rest, what):
 
 
 def test_judging_reaches_the_runs(request_, monkeypatch):
-    judged = []
-    monkeypatch.setattr(compare.run, "run_sequence", lambda run: judged.append(run.judging))
-    tell(replace(request_, judging=True))
-    tell(request_)
-    assert judged == [True, False]
+    learn = Mock()
+    monkeypatch.setattr(compare.run, "run_sequence", learn)
+    for judging in (True, False):
+        tell(replace(request_, judging=judging))
+        assert learn.call_args.args[0].judging is judging
 
 
 def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, tmp_path, monkeypatch):
@@ -256,13 +251,19 @@ def test_there_is_a_heat_map_for_each_row_and_a_panel_for_each_domain(request_, 
     assert sizes[0] < sizes[2] and sizes[1] == sizes[3] > 10_000
 
 
-def test_a_variant_is_a_row_of_its_own(request_):
+def test_a_variant_is_a_row_of_its_own_whose_seeds_have_one_plan(request_):
     fill(request_, "source_only", FLAT)
-    fill(request_, "tent", LEARNS, label="fast-1.5", changes=FAST)
-    told = tell(request_)
-    assert [row["row"] for row in told.cells("table.csv")] == ["source_only", "tent (fast-1.5)"]
-    row = told.find("comparison.csv", row="tent (fast-1.5)", quantity="forgetting")
+    folder = fill(request_, "tent", LEARNS, label="fast-1.5", changes=FAST)
+    tell(request_)
+    assert [row["row"] for row in rows(request_, "table.csv")] == ["source_only", "tent (fast-1.5)"]
+    row = find(request_, "comparison.csv", row="tent (fast-1.5)", quantity="forgetting")
     assert (row["method"], row["label"]) == ("tent", "fast-1.5")
+    again = replace(request_, methods=["tent"], label="fast-1.5", changes={"tent": {"steps": 3}})
+    for seed, what in (
+        (1, "was run with other settings than tent (fast-1.5) seed 1; give a --label, or a new --out"),
+        (0, "the folder holds another plan, settings.tent.steps differs; undo the change, or give a new --out folder"),
+    ):
+        assert refused(replace(again, seeds=[seed])) == f"{folder}/plan.json: {what}"
 
 
 def refused(request: Request) -> str:
@@ -296,12 +297,9 @@ def test_seeds_are_whole_numbers(text):
         compare_plan.parse_seeds(text)
 
 
-def test_lists_of_the_command_line():
+def test_all_methods_and_the_pipelines_seed_unless_told_otherwise(request_):
     assert (compare_plan.parse_seeds(None), compare_plan.parse_seeds("0, 2,1")) == (None, [0, 2, 1])
     assert (compare_plan.parse_methods(None), compare_plan.parse_methods("a, b")) == (None, ["a", "b"])
-
-
-def test_all_methods_and_the_pipelines_seed_unless_told_otherwise(request_):
     _, planned = compare_plan.plan_runs(replace(request_, methods=None), KEY)
     assert [run.name for run in planned] == [f"{method} seed 0" for method in METHODS]
     _, planned = compare_plan.plan_runs(replace(request_, methods=["tent", "joint", "tent"], seeds=[3, 1, 3]), KEY)
@@ -353,7 +351,8 @@ def test_the_order_of_methods_is_no_matter(request_, methods):
     """Although the plan of a method without a generator does not name the generator's settings."""
     for method in methods:
         fill(request_, method, FLAT)
-    assert len(tell(replace(request_, methods=list(reversed(methods)))).cells("table.csv")) == 2
+    tell(replace(request_, methods=list(reversed(methods))))
+    assert len(rows(request_, "table.csv")) == 2
 
 
 def test_configurations_may_differ_in_what_one_method_reads(request_, tmp_path):
@@ -365,18 +364,6 @@ def test_configurations_may_differ_in_what_one_method_reads(request_, tmp_path):
     assert read_json(request_.out / "comparison.json")["configs"] == digests
     again = replace(request_, methods=["joint"], seeds=[1])
     assert "was run with other settings than joint seed 1" in refused(again)
-
-
-def test_all_seeds_of_a_row_have_one_plan(request_):
-    folder = fill(request_, "tent", LEARNS, label="fast", changes=FAST)
-    again = replace(request_, methods=["tent"], label="fast", changes={"tent": {"steps": 3}})
-    assert refused(replace(again, seeds=[1])) == (
-        f"{folder}/plan.json: was run with other settings than tent (fast) seed 1; give a --label, or a new --out"
-    )
-    assert refused(replace(again, seeds=[0])) == (
-        f"{folder}/plan.json: the folder holds another plan, settings.tent.steps differs; "
-        "undo the change, or give a new --out folder"
-    )
 
 
 def test_an_oracle_without_labels_is_refused_before_anything_is_learnt(request_, bare):
@@ -406,21 +393,16 @@ def test_a_failed_run_costs_no_other_its_row(request_, monkeypatch):
     assert caught.value.exit_code == 2
     reason = "1-site-segmenter: the loss is no number; lower the learning rate"
     assert str(caught.value).splitlines() == [f"adabn seed 0, {reason}", f"cotta seed 0, {reason}"]
-    assert [row["row"] for row in Told(request, "").cells("table.csv")] == ["tent"]
+    assert [row["row"] for row in rows(request_, "table.csv")] == ["tent"]
 
 
 @pytest.mark.parametrize("error", [Interrupted("0-site", 75), RunFolderError("disk", "is full", "free some space")])
 def test_everything_else_stops_at_once(request_, monkeypatch, error):
-    calls = []
-
-    def learn(run: Run) -> None:
-        calls.append(run.sequence.method)
-        raise error
-
+    learn = Mock(side_effect=error)
     monkeypatch.setattr(compare.run, "run_sequence", learn)
     with pytest.raises(type(error)):
         tell(replace(request_, methods=["source_only", "tent"]))
-    assert calls == ["source_only"]
+    assert [call.args[0].sequence.method for call in learn.mock_calls] == ["source_only"]
 
 
 def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeypatch):
