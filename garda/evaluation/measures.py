@@ -71,7 +71,7 @@ class Comparison:
         domains: names of source and targets, in order.
         classes: names of the foreground classes.
         note: repeated with every table, such as the reason why a patient stands in two splits; None for none.
-        rows: see :func:`garda.runs.compare_rows.find_rows`.
+        rows: see :func:`garda.runs.compare_plan.find_rows`.
     """
 
     domains: tuple[str, ...]

@@ -38,7 +38,7 @@ class SegmenterSettings(Config):
 class MatmulUpsample(nn.ConvTranspose2d):
     """A transposed convolution of 2x2 pixels with stride 2 as the product of matrices that it is: a pixel becomes four.
 
-    On a CPU, torch's own takes two to three times as long to learn (docs/research/performance.md). Weights are the same.
+    On a CPU torch's own takes two to three times as long (docs/research/performance.md); weights are the same.
 
     >>> import torch
     >>> MatmulUpsample.like(nn.ConvTranspose2d(3, 5, kernel_size=2, stride=2))(torch.rand(1, 3, 4, 6)).shape

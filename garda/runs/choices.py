@@ -6,10 +6,12 @@ For research: it keeps the candidates' weights in the run folder and reads the t
 from __future__ import annotations
 
 import csv
+import itertools
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated
@@ -21,7 +23,7 @@ from garda.core.errors import RunFolderError
 from garda.evaluation.measures import Row
 from garda.evaluation.tables import Wide
 from garda.models.choice import Candidate, choose
-from garda.runs import compare_rows
+from garda.runs import compare_plan
 from garda.training import weights
 
 CANDIDATES = "candidates.csv"  # in a run folder
@@ -32,9 +34,8 @@ def keep_candidates(folder: Path, candidates: Sequence[Candidate]) -> None:
     """Write candidates into ``folder``; errors as in :func:`garda.core.files.replacing`."""
     tensors = {f"{candidate.step}/{name}": value for candidate in candidates for name, value in candidate.own.items()}
     weights.save_weights(folder / "candidates.safetensors", tensors)
-    files.write_json(
-        folder / "candidates.json", {str(candidate.step): dict(candidate.scores) for candidate in candidates}
-    )
+    scores = {str(candidate.step): dict(candidate.scores) for candidate in candidates}
+    files.write_json(folder / "candidates.json", scores)
 
 
 def load_candidates(folder: Path) -> list[Candidate]:
@@ -66,7 +67,7 @@ class Judged(BaseModel):
     Attributes:
         stage: of the run.
         domain: its target.
-        step: steps that the candidate had learnt.
+        step: training steps of the candidate.
         chosen: whether it is the one that was chosen.
         dice: its mean Dice over the target's test patients; NaN where none of them has the class.
     """
@@ -98,8 +99,8 @@ def judge(
     chosen = candidates[choose(candidates)].step
     lines = [line.model_dump() for line in read_candidates(path) if line.stage != stage]
     for candidate in candidates:
-        facts = {"stage": stage, "domain": domain, "step": candidate.step, "chosen": candidate.step == chosen}
-        lines.append({**facts, "dice": dice(candidate), **candidate.scores})
+        known = {"stage": stage, "domain": domain, "step": candidate.step, "chosen": candidate.step == chosen}
+        lines.append({**known, "dice": dice(candidate), **candidate.scores})
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(lines[-1]), lineterminator="\n")
         writer.writeheader()
@@ -136,27 +137,23 @@ class Chosen:
     Attributes:
         row: name of the comparison's row.
         seed: of the run.
-        domain: the stage's target.
+        chosen: the candidate that was chosen.
         candidates: how many there were.
-        step: steps that the chosen one had learnt.
-        dice: its mean Dice over the target's test patients.
-        best: the best candidate's.
-        last: the last candidate's.
+        best: the best candidate's Dice.
+        last: the last candidate's Dice.
     """
 
     row: str
     seed: int
-    domain: str
+    chosen: Judged
     candidates: int
-    step: int
-    dice: float
     best: float
     last: float
 
     @property
     def short(self) -> float:
-        """What the choice costs; 0 for the best one."""
-        return self.best - self.dice
+        """What the choice costs in Dice; 0 for the best one."""
+        return self.best - self.chosen.dice
 
 
 def find_choices(out: Path, rows: Sequence[Row]) -> list[Chosen]:
@@ -168,17 +165,14 @@ def find_choices(out: Path, rows: Sequence[Row]) -> list[Chosen]:
         RunFolderError: a run's table of candidates is damaged.
     """
     found = []
-    for row in rows:
-        for seed in row.runs:
-            stages: dict[int, list[Judged]] = defaultdict(list)
-            for line in read_candidates(compare_rows.run_folder(out, row.method, row.label, seed) / CANDIDATES):
-                stages[line.stage].append(line)
-            for _, lines in sorted(stages.items()):
-                if any(math.isnan(line.dice) for line in lines):
-                    continue
+    for row, seed in [(each, seed) for each in rows for seed in each.runs]:
+        judged = read_candidates(compare_plan.run_folder(out, row.method, row.label, seed) / CANDIDATES)
+        for stage in sorted({line.stage for line in judged}):
+            lines = [line for line in judged if line.stage == stage]
+            dice = [line.dice for line in lines]
+            if not any(map(math.isnan, dice)):
                 (chosen,) = (line for line in lines if line.chosen)
-                best, last = max(line.dice for line in lines), lines[-1].dice
-                found.append(Chosen(row.name, seed, chosen.domain, len(lines), chosen.step, chosen.dice, best, last))
+                found.append(Chosen(row.name, seed, chosen, len(lines), max(dice), dice[-1]))
     return found
 
 
@@ -186,18 +180,18 @@ def choice_table(choices: Sequence[Chosen]) -> Wide:
     """A line a choice."""
     dice = ("Dice of the chosen", "of the best", "of the last", "short by")
     heading = ("row", "seed", "domain", "candidates", "steps of the chosen", *dice)
-    return Wide(CHOICE_TITLE, None, heading, [_line(choice) for choice in choices], words=3)
+    lines: list[tuple[str, ...]] = []
+    for choice in choices:
+        numbers = (f"{value:.3f}" for value in (choice.chosen.dice, choice.best, choice.last, choice.short))
+        words = (choice.row, choice.seed, choice.chosen.domain, choice.candidates, choice.chosen.step)
+        lines.append((*map(str, words), *numbers))
+    return Wide(CHOICE_TITLE, None, heading, lines, words=3)
 
 
 def cost_table(choices: Sequence[Chosen]) -> Wide:
     """A line a row of the comparison: by how much its choices fall short, on average and at worst."""
     lines: list[tuple[str, ...]] = []
-    for name in dict.fromkeys(choice.row for choice in choices):
-        short = [choice.short for choice in choices if choice.row == name]
-        lines.append((name, str(len(short)), f"{fmean(short):.3f}", f"{max(short):.3f}"))
+    for row, of_row in itertools.groupby(choices, attrgetter("row")):
+        short = [choice.short for choice in of_row]
+        lines.append((row, str(len(short)), f"{fmean(short):.3f}", f"{max(short):.3f}"))
     return Wide(COST_TITLE, None, ("row", "choices", "on average", "at worst"), lines, words=1)
-
-
-def _line(choice: Chosen) -> tuple[str, ...]:
-    dice = (f"{value:.3f}" for value in (choice.dice, choice.best, choice.last, choice.short))
-    return (choice.row, str(choice.seed), choice.domain, str(choice.candidates), str(choice.step), *dice)

@@ -1,29 +1,32 @@
-"""What a comparison is asked for, and whether all of it can be done, before anything is learnt."""
+"""What a comparison is asked for, all of it checked before anything is learnt, and the rows that are finished."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from garda.core import files
+from garda.core.config import Config
 from garda.core.errors import ConfigError, RunFolderError, raise_all
 from garda.core.pseudonyms import Pseudonyms
-from garda.data.sequence import DomainSequence, find_gaps, read_sequence
-from garda.evaluation import measures
-from garda.handover import setup
-from garda.handover.settings import check_method, make_plan, parse_settings
-from garda.handover.setup import Plan
+from garda.data import sequence
+from garda.data.sequence import DomainSequence
+from garda.evaluation import measures, metrics
+from garda.evaluation.measures import FinishedRun, Row
+from garda.handover import format, settings, setup
+from garda.handover.format import KNOWLEDGE
+from garda.handover.settings import Settings
+from garda.handover.setup import Plan, PlannedDomain
 from garda.methods import registry
 from garda.methods.registry import METHODS
-from garda.runs import compare_rows, plan
-from garda.runs.compare_rows import Common
+from garda.runs import plan
 from garda.runs.plan import TORN
-
-_UNDO = "undo the change, or give a new --out folder"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,32 @@ class Request:
     judging: bool = False
 
 
+class Common(Config):
+    """What all runs of a comparison have in common: the contents of ``comparison.json``.
+
+    Attributes:
+        garda: version that makes the runs.
+        name: the sequence's name.
+        pseudonyms: as in :class:`garda.handover.setup.Plan`; patients of two runs can be paired only under one key.
+        task: see :class:`garda.data.task.Task`.
+        domains: source and targets, in order.
+        settings: all settings that methods share, training on the source among them, before a variant changes them.
+        configs: SHA-256 of each configuration file that runs have been asked for with; they may differ in what one
+            method alone reads, since all runs of a row must agree on that anyway.
+    """
+
+    garda: str
+    name: str
+    pseudonyms: str
+    task: dict[str, object]
+    domains: tuple[PlannedDomain, ...]
+    settings: dict[str, object]
+    configs: tuple[str, ...]
+
+
+_OF_A_PLAN = ("garda", "name", "pseudonyms", "task", "domains")  # the others a variant may change
+
+
 @dataclass(frozen=True)
 class Planned:
     """One run that is asked for."""
@@ -67,7 +96,7 @@ class Planned:
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to do."""
-        return self.folder.exists() and compare_rows.read_run(self.folder, self.plan) is not None
+        return self.folder.exists() and read_run(self.folder, self.plan) is not None
 
     @property
     def name(self) -> str:
@@ -78,27 +107,37 @@ class Planned:
 def plan_runs(request: Request, pseudonyms: Pseudonyms) -> tuple[Common, list[Planned]]:
     """Every run that is asked for, seed by seed, and what they have in common; nothing is written.
 
-    Where no methods are named, a bound whose target labels are not there is left out.
+    Where no methods are named, an oracle whose target labels are not there is left out.
 
     Raises:
         GardaError: a name, a setting, a folder or a manifest does not fit.
     """
     _check_words(request)
-    changes = dict(request.changes)
-    sequence = read_sequence(request.pipeline, config=request.config)
-    variant = read_sequence(request.pipeline, config=request.config, changes=changes)
+    plain = sequence.read_sequence(request.pipeline, config=request.config)
+    variant = plain
+    if request.changes:
+        variant = sequence.read_sequence(request.pipeline, config=request.config, changes=dict(request.changes))
     methods = _possible(variant) if request.methods is None else request.methods
-    seeds = [sequence.seed] if request.seeds is None else request.seeds
-    common = _join(request.out, _common(replace(sequence, method=methods[0]), pseudonyms))
-    planned = [
-        _plan_run(request, replace(variant, method=method, seed=seed), pseudonyms)
-        for seed in dict.fromkeys(seeds)
-        for method in dict.fromkeys(methods)
-    ]
+    seeds = [plain.seed] if request.seeds is None else request.seeds
+    known = settings.parse_settings(methods[0], plain.settings, plain.origin)  # of all methods, whichever is named
+    common = _join(request.out, _common_part(replace(plain, method=methods[0]), known, pseudonyms))
+    changed = settings.parse_settings(methods[0], variant.settings, variant.origin)
+    planned = []
+    for seed in dict.fromkeys(seeds):
+        for method in dict.fromkeys(methods):
+            asked = replace(variant, method=method, seed=seed)
+            folder = run_folder(request.out, method, request.label, seed)
+            planned.append(Planned(asked, settings.make_plan(asked, changed, pseudonyms), folder, request.label))
     for run in planned:
-        _check_run(run, common)
-        _check_change(run, replace(sequence, method=run.plan.method, seed=run.plan.seed), pseudonyms)
-    _check_reference(request, planned, common)
+        _check_run(run, changed)
+        if run.label and run.plan.settings == settings.make_plan(run.sequence, known, pseudonyms).settings:
+            # it would be a second row of the same numbers
+            what = f"changes nothing that {run.plan.method} reads, or sets what is set already"
+            raise ConfigError("--set", what, "change another key, or leave the method out of --methods")
+    rows = {measures.row_name(run.plan.method, run.label) for run in planned}
+    rows |= {row.name for row in find_rows(request.out, common)}
+    if request.against is not None and request.against not in rows:
+        raise ConfigError("--against", f"no row {request.against!r}", f"use one of {', '.join(sorted(rows))}")
     return common, planned
 
 
@@ -124,7 +163,7 @@ def parse_seeds(text: str | None) -> list[int] | None:
 def _check_words(request: Request) -> None:
     """What can be judged without a file."""
     for name in request.methods or ():
-        check_method(name, "--methods")
+        settings.check_method(name, "--methods")
     if not re.fullmatch(r"[A-Za-z0-9_.-]*", request.label):
         raise ConfigError("--label", f"expected letters, digits and _.-, got {request.label!r}", "rename the variant")
     if request.changes and not request.label:
@@ -133,10 +172,15 @@ def _check_words(request: Request) -> None:
         raise ConfigError("--label", "names a variant that changes nothing", "give the change with --set KEY=VALUE")
 
 
-def _common(sequence: DomainSequence, pseudonyms: Pseudonyms) -> Common:
-    settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
-    config = hashlib.sha256(sequence.origin.file.read_bytes()).hexdigest()
-    return compare_rows.common_part(make_plan(sequence, settings, pseudonyms), settings, config)
+def _common_part(asked: DomainSequence, known: Settings, pseudonyms: Pseudonyms) -> Common:
+    values = settings.make_plan(asked, known, pseudonyms).model_dump(mode="json", include={*_OF_A_PLAN})
+    shared = known.model_dump(mode="json", include={*Settings.model_fields})  # a plan has what its method reads
+    config = hashlib.sha256(asked.origin.file.read_bytes()).hexdigest()
+    return Common.model_validate({**values, "settings": shared, "configs": [config]})
+
+
+def _first_difference(a: Common | Plan, b: Common) -> str | None:
+    return next((key for key in _OF_A_PLAN if getattr(a, key) != getattr(b, key)), None)
 
 
 def _join(out: Path, common: Common) -> Common:
@@ -144,66 +188,91 @@ def _join(out: Path, common: Common) -> Common:
     file = out / "comparison.json"
     try:
         foreign = out.exists() and (not out.is_dir() or any(not path.match(TORN) for path in out.iterdir()))
-        known = file.exists()
+        begun = file.exists()
     except OSError as error:
         raise RunFolderError(out, f"cannot be read ({files.reason(error)})", "give another --out folder") from None
-    if known:
-        return _join_known(file, common)
-    if foreign:
+    if not begun and foreign:
         raise RunFolderError(out, "holds something that is not a comparison of garda", "give a new --out folder")
-    return common
-
-
-def _join_known(file: Path, common: Common) -> Common:
+    if not begun:
+        return common
     try:
         known = Common.model_validate(files.read_json(file))
     except ValueError:
         raise RunFolderError(file, "is damaged", "give a new --out folder, or restore the file") from None
-    difference = compare_rows.first_difference(known, common) or compare_rows.first_setting(known, common)
+    difference = _first_difference(known, common)
+    for key in sorted({*known.settings, *common.settings}):
+        if known.settings.get(key) != common.settings.get(key):
+            difference = difference or f"settings.{key}"
     if difference is not None:
-        raise RunFolderError(file, f"the folder holds another comparison, {difference} differs", _UNDO)
+        what = f"the folder holds another comparison, {difference} differs"
+        raise RunFolderError(file, what, "undo the change, or give a new --out folder")
     return common.model_copy(update={"configs": tuple(sorted({*known.configs, *common.configs}))})
 
 
-def _possible(sequence: DomainSequence) -> list[str]:
+def _possible(asked: DomainSequence) -> list[str]:
     """Every method but those that need target labels which the manifests do not have."""
-    return [name for name in METHODS if not (METHODS[name].reads_target_labels and find_gaps(sequence, True))]
+    labelled = not sequence.find_gaps(asked, True)
+    return [name for name, method in METHODS.items() if labelled or not method.reads_target_labels]
 
 
-def _plan(sequence: DomainSequence, pseudonyms: Pseudonyms) -> Plan:
-    return make_plan(sequence, parse_settings(sequence.method, sequence.settings, sequence.origin), pseudonyms)
-
-
-def _plan_run(request: Request, sequence: DomainSequence, pseudonyms: Pseudonyms) -> Planned:
-    folder = compare_rows.run_folder(request.out, sequence.method, request.label, sequence.seed)
-    return Planned(sequence, _plan(sequence, pseudonyms), folder, request.label)
-
-
-def _check_run(run: Planned, common: Common) -> None:
+def _check_run(run: Planned, changed: Settings) -> None:
     """Refuse what could only fail when the run's turn has come."""
-    compare_rows.check_belongs(run.folder, run.plan, common)
     plan.check_folder(run.folder, run.plan)
     for file in sorted(run.folder.parent.glob("seed-*/plan.json")):
-        other = setup.read_plan(file.parent)
-        if other.settings != run.plan.settings:
+        if setup.read_plan(file.parent).settings != run.plan.settings:
             raise RunFolderError(file, f"was run with other settings than {run.name}", "give a --label, or a new --out")
     if not run.finished:
-        settings = parse_settings(run.plan.method, run.sequence.settings, run.sequence.origin)
-        method = registry.build_method(run.plan.method, settings, run.sequence.task)
+        method = registry.build_method(run.plan.method, changed, run.sequence.task)
         method.check()
-        raise_all(find_gaps(run.sequence, method.reads_target_labels))
+        raise_all(sequence.find_gaps(run.sequence, method.reads_target_labels))
 
 
-def _check_change(run: Planned, plain: DomainSequence, pseudonyms: Pseudonyms) -> None:
-    """A variant that changes only what its method does not read would be a second row of the same numbers."""
-    if run.label and run.plan.settings == _plan(plain, pseudonyms).settings:
-        what = f"changes nothing that {run.plan.method} reads, or sets what is set already"
-        raise ConfigError("--set", what, "change another key, or leave the method out of --methods")
+def run_folder(out: Path, method: str, label: str, seed: int) -> Path:
+    """The folder of one run, below the comparison's ``out``; no method's name holds a hyphen."""
+    return out / "runs" / (f"{method}-{label}" if label else method) / f"seed-{seed}"
 
 
-def _check_reference(request: Request, planned: Sequence[Planned], common: Common) -> None:
-    """Whether the row to compare with is there or will be."""
-    names = {measures.row_name(run.plan.method, run.label) for run in planned}
-    names |= {row.name for row in compare_rows.find_rows(request.out, common)}
-    if request.against is not None and request.against not in names:
-        raise ConfigError("--against", f"no row {request.against!r}", f"use one of {', '.join(sorted(names))}")
+def find_rows(out: Path, common: Common) -> list[Row]:
+    """Every row with a finished run, oracles last, each part by name.
+
+    Raises:
+        RunFolderError: a run belongs to another comparison, or a file is damaged.
+    """
+    found: dict[tuple[str, str], dict[int, FinishedRun]] = defaultdict(dict)
+    for file in sorted(out.glob("runs/*/seed-*/plan.json")):
+        folder, made = file.parent, setup.read_plan(file.parent)
+        difference = _first_difference(made, common) or ("method" if made.method not in METHODS else None)
+        if difference is not None:
+            raise RunFolderError(folder, f"is a run of another comparison, {difference} differs", "move it elsewhere")
+        if run := read_run(folder, made):
+            label = folder.parent.name.removeprefix(made.method).removeprefix("-")
+            found[made.method, label][made.seed] = run
+    rows = [Row(method, label, dict(sorted(runs.items()))) for (method, label), runs in found.items()]
+    return sorted(rows, key=lambda row: (row.bound, row.name))
+
+
+def read_run(folder: Path, made: Plan) -> FinishedRun | None:
+    """A run that has been scored after its last stage, None for one that is under way.
+
+    Raises:
+        RunFolderError: a file is damaged.
+    """
+    scores = metrics.read_scores(folder / "scores.csv") if (folder / "scores.csv").exists() else []
+    last = len(made.domains) - 1
+    if max((score.stage for score in scores), default=-1) < last:
+        return None
+    sizes = [_size(format.stage_folder(folder, index, made.domains[index].name)) for index in (0, last)]
+    return FinishedRun(scores, _read_seconds(folder / "seconds.json"), *sizes)
+
+
+def _read_seconds(file: Path) -> float:
+    try:
+        return float(sum(files.read_json(file).values())) if file.exists() else math.nan
+    except (AttributeError, TypeError):
+        raise RunFolderError(file, "is damaged", "delete it, the time is then unknown") from None
+
+
+def _size(folder: Path) -> float:
+    """Bytes of a package's knowledge; its card and its record are left out."""
+    sizes = [(folder / name).stat().st_size for name in KNOWLEDGE if (folder / name).exists()]
+    return float(sum(sizes)) if folder.exists() else math.nan

@@ -11,27 +11,61 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
-from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 
 from garda.core import files
-from garda.runs import tracking
-from garda.runs.tracking import Event, Kind, RunDescription, Status
+from garda.runs.tracking import RunDescription, Status
 
 JOURNAL, STATE = "tracking.jsonl", "tracking.json"
 SEND_SECONDS = 10.0  # between two deliveries in the course of a stage, so that curves can be watched
+Kind = Literal["start", "losses", "stage_ended", "artifact", "finish"]
 
 
 @dataclass(frozen=True)
-class _Delivery:
-    """What a store has been served."""
+class Event:
+    """One thing that a run reported.
+
+    Attributes:
+        number: counts up from 1 within a run folder.
+        time: milliseconds since 1970.
+        kind: the :class:`~garda.runs.tracking.Tracker` call.
+        values: plain values. start: the run's description, and ``key``, the run folder's own random name. losses:
+            stage, part (the phase, "" for none), step, values. stage_ended: stage, seen (number of domains), metrics.
+            artifact: path, relative to the run folder. finish: status.
+    """
+
+    number: int
+    time: int
+    kind: Kind
+    values: dict[str, Any]
+
+
+def _shape(*bases: type, **fields: Any) -> TypeAdapter[Any]:
+    """A check of plain values: their names and types."""
+    return TypeAdapter(make_dataclass("Values", fields.items(), bases=bases, frozen=True))
+
+
+_EVENT = TypeAdapter(Event)
+_VALUES: dict[Kind, TypeAdapter[Any]] = {
+    "start": _shape(RunDescription, key=str),
+    "losses": _shape(stage=str, part=str, step=int, values=dict[str, float]),
+    "stage_ended": _shape(stage=str, seen=int, metrics=dict[str, float]),
+    "artifact": _shape(path=str),
+    "finish": _shape(status=Status),
+}
+
+
+class _Delivery(BaseModel):
+    """Up to which number a store has been served, and its ids."""
 
     delivered: NonNegativeInt = 0
-    ids: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, str] = {}
 
 
 _DELIVERIES = TypeAdapter(dict[str, _Delivery])
@@ -67,19 +101,26 @@ class Journalled:
             tell: gets one line when the store or the journal fails for the first time.
         """
         self._out, self._store, self._tell = out, store, tell
-        self._told, self._reachable = False, True
-        self._key = uuid.uuid4().hex
+        self._told, self._reachable, self._sent = False, True, 0.0
+        self._key, self._last = uuid.uuid4().hex, 0
         self._stages: Sequence[str] = ()
-        self._last = 0
-        self._delivered, self._ids = 0, dict[str, str]()
+        self._deliveries = {store.name: _Delivery()}
         self._pending: list[Event] = []
         self._last_step: dict[tuple[str, str, str], int] = {}
         self._metrics: dict[tuple[int, str], float] = {}
-        self._sent = 0.0
 
     def start(self, run: RunDescription) -> None:
         """See :class:`~garda.runs.tracking.Tracker`; what an earlier process could not send is sent now."""
-        self._take_up()
+        with suppress(OSError, ValidationError):  # of a damaged file nothing is known: sending again does no harm
+            self._deliveries |= _DELIVERIES.validate_json((self._out / STATE).read_bytes(), strict=True)
+        delivered = self._last = self._deliveries[self._store.name].delivered
+        try:
+            for event in _read(self._out / JOURNAL):
+                self._remember(event)
+                self._key = event.values.get("key", self._key)
+        except OSError as error:
+            self._tell_once(JOURNAL, error)
+        self._pending = [event for event in self._pending if event.number > delivered]
         self._stages = run.stages
         self._add("start", asdict(run) | {"key": self._key})
         self._send()
@@ -95,12 +136,8 @@ class Journalled:
 
     def stage_ended(self, stage: str, stage_index: int, metrics: Mapping[str, float]) -> None:
         """See :class:`~garda.runs.tracking.Tracker`."""
-        seen = stage_index + 1
-        new = {
-            name: value
-            for name, value in metrics.items()
-            if math.isfinite(value) and self._metrics.get((seen, name)) != value
-        }
+        seen, known = stage_index + 1, self._metrics
+        new = {key: value for key, value in metrics.items() if math.isfinite(value) and known.get((seen, key)) != value}
         self._add("stage_ended", {"stage": stage, "seen": seen, "metrics": new})
         self._send()
 
@@ -112,19 +149,6 @@ class Journalled:
         """See :class:`~garda.runs.tracking.Tracker`."""
         self._add("finish", {"status": status})
         self._send()
-
-    def _take_up(self) -> None:
-        """Go on from what earlier processes left in the run folder."""
-        served = _read_deliveries(self._out / STATE).get(self._store.name, _Delivery())
-        self._delivered, self._ids = served.delivered, served.ids
-        self._last = self._delivered
-        try:
-            for event in _read(self._out / JOURNAL):
-                self._remember(event)
-                self._key = event.values.get("key", self._key)
-        except OSError as error:
-            self._tell_once(JOURNAL, error)
-        self._pending = [event for event in self._pending if event.number > self._delivered]
 
     def _remember(self, event: Event) -> None:
         """Take note of an event: it is to be sent, and is not to be told again."""
@@ -140,7 +164,11 @@ class Journalled:
         event = Event(self._last + 1, time.time_ns() // 1_000_000, kind, values)
         self._remember(event)
         try:
-            _append(self._out / JOURNAL, json.dumps(asdict(event)))
+            self._out.mkdir(parents=True, exist_ok=True)
+            with (self._out / JOURNAL).open("ab+") as file:
+                file.seek(max(0, file.tell() - 1))
+                torn = file.read(1) not in (b"", b"\n")  # a killed process left its last line unfinished
+                file.write(f"{chr(10) if torn else ''}{json.dumps(asdict(event))}\n".encode())
         except OSError as error:
             self._tell_once(JOURNAL, error)
 
@@ -148,29 +176,24 @@ class Journalled:
         self._sent = time.monotonic()
         if not self._pending:
             return
+        delivery = self._deliveries[self._store.name]
         try:
-            self._store.deliver(self._pending, self._ids)
-            self._delivered, self._pending = self._pending[-1].number, []
-            self._write_deliveries()
+            self._store.deliver(self._pending, delivery.ids)
+            delivery.delivered, self._pending = self._pending[-1].number, []
+            files.write_json(self._out / STATE, _DELIVERIES.dump_python(self._deliveries))
             self._reachable = True
         except Exception as error:  # whatever a store raises, a run goes on
             self._reachable = False
             self._tell_once(self._store.name, error)
 
-    def _write_deliveries(self) -> None:
-        served = _read_deliveries(self._out / STATE)
-        served[self._store.name] = _Delivery(self._delivered, self._ids)
-        files.write_json(self._out / STATE, {name: asdict(delivery) for name, delivery in served.items()})
-
     def _tell_once(self, where: str, error: Exception) -> None:
-        if self._told:
-            return
-        self._told = True
-        self._tell(  # the error's own text may hold passwords and this machine's paths
-            f"{where}: tracking does not work ({type(error).__name__}) and the run goes on; "
-            "see that it can be reached and written, and what is missing is sent later, "
-            "or when the same command is run again"
-        )
+        if not self._told:
+            self._told = True
+            self._tell(  # the error's own text may hold passwords and this machine's paths
+                f"{where}: tracking does not work ({type(error).__name__}) and the run goes on; "
+                "see that it can be reached and written, and what is missing is sent later, "
+                "or when the same command is run again"
+            )
 
 
 def _split(name: str, stages: Sequence[str]) -> tuple[str, str]:
@@ -180,29 +203,13 @@ def _split(name: str, stages: Sequence[str]) -> tuple[str, str]:
     return stage, name[len(stage) + 1 :]
 
 
-def _append(path: Path, line: str) -> None:
-    """Add a line in one write; a line that a killed process left unfinished is closed first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        end = file.tell()
-        file.seek(max(0, end - 1))
-        torn = file.read(1) not in (b"", b"\n")
-        file.write(f"{chr(10) if torn else ''}{line}\n".encode())
-
-
-def _read(path: Path) -> Iterator[Event]:
+def _read(path: Path) -> list[Event]:
     """The events of a journal; a line that is not whole, or says something else, is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        event = tracking.parse_event(line)
-        if event is not None:
-            yield event
-
-
-def _read_deliveries(path: Path) -> dict[str, _Delivery]:
-    """What was noted about deliveries; nothing where the file is damaged, since sending again does no harm."""
-    try:
-        return _DELIVERIES.validate_json(path.read_bytes(), strict=True)
-    except (OSError, ValidationError):
-        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    events = []
+    for line in lines:
+        with suppress(ValidationError):
+            event = _EVENT.validate_json(line, strict=True)
+            _VALUES[event.kind].validate_python(event.values)
+            events.append(event)
+    return events

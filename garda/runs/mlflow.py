@@ -17,24 +17,26 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from garda.core import files
 from garda.core.errors import ConfigError, RunFolderError
-from garda.runs.journal import Journalled
-from garda.runs.tracking import Event, Tracker
+from garda.runs.journal import Event, Journalled
+from garda.runs.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Run
+    from mlflow.entities import DatasetInput, Metric
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 KEY_CHARACTERS, VALUE_CHARACTERS, DIGEST_CHARACTERS = 250, 6000, 36  # the most that MLflow takes
-METRICS_A_CALL, PARAMETERS_A_CALL = 1000, 100
+MOST_A_CALL = {"metrics": 1000, "params": 100, "tags": 100}
 OFFLINE = {  # a hospital's network may end at the door, and a store that is down must not hold up training
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
@@ -43,8 +45,8 @@ OFFLINE = {  # a hospital's network may end at the door, and a store that is dow
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
-KEY_TAG, STAGE_TAG, PARENT_TAG = "garda.run", "garda.stage", "mlflow.parentRunId"
-LABEL_TAG = "garda.label"
+KEY_TAG, STAGE_TAG, LABEL_TAG, PARENT_TAG = "garda.run", "garda.stage", "garda.label", "mlflow.parentRunId"
+HOST = "127.0.0.1"
 
 
 class MLflow:
@@ -62,19 +64,13 @@ class MLflow:
         database = (home or out).resolve() / DATABASE
         self._out, self._label = out, label
         self._uri = uri or f"sqlite:///{database}"
-        self.name = _without_login(uri) if uri else os.path.relpath(database, out.resolve())
+        self.name = re.sub(r"//[^/@\s]+@", "//", uri) if uri else os.path.relpath(database, out.resolve())  # no login
 
     def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
-        """See :class:`~garda.runs.journal.Store`; raises what MLflow and the network raise."""
-        take = {
-            "start": self._start,
-            "losses": self._losses,
-            "stage_ended": self._stages_ended,
-            "artifact": self._artifacts,
-            "finish": self._finish,
-        }
-        for kind, group in itertools.groupby(events, key=lambda event: event.kind):
-            take[kind](list(group), ids)
+        """See :class:`~garda.runs.journal.Store`; each kind of event has its method. Raises whatever MLflow raises."""
+        for kind, group in itertools.groupby(events, attrgetter("kind")):
+            take = getattr(self, f"_{kind}")
+            take(list(group), ids)
 
     @cached_property
     def _artifact_root(self) -> str | None:
@@ -99,48 +95,47 @@ class MLflow:
         return MlflowClient(self._uri, registry_uri=self._uri)
 
     def _start(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        from mlflow.entities import Param, RunTag
+
         run = events[-1].values
-        domains = [domain for domain, _, _ in run["manifests"]]
         if "" not in ids:
-            tags = {KEY_TAG: run["key"], STAGE_TAG: ""}
             variant = f"{run['method']} ({self._label})" if self._label else run["method"]
-            name = f"{variant} seed {run['seed']}"
-            ids[""] = self._make(self._experiment(run["name"]), name, tags, events[0].time)
+            tags = {KEY_TAG: run["key"], STAGE_TAG: ""}
+            ids[""] = self._make(self._experiment(run["name"]), f"{variant} seed {run['seed']}", tags, events[0].time)
         self._open(ids[""])
         tags = {f"garda.manifest.{domain}": digest for domain, digest, _ in run["manifests"]}
         tags |= {LABEL_TAG: self._label} if self._label else {}
-        self._set_tags(ids[""], tags | {"garda.domains": " > ".join(domains)})
-        self._set_parameters(ids[""], flatten({"method": run["method"], "seed": run["seed"]} | run["parameters"]))
-        contexts = itertools.chain(["source"], itertools.repeat("target"))
-        datasets = [_dataset(context, *row) for context, row in zip(contexts, run["manifests"], strict=False)]
+        tags["garda.domains"] = " > ".join(domain for domain, _, _ in run["manifests"])
+        self._log(ids[""], "tags", [RunTag(metric_name(key), value) for key, value in tags.items()])
+        parameters = flatten({"method": run["method"], "seed": run["seed"]} | run["parameters"])
+        self._log(ids[""], "params", [Param(key, value) for key, value in parameters.items()])
+        datasets = [_dataset("target" if index else "source", *row) for index, row in enumerate(run["manifests"])]
         self._client.log_inputs(ids[""], datasets=datasets)
 
     def _losses(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         from mlflow.entities import Metric
 
-        points: dict[str, list[Metric]] = {}
+        points: dict[str, list[Metric]] = defaultdict(list)
         for event in events:
             values = event.values
             for loss, value in values["values"].items():
                 key = metric_name("/".join(filter(None, ("loss", values["part"], loss))))
-                points.setdefault(values["stage"], []).append(Metric(key, value, event.time, values["step"]))
+                points[values["stage"]].append(Metric(key, value, event.time, values["step"]))
         for stage, metrics in points.items():
             child = self._child(stage, events[0].time, ids)
             self._open(child)
-            for batch in _batches(metrics, METRICS_A_CALL):
-                self._client.log_batch(child, metrics=batch, synchronous=True)
+            self._log(child, "metrics", metrics)
 
-    def _stages_ended(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+    def _stage_ended(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         from mlflow.entities import Metric
 
         for event in events:
             seen, scores = event.values["seen"], event.values["metrics"]
             metrics = [Metric(metric_name(name), value, event.time, seen) for name, value in scores.items()]
-            for batch in _batches(metrics, METRICS_A_CALL):
-                self._client.log_batch(ids[""], metrics=batch, synchronous=True)
+            self._log(ids[""], "metrics", metrics)
             self._end(self._child(event.values["stage"], event.time, ids), "FINISHED", event.time)
 
-    def _artifacts(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+    def _artifact(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         """Send each file once, as it is now; one that is gone has nothing to show."""
         for path in dict.fromkeys(Path(event.values["path"]) for event in events):
             if (self._out / path).is_file():
@@ -154,13 +149,13 @@ class MLflow:
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        return self._client.create_experiment(name, artifact_location=self._artifact_root)
+        if found is None:
+            return self._client.create_experiment(name, artifact_location=self._artifact_root)
+        return str(found.experiment_id)
 
     def _child(self, stage: str, time: int, ids: dict[str, str]) -> str:
         if stage not in ids:
-            parent: Run = self._client.get_run(ids[""])
+            parent = self._client.get_run(ids[""])
             tags = {KEY_TAG: parent.data.tags[KEY_TAG], STAGE_TAG: stage, PARENT_TAG: ids[""]}
             ids[stage] = self._make(parent.info.experiment_id, stage, tags, time)
         return ids[stage]
@@ -182,22 +177,11 @@ class MLflow:
         if self._client.get_run(run_id).info.status == "RUNNING":
             self._client.set_terminated(run_id, status, time)
 
-    def _set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        for batch in _batches([RunTag(metric_name(key), value) for key, value in tags.items()], PARAMETERS_A_CALL):
-            self._client.log_batch(run_id, tags=batch, synchronous=True)
-
-    def _set_parameters(self, run_id: str, parameters: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        for batch in _batches([Param(key, value) for key, value in parameters.items()], PARAMETERS_A_CALL):
-            self._client.log_batch(run_id, params=batch, synchronous=True)
-
-
-def _without_login(uri: str) -> str:
-    """``uri`` without its ``user:password@``."""
-    return re.sub(r"//[^/@\s]+@", "//", uri)
+    def _log(self, run_id: str, kind: str, items: Sequence[Any]) -> None:
+        """Send metrics, params or tags, no more in a call than MLflow takes."""
+        for start in range(0, len(items), MOST_A_CALL[kind]):
+            batch = {kind: items[start : start + MOST_A_CALL[kind]]}
+            self._client.log_batch(run_id, **batch, synchronous=True)
 
 
 def _silence() -> None:
@@ -215,6 +199,9 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
     Values are JSON, text without its quotes; of an absolute path the file's name alone is kept. Keys and values are cut
     to the lengths that MLflow takes.
+
+    >>> flatten({"source": {"steps": 20}, "weights": "/models/vgg19.pt"})
+    {'source.steps': '20', 'weights': 'vgg19.pt'}
     """
     flat: dict[str, str] = {}
     for name, value in settings.items():
@@ -228,7 +215,11 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def metric_name(name: str) -> str:
-    """The nearest name that MLflow takes: letters, digits, ``_-.:/`` and spaces, a plain path, 250 characters."""
+    """The nearest name that MLflow takes: letters, digits, ``_-.:/`` and spaces, a plain path, 250 characters.
+
+    >>> metric_name("dice/Site (3 T)/a")
+    'dice/Site _3 T_/a'
+    """
     cleaned = re.sub(r"[^/\w.\- :]", "_", name)
     parts = ("_" if part in ("", ".", "..") else part for part in cleaned.split("/"))
     return "/".join(parts)[:KEY_CHARACTERS].rstrip("/")
@@ -238,21 +229,9 @@ def _dataset(context: str, domain: str, digest: str, cases: Mapping[str, int]) -
     """A manifest as MLflow's dataset: its name, its digest and how many cases it has, none of them named."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    dataset = Dataset(
-        name=domain,
-        digest=digest[:DIGEST_CHARACTERS],
-        source_type="manifest",
-        source=json.dumps({"manifest": f"{domain}.csv"}),
-        profile=json.dumps({"cases": dict(cases)}),
-    )
+    source, profile = json.dumps({"manifest": f"{domain}.csv"}), json.dumps({"cases": dict(cases)})
+    dataset = Dataset(domain, digest[:DIGEST_CHARACTERS], "manifest", source, profile=profile)
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-HOST = "127.0.0.1"
 
 
 def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
@@ -270,13 +249,11 @@ def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
     database = out.resolve() / DATABASE
     if not database.is_file():
         raise RunFolderError(out, f"holds no {DATABASE}", "give the --out folder of `garda run`")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            what = f"port {port} cannot be opened ({files.reason(error)})"
-            raise ConfigError("--port", what, "give another port") from None
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as error:
+        what = f"port {port} cannot be opened ({files.reason(error)})"
+        raise ConfigError("--port", what, "give another port") from None
     tell(f"http://{HOST}:{port} shows {out} (Ctrl-C ends it)")
     sys.stdout.flush()
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]

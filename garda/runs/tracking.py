@@ -1,4 +1,4 @@
-"""What a run tells, and the twin that only remembers it."""
+"""What a run reports while it goes on, and a tracker that keeps it in memory."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
-
-from pydantic import TypeAdapter, ValidationError
 
 from garda.data.manifest import Split
 
@@ -45,8 +43,8 @@ class Tracker(Protocol):
         """Losses of a training step, by name; the caller thins them to at most 500 steps a stage.
 
         Args:
-            stage: a stage's name, or that name, ``-`` and a part of the stage (``1-SiteB-generator``).
-            step: counts up within the stage or part; a step that came before is a repetition and is left out.
+            stage: a stage's name, or that name, ``-`` and a phase of the stage (``1-SiteB-generator``).
+            step: counts up within the stage or phase; a step that came before is a repetition and is left out.
             values: each loss by name.
         """
 
@@ -72,7 +70,7 @@ class Tracker(Protocol):
 
 @dataclass
 class InMemory:
-    """A :class:`Tracker` that only remembers.
+    """A :class:`Tracker` that writes nothing.
 
     Attributes:
         runs: each description it was started with.
@@ -80,6 +78,12 @@ class InMemory:
         metrics: (stage index, metric name) -> value.
         artifacts: files, each once, in the order of their first mention.
         status: how the run ended; None while it goes on.
+
+    >>> tracker = InMemory()
+    >>> tracker.losses("0-SiteA", 0, {"dice": 0.5})
+    >>> tracker.losses("0-SiteA", 0, {"dice": 0.4})  # a step that is repeated
+    >>> tracker.curves
+    {('0-SiteA', 'dice'): {0: 0.5}}
     """
 
     runs: list[RunDescription] = field(default_factory=list)
@@ -110,75 +114,3 @@ class InMemory:
     def finish(self, status: Status) -> None:
         """See :class:`Tracker`."""
         self.status = status
-
-
-Kind = Literal["start", "losses", "stage_ended", "artifact", "finish"]
-
-
-@dataclass(frozen=True)
-class Event:
-    """One thing that a run told.
-
-    Attributes:
-        number: counts up from 1 within a run folder.
-        time: milliseconds since 1970.
-        kind: the :class:`~garda.runs.tracking.Tracker` call.
-        values: plain values. start: the run's description, and ``key``, the run folder's own random name. losses:
-            stage, part ("" for none), step, values. stage_ended: stage, seen (number of domains), metrics. artifact:
-            path, relative to the run folder. finish: status.
-    """
-
-    number: int
-    time: int
-    kind: Kind
-    values: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Start(RunDescription):
-    key: str
-
-
-@dataclass(frozen=True)
-class _Losses:
-    stage: str
-    part: str
-    step: int
-    values: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _StageEnded:
-    stage: str
-    seen: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Artifact:
-    path: str
-
-
-@dataclass(frozen=True)
-class _Finish:
-    status: Status
-
-
-_EVENT = TypeAdapter(Event)
-_VALUES: dict[Kind, TypeAdapter[Any]] = {
-    "start": TypeAdapter(_Start),
-    "losses": TypeAdapter(_Losses),
-    "stage_ended": TypeAdapter(_StageEnded),
-    "artifact": TypeAdapter(_Artifact),
-    "finish": TypeAdapter(_Finish),
-}
-
-
-def parse_event(line: str) -> Event | None:
-    """The event that a journal's line holds; None where it is torn, or of another shape."""
-    try:
-        event = _EVENT.validate_json(line, strict=True)
-        _VALUES[event.kind].validate_python(event.values)
-    except ValidationError:
-        return None
-    return event
