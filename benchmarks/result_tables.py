@@ -110,7 +110,7 @@ def splice(readme: str, folder: Path) -> str:
     """The README with its table of results renewed; as it is where it has no place for one."""
     before, mark, rest = readme.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
-    return f"{before}{mark}{summary_table(folder)}{end}{after}" if end else readme
+    return f"{before}{mark}\n{summary_table(folder)}\n{end}{after}" if end else readme
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
