@@ -28,6 +28,7 @@ from garda.core.signals import EXIT_CODES
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = "<!-- made by `python -m benchmarks.docs`: change the code that it reads, not this page -->\n"
+RESULTS = "docs/research/results.md"
 SHARED = 2  # commands that have an option in common, from which on it is explained once
 COMMANDS = f"""{MADE}
 # Commands
@@ -57,7 +58,7 @@ def stale_pages(root: Path) -> dict[Path, str]:
     pages = {
         root / "docs/reference/settings.md": MADE + settings_page.page(),
         root / "docs/reference/commands.md": commands_page(),
-        root / "docs/research/results.md": MADE + result_tables.page(root / "docs/results"),
+        root / RESULTS: MADE + result_tables.page(root / "docs/results"),
         readme: result_tables.splice(readme.read_text(encoding="utf-8"), root / "docs/results"),
     }
     return {f: text for f, text in pages.items() if not f.exists() or f.read_text(encoding="utf-8") != text}

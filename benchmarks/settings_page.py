@@ -44,6 +44,11 @@ class Block:
         self.places: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {}
         self.text = ""
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether any of its keys is no block itself."""
+        return any(describe_type(field) != BLOCK for field in self.model.model_fields.values())
+
     def render(self, level: int, shown: dict[tuple[str, ...], str]) -> str:
         """Heading, places, a row a key, defaults of the other places; ``shown`` has the rows of other blocks."""
         first, *others = self.places
@@ -96,7 +101,7 @@ def page() -> str:
     blocks = collect([("", Settings, None), *((name, known.Settings, None) for name, known in METHODS.items())])
     empty = [name for name, known in METHODS.items() if not known.Settings.model_fields]
     parts += ["\n## Configuration\n\n", _keys(blocks.pop(0))]
-    parts += [f"\n{block.render(3, shown)}" for block in blocks if block.model.model_fields]
+    parts += [f"\n{block.render(3, shown)}" for block in blocks if block.has_rows]
     parts.append(f"\n{', '.join(f'`{name}`' for name in empty)} have nothing to set.\n")
     return "".join(parts)
 
@@ -135,6 +140,7 @@ def attributes(model: type[BaseModel]) -> dict[str, str]:
 def tidy(text: str) -> str:
     """A docstring's text as Markdown in one line."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(text.split())).replace("``", "`")
+    text = re.sub(r" \([^()]* \d{4}[^()]*\)", "", text)  # sources stand in the code and in docs/research/methods.md
     words = {"None": "null", "True": "true", "False": "false"}
     return re.sub(r"\b(None|True|False)\b", lambda found: words[found[0]], text).rstrip(".")
 
@@ -184,7 +190,7 @@ def show(value: Any) -> str:
         return "required"
     plain = value.value if isinstance(value, enum.Enum) else value
     text = yaml.safe_dump(_plain(plain), default_flow_style=True, width=1000).removesuffix("...\n").strip()
-    return f"`{text}`"
+    return f"`{text.replace(', ', ',')}`"
 
 
 def _keys(block: Block) -> str:
