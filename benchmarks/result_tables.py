@@ -88,7 +88,7 @@ def page(folder: Path) -> str:
         parts.append(
             f"\n## {data.title}\n\n{wrap(data.note)}\n{methods_table(folder, data)}\n{seeds_table(folder, data)}"
         )
-    parts.append(f"\n## The arithmetic of version 0.2\n\n{FUSED}\n{fused_table(folder)}{REFUSED}")
+    parts.append(f"\n## The arithmetic of this version\n\n{FUSED}\n{fused_table(folder)}{REFUSED}")
     parts.append(f"\n## Choosing among four checkpoints\n\n{CHOICE}\n{choice_table(folder)}")
     return "".join(parts)
 
