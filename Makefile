@@ -46,7 +46,8 @@ docs: $(READY)
 # The README's strip, from the demo's runs.
 pictures: $(READY)
 	@test -d $(DATA)/manifests || $(BIN)/garda phantom --out $(DATA)
-	$(BIN)/python -m benchmarks.pictures --data $(DATA) --out $(DEMO)
+	@mkdir -p $(DEMO)
+	$(TRACKED) $(BIN)/python -m benchmarks.pictures --data $(DATA) --out $(DEMO)
 
 # On a connected machine: every wheel that `pip install --no-index --find-links wheelhouse garda` needs.
 wheelhouse: $(READY)

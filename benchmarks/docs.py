@@ -95,7 +95,7 @@ def commands_page() -> str:
 def exit_codes() -> Iterator[tuple[str, str]]:
     """Every exit code and what it means, from the errors' classes."""
     yield "0", "Done."
-    kinds = [errors.GardaError, *errors.GardaError.__subclasses__()]
+    kinds: list[type[errors.GardaError]] = [errors.GardaError, *errors.GardaError.__subclasses__()]
     for code in sorted({kind.exit_code for kind in kinds}):
         same = [kind for kind in kinds if kind.exit_code == code and kind.__init__ is errors.GardaError.__init__]
         texts = [tidy((kind.__doc__ or "").partition("\n")[0]) for kind in same if kind is not errors.GardaError]
