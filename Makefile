@@ -9,7 +9,7 @@ DEMO := runs/demo
 # one store for both runs of the demo, so that MLflow compares them
 TRACKED = MLFLOW_TRACKING_URI=sqlite:///$(abspath $(DEMO))/mlflow.db
 
-.PHONY: setup demo test test-all lint wheelhouse clean
+.PHONY: setup demo test test-all lint docs pictures wheelhouse clean
 
 setup: $(READY)
 
@@ -38,6 +38,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The generated pages: settings, commands, results, and the README's table; a test says when they are stale.
+docs: $(READY)
+	$(BIN)/python -m benchmarks.docs
+
+# The README's strip, from the demo's runs.
+pictures: $(READY)
+	@test -d $(DATA)/manifests || $(BIN)/garda phantom --out $(DATA)
+	@mkdir -p $(DEMO)
+	$(TRACKED) $(BIN)/python -m benchmarks.pictures --data $(DATA) --out $(DEMO)
 
 # On a connected machine: every wheel that `pip install --no-index --find-links wheelhouse garda` needs.
 wheelhouse: $(READY)

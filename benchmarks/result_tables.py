@@ -1,0 +1,267 @@
+"""The page of results and the README's table, from the measurements in ``docs/results``."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from garda.handover.setup import RENAMED_METHODS
+
+OURS = "garda"
+STARTS = ("source_only", "randomised")
+PAPER = "garda_paper"
+MARKS = ("<!-- results: made by `python -m benchmarks.docs` -->\n", "<!-- end of results -->")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Measurements of one pipeline.
+
+    Attributes:
+        name: of the pipeline; its files begin with it.
+        title: what is segmented.
+        note: what a reader has to know of it.
+        bounds: begin of the names of further tables of the same pipeline, made for its bounds.
+        structure: class that is told beside the mean; empty for none.
+        site: domain whose seeds are told apart beside the mean; empty for none.
+    """
+
+    name: str
+    title: str
+    note: str
+    bounds: str = ""
+    structure: str = ""
+    site: str = ""
+
+
+DATA_SETS = (
+    DataSet(
+        "nuclei",
+        "Cell nuclei",
+        "Fluorescence to stain. The seeds decide how well `randomised` reads the stain, and `garda` ends"
+        " near the same value whatever it was given: that is most of what it adds. `source_only` reads fluo_360 better"
+        " than all, and every row reads the small nuclei of the bright field badly.",
+        bounds="nuclei_bound",
+        site="he_stained_320",
+    ),
+    DataSet(
+        "phantom",
+        "Heart phantom",
+        "Four synthetic MR sites. Nearly all of the gap is closed by appearance randomisation before any target is met:"
+        " `randomised` is the start of every row but `source_only`.",
+    ),
+    DataSet(
+        "spinal_cord",
+        "Spinal cord",
+        "One volunteer a site, train and test being different scans of that person: no interval, and evidence of"
+        " steadiness more than of gain. Hold rows of one seed against seed 0 of `garda`. `supervised` needs labels of"
+        " the targets' training scans, which this data set lacks.",
+        structure="grey_matter",
+    ),
+)
+
+HEAD = """
+# Results
+
+Whole-scan Dice, the mean over classes and then over the `n` test patients of a site, after the last stage;
+`configs/small.yaml`, two CPU cores. In brackets: 95 % intervals over patients and, where there are several, seeds.
+*To `garda`* is the paired difference, by patient and seed, of the seeds that both rows have, where both were run
+together. Forgetting of `garda` is 0 by construction: what a site has learnt is never written to again.
+Bounds see what a method may not, the targets' labels (`supervised`) or all sites' images at once (`joint`). Seconds are
+left out, since rows were run beside other work: [performance.md](performance.md) has quiet ones.
+
+The files in [docs/results](../results/README.md) are measurements of an earlier version and keep its names; rows bear
+the names that methods have now. The commands that made them stand there too.
+"""
+
+
+def page(folder: Path) -> str:
+    """All tables of results."""
+    parts = [HEAD]
+    for data in DATA_SETS:
+        parts.append(
+            f"\n## {data.title}\n\n{wrap(data.note)}\n{methods_table(folder, data)}\n{seeds_table(folder, data)}"
+        )
+    parts.append(f"\n## The arithmetic of this version\n\n{FUSED}\n{fused_table(folder)}{REFUSED}")
+    parts.append(f"\n## Choosing among four checkpoints\n\n{CHOICE}\n{choice_table(folder)}")
+    return "".join(parts)
+
+
+FUSED = """After these comparisons three operations were computed otherwise: the U-Net's doubling, Adam, and the prior's
+group normalisation. The mathematics is the same and the last bits are not, so a run differs from its row above as from
+another seed's. `garda run`, with the gate:
+"""
+REFUSED = """
+On the nuclei's seed 1 the randomised start reads the stain badly, and the gate refuses the site: the tables are made
+without a gate. The phantom was run twice with this arithmetic, with equal matrices to the bit.
+"""
+CHOICE = """What the label-free choice of `garda.target.candidates` costs: Dice of the best candidate less that of the
+chosen one, on each target's test scans.
+"""
+
+
+def splice(readme: str, folder: Path) -> str:
+    """The README with its table of results renewed; as it is where it has no place for one."""
+    before, mark, rest = readme.partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    return f"{before}{mark}\n{summary_table(folder)}\n{end}{after}" if end else readme
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(" |".join(cell.replace("|", "\\|") for cell in line).rstrip() + "\n" for line in lines)
+
+
+def wrap(text: str) -> str:
+    """A paragraph in lines of the usual length."""
+    return "\n".join(textwrap.wrap(text, 120, break_long_words=False, break_on_hyphens=False)) + "\n" if text else ""
+
+
+def read_rows(folder: Path, data: DataSet) -> list[dict[str, str]]:
+    """A data set's rows of methods by their names of today, variants left out, bounds last."""
+    rows = _read(folder / f"{data.name}_table.csv")
+    names = {row["row"] for row in rows}
+    if data.bounds:
+        rows += [row for row in _read(folder / f"{data.bounds}_table.csv") if row["row"] not in names]
+    kept = [row | {"row": _today(row["row"])} for row in rows if "(" not in row["row"]]
+    return sorted(kept, key=lambda row: (row["kind"] == "bound", -int(row["seeds"]), -_number(row["mean"])))
+
+
+def methods_table(folder: Path, data: DataSet) -> str:
+    """A row a method: Dice of each site, their mean with its interval, and what else there is."""
+    rows = read_rows(folder, data)
+    sites = [name for name in rows[0] if " n=" in name]
+    distance = next(name for name in rows[0] if name.startswith("HD95"))
+    closed = all(row["gap closed"] != "–" for row in rows)
+    differences = {
+        _today(line["row"]): line
+        for line in _read(folder / f"{data.name}_differences.csv")
+        if line["against"] == OURS and line["quantity"] == "dice" and not line["domain"] and not line["class"]
+    }
+    heads = ["method", "seeds", *(site.replace(" n=", ", n=") for site in sites), "mean", f"to `{OURS}`", distance]
+    heads += ["forgetting", *(["gap closed"] if closed else []), *filter(None, [data.structure])]
+    structures = _structures(folder, data)
+    lines = []
+    for row in rows:
+        name = f"`{row['row']}`" + (" (bound)" if row["kind"] == "bound" else "")
+        line = [name, row["seeds"], *(row[site].split()[0] for site in sites), _bracketed(row["mean"])]
+        line += [_difference(differences.get(row["row"])), row[distance].split()[0], row["forgetting"]]
+        line += [row["gap closed"]] if closed else []
+        lines.append([*line, *([structures[row["row"]]] if data.structure else [])])
+    return table(heads, lines)
+
+
+def seeds_table(folder: Path, data: DataSet) -> str:
+    """Seeds apart, of the methods that were run with several: means, and one site's Dice."""
+    rows = [row["row"] for row in read_rows(folder, data) if int(row["seeds"]) > 1]
+    lines = []
+    for name in rows:
+        finals = [final(file) for file in matrices(folder, data.name, name)]
+        line = [f"`{name}`", *(f"{statistics.mean(dice.values()):.3f}" for dice in finals)]
+        lines.append(line + ([f"{dice[data.site]:.3f}" for dice in finals] if data.site else []))
+    heads = ["mean, by seed", *(f"seed {number}" for number in range((len(lines[0]) - 1) // (2 if data.site else 1)))]
+    if data.site:
+        heads += [f"{data.site}, {head}" for head in heads[1:]]
+    return table(heads, lines)
+
+
+def summary_table(folder: Path) -> str:
+    """The README's table: mean Dice over all sites of a few rows for each data set."""
+    lines = []
+    for data in DATA_SETS:
+        rows = {row["row"]: row for row in read_rows(folder, data)}
+        known = (*STARTS, OURS, PAPER)
+        rivals = [row for name, row in rows.items() if name not in known and row["kind"] != "bound"]
+        best = max(rivals, key=lambda row: _number(row["mean"]))
+        cells = [_seeded(rows.get(name)) for name in (*STARTS, OURS, "supervised")]
+        cells.insert(2, f"{_seeded(best)} `{best['row']}`")
+        lines.append([data.title.lower(), *cells])
+    return table(("mean Dice", *(f"`{name}`" for name in STARTS), "best rival", f"`{OURS}`", "`supervised`"), lines)
+
+
+def fused_table(folder: Path) -> str:
+    """Runs of the arithmetic of today beside the same runs of the tables."""
+    lines = []
+    for data in DATA_SETS:
+        for file in sorted(folder.glob(f"{data.name}_{OURS}_fused*_matrix.csv")):
+            seed = re.search(r"seed(\d+)", file.name)
+            now, then = final(file), final(file.with_name(file.name.replace("_fused", "")))
+            sites = ", ".join(f"{dice:.3f}" for dice in now.values())
+            means = [f"{statistics.mean(dice.values()):.3f}" for dice in (now, then)]
+            lines.append([data.title.lower(), seed.group(1) if seed else "0", sites, *means])
+    return table(("data set", "seed", "sites in order", "mean", "the table's run"), lines)
+
+
+def choice_table(folder: Path) -> str:
+    """What the choice among checkpoints costs, a row a data set."""
+    lines = []
+    for data in DATA_SETS:
+        short = [float(line["short by"]) for line in _read(folder / f"{data.name}_choice.csv")]
+        lines.append([data.title.lower(), str(len(short)), f"{statistics.mean(short):.3f}", f"{max(short):.3f}"])
+    return table(("data set", "choices", "mean cost", "largest"), lines)
+
+
+def matrices(folder: Path, pipeline: str, method: str) -> list[Path]:
+    """A method's matrices, a file a seed; ``method`` is its name of today."""
+    old = next((old for old, new in RENAMED_METHODS.items() if new == method), method)
+    files = [folder / f"{pipeline}_{old}_matrix.csv", *sorted(folder.glob(f"{pipeline}_{old}_seed*_matrix.csv"))]
+    return [file for file in files if file.exists()]
+
+
+def final(matrix: Path) -> dict[str, float]:
+    """Dice of each site after the last stage."""
+    last = _read(matrix)[-1]
+    return {site: float(dice) for site, dice in last.items() if site not in ("stage", "note")}
+
+
+def _structures(folder: Path, data: DataSet) -> dict[str, str]:
+    """Mean Dice over the sites of one class, by row."""
+    lines = _read(folder / f"{data.name}_comparison.csv") if data.structure else []
+    return {
+        _today(line["row"]): f"{float(line['value']):.3f}"
+        for line in lines
+        if line["quantity"] == "dice" and not line["domain"] and line["class"] == data.structure
+    }
+
+
+def _difference(line: dict[str, str] | None) -> str:
+    if line is None:
+        return "–"
+    bounds = f" ({_signed(line['low'])}…{_signed(line['high'])})" if line["low"] else ""
+    return _signed(line["difference"]) + bounds
+
+
+def _signed(number: str) -> str:
+    return re.sub(r"^[+-](0\.000)$", r"\1", f"{float(number):+.3f}")
+
+
+def _seeded(row: dict[str, str] | None) -> str:
+    if row is None:
+        return "–"
+    return f"{_number(row['mean']):.3f}" + (" (one seed)" if row["seeds"] == "1" else "")
+
+
+def _bracketed(cell: str) -> str:
+    value, _, interval = cell.partition(" ")
+    return f"{value} ({interval})" if interval else value
+
+
+def _number(cell: str) -> float:
+    return float(cell.split()[0]) if cell.split() else math.nan
+
+
+def _today(row: str) -> str:
+    method, space, label = row.partition(" ")
+    return RENAMED_METHODS.get(method, method) + space + label
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
