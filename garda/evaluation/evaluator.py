@@ -1,18 +1,19 @@
-"""The evaluator, one of the two roles of a stage: reads labelled test scans and learns nothing."""
+"""Scoring, one of the two roles of a stage: it reads labelled test scans and learns nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from monai.networks.nets import BasicUNet
+from torch import Tensor
 
 from garda.core.pseudonyms import Pseudonyms
-from garda.data import checks
+from garda.data import checks, volume
 from garda.data.sequence import Domain
-from garda.data.volume import read_volume
+from garda.data.volume import Volume
 from garda.evaluation import metrics
 from garda.evaluation.metrics import Score
 from garda.methods.base import Method
@@ -22,7 +23,7 @@ from garda.models import inference
 
 @dataclass(frozen=True)
 class TestScans:
-    """What an evaluator reads.
+    """What is read to score a stage.
 
     Attributes:
         domains: whose labelled test scans.
@@ -47,6 +48,12 @@ def score_scans(
         stage: the stage after which it is.
         seed: the run's.
         progress: receives (scans done, scans in all).
+
+    Returns:
+        a score for every labelled test scan and foreground class, see :class:`~garda.evaluation.metrics.Score`.
+
+    Raises:
+        DataError: a scan or its label cannot be read.
     """
     task = method.task
     total = sum(len(checks.labelled_cases(domain)) for domain in scans.domains)
@@ -56,18 +63,15 @@ def score_scans(
     def network(name: str) -> BasicUNet:
         return method.compute.prepare(method.network_for(knowledge, name)).eval()
 
+    def segment(scan: Volume, name: str) -> Tensor:
+        return inference.segment(network(name), method.standardise(knowledge, scan, name), task, method.compute)
+
+    read = partial(volume.read_volume, task=task, data=scans.data, with_label=True)
+    classes, pseudonym = task.classes, scans.pseudonyms.pseudonym
     for row in metrics.evaluate(
-        scans.domains,
-        lambda volume, name: inference.segment(
-            network(name), method.standardise(knowledge, volume, name), task, method.compute
-        ),
-        lambda case: read_volume(case, task, scans.data, with_label=True),
-        stage=stage,
-        seed=seed,
-        classes=task.classes,
-        pseudonym=scans.pseudonyms.pseudonym,
+        scans.domains, segment, read, stage=stage, seed=seed, classes=classes, pseudonym=pseudonym
     ):
         rows.append(row)
-        if row.name == task.classes[-1]:
-            progress(len(rows) // (len(task.classes) - 1), total)
+        if row.name == classes[-1]:
+            progress(len(rows) // (len(classes) - 1), total)
     return rows
