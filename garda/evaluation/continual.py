@@ -122,19 +122,13 @@ def matrix(scores: Sequence[Score], domains: Sequence[str], metric: Metric, name
     values = np.full((stages, len(domains)), np.nan)
     intervals = np.full((stages, len(domains), 2), np.nan)
     for stage, domain in np.ndindex(values.shape):
-        patients = [float(np.mean(seeds)) for seeds in cells[stage, domains[domain]].values()]
-        if patients:
-            values[stage, domain] = np.mean(patients)
-            intervals[stage, domain] = bootstrap.bootstrap_interval(patients) or np.nan
-    return Matrix(
-        metric,
-        unit="" if metric == "dice" else "/".join(sorted({score.unit for score in scores if score.domain in domains})),
-        name=name,
-        domains=tuple(domains),
-        values=values,
-        intervals=intervals,
-        patients=tuple(len({p for stage in range(stages) for p in cells[stage, domain]}) for domain in domains),
-    )
+        means = [float(np.mean(seeds)) for seeds in cells[stage, domains[domain]].values()]
+        if means:
+            values[stage, domain] = np.mean(means)
+            intervals[stage, domain] = bootstrap.bootstrap_interval(means) or np.nan
+    units = {score.unit for score in scores if score.domain in domains and metric != "dice"}
+    patients = tuple(len({p for stage in range(stages) for p in cells[stage, domain]}) for domain in domains)
+    return Matrix(metric, "/".join(sorted(units)), name, tuple(domains), values, intervals, patients)
 
 
 def average_over_seen(matrix: Matrix) -> float:

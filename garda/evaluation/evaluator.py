@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 from monai.networks.nets import BasicUNet
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch import Tensor
 from garda.core.pseudonyms import Pseudonyms
 from garda.data import checks, volume
 from garda.data.sequence import Domain
-from garda.data.volume import Volume
 from garda.evaluation import metrics
 from garda.evaluation.metrics import Score
 from garda.methods.base import Method
@@ -50,28 +50,27 @@ def score_scans(
         progress: receives (scans done, scans in all).
 
     Returns:
-        a score for every labelled test scan and foreground class, see :class:`~garda.evaluation.metrics.Score`.
+        a score for every labelled test scan and foreground class, in the order of domains, manifest rows and
+        classes.
 
     Raises:
         DataError: a scan or its label cannot be read.
     """
     task = method.task
-    total = sum(len(checks.labelled_cases(domain)) for domain in scans.domains)
+    cases = [(domain.name, case) for domain in scans.domains for case in checks.labelled_cases(domain)]
     rows: list[Score] = []
 
     @lru_cache(maxsize=1)
     def network(name: str) -> BasicUNet:
         return method.compute.prepare(method.network_for(knowledge, name)).eval()
 
-    def segment(scan: Volume, name: str) -> Tensor:
-        return inference.segment(network(name), method.standardise(knowledge, scan, name), task, method.compute)
-
-    read = partial(volume.read_volume, task=task, data=scans.data, with_label=True)
-    classes, pseudonym = task.classes, scans.pseudonyms.pseudonym
-    for row in metrics.evaluate(
-        scans.domains, segment, read, stage=stage, seed=seed, classes=classes, pseudonym=pseudonym
-    ):
-        rows.append(row)
-        if row.name == classes[-1]:
-            progress(len(rows) // (len(classes) - 1), total)
+    for number, (name, case) in enumerate(cases, start=1):
+        scan = volume.read_volume(case, task, scans.data, with_label=True)
+        label = cast(Tensor, scan.label)  # the case has a label, which was read
+        predicted = inference.segment(network(name), method.standardise(knowledge, scan, name), task, method.compute)
+        patient = scans.pseudonyms.pseudonym("patient", f"{name}/{case.patient}")  # two sites may each have a "001"
+        pseudonym = scans.pseudonyms.pseudonym("case", f"{name}/{case.case}")
+        found = metrics.score_volume(predicted, label, scan.labelled, scan.spacing_mm, task.classes)
+        rows += [Score(stage, name, patient, pseudonym, seed, *row) for row in found]
+        progress(number, len(cases))
     return rows

@@ -102,16 +102,12 @@ def _scan_measures(comparison: Comparison, row: Row) -> Measures:
     found: Measures = {}
     for metric, name in itertools.product(METRICS, ("", *comparison.classes)):
         values = continual.patient_scores(scores, metric, name or None)
-        found |= _domain_measures(comparison, values, metric, name, scores if metric == "hd95" else [])
+        found |= _domain_measures(comparison, values, Key(metric, name=name), scores if metric == "hd95" else [])
     return found
 
 
 def _domain_measures(
-    comparison: Comparison,
-    values: Mapping[PatientKey, float],
-    metric: Metric,
-    name: str,
-    measured: Sequence[Score] = (),
+    comparison: Comparison, values: Mapping[PatientKey, float], key: Key, measured: Sequence[Score] = ()
 ) -> Measures:
     """All domains together, under the empty name, and each alone.
 
@@ -124,7 +120,7 @@ def _domain_measures(
         units = sorted({score.unit for score in measured if score.domain in domains})
         if len(units) > 1:
             mean, interval = math.nan, None
-        found[Key(metric, domain, name)] = Measure(mean, interval, patients, "/".join(units))
+        found[key._replace(domain=domain)] = Measure(mean, interval, patients, "/".join(units))
     return found
 
 
@@ -154,8 +150,8 @@ def _gap_measures(targets: Sequence[str], own: Measures, rows: Mapping[str, Meas
     if LOWER in rows and UPPER in rows:
         for target in targets:
             key = Key("dice", target)
-            values = (side[key].value for side in (own, rows[LOWER], rows[UPPER]))
-            found[Key("gap_closed", target)] = Measure(continual.gap_closed(*values))
+            share = continual.gap_closed(own[key].value, rows[LOWER][key].value, rows[UPPER][key].value)
+            found[Key("gap_closed", target)] = Measure(share)
     return {Key("gap_closed"): Measure(bootstrap.mean_of_known(measure.value for measure in found.values())), **found}
 
 
@@ -174,12 +170,11 @@ def differences(
     scored = [row for row in comparison.rows if not math.isnan(dice[row.name])]
     found = []
     for row in comparison.rows:
+        others = [other for other in scored if other is not row]
         if against:
-            others = [other for other in scored if other is not row and other.name == against]
+            others = [other for other in others if other.name == against]
         else:
-            others = [
-                other for other in scored if other is not row and not other.bound and row.runs.keys() & other.runs
-            ]
+            others = [other for other in others if not other.bound and row.runs.keys() & other.runs]
         if others:
             found.append(_difference(comparison, row, max(others, key=lambda other: dice[other.name])))
     return found
@@ -190,7 +185,7 @@ def _difference(comparison: Comparison, row: Row, other: Row) -> Difference:
     sides = comparison.last_stage(row), comparison.last_stage(other)
     for name in ("", *comparison.classes):
         ours, theirs = (continual.patient_scores(side, "dice", name or None) for side in sides)
-        measures |= _domain_measures(comparison, continual.paired_difference(ours, theirs), "dice", name)
+        measures |= _domain_measures(comparison, continual.paired_difference(ours, theirs), Key("dice", name=name))
     return Difference(row.name, other.name, len(row.runs.keys() & other.runs.keys()), measures)
 
 

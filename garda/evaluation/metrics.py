@@ -1,14 +1,11 @@
-"""Whole-scan scores: Dice and the 95th percentile of the Hausdorff distance, a row for each scan and class.
-
-The evaluator is a role of its own: it reads labelled test scans, changes nothing, and keeps no totals between calls.
-"""
+"""Whole-scan scores: Dice and the 95th percentile of the Hausdorff distance, a row for each scan and class."""
 
 from __future__ import annotations
 
 import csv
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -19,10 +16,6 @@ from torch import Tensor
 
 from garda.core import files
 from garda.core.errors import RunFolderError
-from garda.data import checks
-from garda.data.manifest import Case
-from garda.data.sequence import Domain
-from garda.data.volume import Volume
 
 Unit = Literal["mm", "px"]
 Spacing = tuple[float, float, float]
@@ -53,40 +46,6 @@ class Score:
     dice: float
     hd95: float
     unit: Unit
-
-
-def evaluate(
-    domains: Iterable[Domain],
-    segment: Callable[[Volume, str], Tensor],
-    read: Callable[[Case], Volume],
-    *,
-    stage: int,
-    seed: int,
-    classes: Sequence[str],
-    pseudonym: Callable[[str, str], str],
-) -> Iterator[Score]:
-    """Segment and score every labelled test case, one scan in memory at a time.
-
-    Args:
-        domains: the domains to score; one without labelled test cases yields nothing.
-        segment: (volume, domain's name) -> (D, H, W) class indices on the volume's own grid.
-        read: case -> volume, label included.
-        stage: the stage after which the network is scored.
-        seed: the run's seed.
-        classes: class names, the background first.
-        pseudonym: (``"patient"`` or ``"case"``, ``<domain>/<name>``) -> keyed pseudonym.
-
-    Yields:
-        a score for every case and foreground class, in the order of domains, manifest rows and classes.
-    """
-    for domain in domains:
-        for case in checks.labelled_cases(domain):
-            volume = read(case)
-            label = cast(Tensor, volume.label)  # the case has a label and `read` reads it
-            patient = pseudonym("patient", f"{domain.name}/{case.patient}")  # two sites may each have a "001"
-            scan = pseudonym("case", f"{domain.name}/{case.case}")
-            rows = score_volume(segment(volume, domain.name), label, volume.labelled, volume.spacing_mm, classes)
-            yield from (Score(stage, domain.name, patient, scan, seed, *row) for row in rows)
 
 
 def score_volume(

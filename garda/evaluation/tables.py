@@ -29,7 +29,6 @@ SCORES_TITLE = "means over patients and their 95 % intervals"
 NOTHING = "–"
 Format = Callable[[float], str]
 Columns = dict[str, tuple[Key, Format]]
-_UNKNOWN = Measure(math.nan)
 
 
 def _size(count: float) -> str:
@@ -115,7 +114,7 @@ def _dice_columns(comparison: Comparison, measures: Iterable[Measures], form: Fo
 
 
 def _cells(measures: Measures, columns: Columns) -> list[str]:
-    return [_cell(measures.get(key, _UNKNOWN), form) for key, form in columns.values()]
+    return [_cell(measures.get(key, Measure(math.nan)), form) for key, form in columns.values()]
 
 
 def _cell(measure: Measure, form: Format, alone: str = "") -> str:
