@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+
 
 class Interval(NamedTuple):
     """A confidence interval, in the unit of the values."""
@@ -47,7 +49,7 @@ def bootstrap_interval(
     return estimate([np.asarray(values, dtype=np.float64)[None]], draws, seed, level).interval
 
 
-def estimate(domains: Sequence[NDArray[np.float64]], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
+def estimate(domains: Sequence[Array], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
     """Mean over domains of the mean over patients, each patient's value the mean over its seeds.
 
     The interval is a percentile bootstrap on two levels (Davison and Hinkley 1997, section 3.8): seeds are drawn with
@@ -80,9 +82,7 @@ def estimate(domains: Sequence[NDArray[np.float64]], draws: int = 1000, seed: in
     return Estimate(mean, Interval(*ends.tolist()), patients)
 
 
-def _resampled_means(
-    domains: Sequence[NDArray[np.float64]], draws: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled_means(domains: Sequence[Array], draws: int, generator: np.random.Generator) -> Array:
     """(draws,) means over domains of resampled seeds and patients."""
     patients = [generator.integers(values.shape[1], size=(draws, values.shape[1])) for values in domains]
     seeds = generator.integers(len(domains[0]), size=(draws, len(domains[0])))
@@ -96,7 +96,7 @@ def _resampled_means(
     return _mean_along(np.array(means), 0)
 
 
-def mean_of_known(values: NDArray[np.float64] | Iterable[float]) -> float:
+def mean_of_known(values: Array | Iterable[float]) -> float:
     """Mean of what is not NaN, NaN where nothing is left.
 
     >>> mean_of_known([1.0, math.nan, 2.0])
@@ -107,7 +107,7 @@ def mean_of_known(values: NDArray[np.float64] | Iterable[float]) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def _mean_along(values: Array, axis: int) -> Array:
     """Means along one of several axes of what is not NaN, NaN where nothing is left."""
     known = ~np.isnan(values)
     count = known.sum(axis)

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from garda.core import files
 from garda.evaluation import bootstrap
+from garda.evaluation.bootstrap import Array
 
 if TYPE_CHECKING:
     from garda.evaluation.metrics import Score
@@ -77,8 +77,8 @@ class Matrix:
     unit: str
     name: str | None
     domains: tuple[str, ...]
-    values: NDArray[np.float64]
-    intervals: NDArray[np.float64]
+    values: Array
+    intervals: Array
     patients: tuple[int, ...]
 
 
@@ -227,7 +227,7 @@ def summary(matrix: Matrix) -> dict[str, float]:
     return {name: number for name, number in numbers.items() if not math.isnan(number)}
 
 
-def score_arrays(values: Mapping[PatientKey, float], domains: Sequence[str]) -> list[NDArray[np.float64]]:
+def score_arrays(values: Mapping[PatientKey, float], domains: Sequence[str]) -> list[Array]:
     """One stage's :func:`patient_scores` as an array a domain, for :func:`estimate`.
 
     Args:
@@ -271,21 +271,30 @@ def write_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
+    rows = enumerate(matrix.values.tolist())
+    lines = ([stage, *("" if math.isnan(value) else value for value in row)] for stage, row in rows)
+    write_csv(path, ["stage", *matrix.domains], lines, note)
+
+
+def write_csv(path: Path, heading: Sequence[str], lines: Iterable[Iterable[object]], note: str | None = None) -> None:
+    """Write a table, with a note repeated in a last column; the file appears whole or not at all.
+
+    Raises:
+        RunFolderError: no space left, or the folder cannot be written.
+    """
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        notes = [note] if note else []
-        writer.writerow(["stage", *matrix.domains, *(["note"] if note else [])])
-        for stage, row in enumerate(matrix.values.tolist()):
-            writer.writerow([stage, *("" if math.isnan(value) else value for value in row), *notes])
+        writer.writerow([*heading, *(["note"] if note else [])])
+        writer.writerows([*line, *([note] if note else [])] for line in lines)
 
 
-def _dice(matrix: Matrix) -> NDArray[np.float64]:
+def _dice(matrix: Matrix) -> Array:
     """R of a Dice matrix; ValueError for one of distances."""
     if matrix.metric != "dice":
         raise ValueError(f"defined on Dice, where higher is better, got a matrix of {matrix.metric}")
     return matrix.values
 
 
-def _last(matrix: Matrix) -> NDArray[np.float64]:
+def _last(matrix: Matrix) -> Array:
     """(T + 1,) scores of the domains seen, after the last stage; (0,) before the first."""
     return matrix.values[-1, : len(matrix.values)] if len(matrix.values) else np.empty(0)

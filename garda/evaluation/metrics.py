@@ -14,8 +14,8 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
-from garda.core import files
 from garda.core.errors import RunFolderError
+from garda.evaluation import continual
 
 Unit = Literal["mm", "px"]
 Spacing = tuple[float, float, float]
@@ -129,11 +129,8 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for score in scores:
-            writer.writerow("" if cell != cell else cell for cell in astuple(score))
+    lines = (["" if cell != cell else cell for cell in astuple(score)] for score in scores)
+    continual.write_csv(path, _COLUMNS, lines)
 
 
 def read_scores(path: Path) -> list[Score]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from garda.core import files
 from garda.evaluation import bootstrap, continual
 from garda.evaluation.bootstrap import Interval
 from garda.evaluation.continual import Matrix
@@ -242,46 +241,33 @@ def write_wide(path: Path, tables: Sequence[Wide]) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    first, *others = tables
-    heading = [*first.heading, *(name for other in others for name in other.heading[1:])]
-    lines = [
-        [*cells, *(cell for other in others for cell in other.rows[number][1:])]
-        for number, cells in enumerate(first.rows)
-    ]
-    _write(path, heading, ([cell.replace("\n", " ") for cell in line] for line in lines), first.note)
+    heading, *lines = (
+        [cell.replace("\n", " ") for cell in itertools.chain(first, *(cells[1:] for cells in others))]
+        for first, *others in zip(*([table.heading, *table.rows] for table in tables), strict=True)
+    )
+    continual.write_csv(path, heading, lines, tables[0].note)
 
 
 def write_measures(path: Path, comparison: Comparison, measures: Mapping[str, Measures]) -> None:
     """Write every number, a line each; what is undefined is an empty cell. Errors as in :func:`write_wide`."""
-    lines = (
-        [row.name, row.method, row.label, "bound" if row.bound else "", len(row.runs), *key, *_numbers(measure)]
+    lines = [
+        [row.name, row.method, row.label, "bound" if row.bound else "", len(row.runs), *numbers]
         for row in comparison.rows
-        for key, measure in measures[row.name].items()
-    )
+        for numbers in _lines(measures[row.name])
+    ]
     heading = ["row", "method", "label", "kind", "seeds", "quantity", "domain", "class", "value", "low", "high"]
-    _write(path, [*heading, "patients", "unit"], lines, comparison.note)
+    continual.write_csv(path, [*heading, "patients", "unit"], lines, comparison.note)
 
 
 def write_differences(path: Path, comparison: Comparison, found: Iterable[Difference]) -> None:
     """Write every difference, a line each, as :func:`write_measures` does."""
-    lines = (
-        [each.row, each.against, each.seeds, *key, *_numbers(measure)]
-        for each in found
-        for key, measure in each.measures.items()
-    )
+    lines = [[each.row, each.against, each.seeds, *numbers] for each in found for numbers in _lines(each.measures)]
     heading = ["row", "against", "seeds", "quantity", "domain", "class", "difference", "low", "high"]
-    _write(path, [*heading, "patients", "unit"], lines, comparison.note)
+    continual.write_csv(path, [*heading, "patients", "unit"], lines, comparison.note)
 
 
-def _numbers(measure: Measure) -> list[object]:
-    """Value, low, high, patients, unit."""
-    value = None if math.isnan(measure.value) else measure.value
-    return [value, *(measure.interval or (None, None)), measure.patients, measure.unit]
-
-
-def _write(path: Path, heading: Sequence[str], lines: Iterable[Sequence[object]], note: str | None) -> None:
-    notes = [note] if note else []
-    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*(name.replace("\n", " ") for name in heading), *(["note"] if note else [])])
-        writer.writerows([*line, *notes] for line in lines)
+def _lines(measures: Measures) -> Iterator[list[object]]:
+    """Quantity, domain, class, value, low, high, patients and unit of each number."""
+    for key, known in measures.items():
+        value = None if math.isnan(known.value) else known.value
+        yield [*key, value, *(known.interval or (None, None)), known.patients, known.unit]

@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from garda.models.factorised import FactorisedGenerator
 from garda.models.generator import Generator
 from garda.safety import similarity
 from garda.safety.audit_report import Attack, AuditSettings, Copies, Membership, Outliers, SpaceName
-from garda.safety.patients import Patients, in_groups, patient_means
+from garda.safety.patients import Array, Patients, in_groups, patient_means
 from garda.safety.similarity import BATCH, Space
 from garda.training.device import Compute
 
@@ -65,9 +64,7 @@ class References:
         return torch.cat(found)
 
 
-def mean_scores(
-    patients: Patients, score: Score, size: tuple[int, int], block: int, compute: Compute
-) -> NDArray[np.float64]:
+def mean_scores(patients: Patients, score: Score, size: tuple[int, int], block: int, compute: Compute) -> Array:
     """(P,) mean of ``score`` over each patient's slices, which are cut into windows of ``size`` where they are larger.
 
     Args:
@@ -165,7 +162,7 @@ def share_of_copies(members: Tensor, outsiders: Tensor, random: np.random.Genera
     return float((ours > np.quantile(theirs, PERCENTILE)).mean())
 
 
-def _nearest_of_groups(nearness: Tensor, size: int, random: np.random.Generator) -> np.ndarray:
+def _nearest_of_groups(nearness: Tensor, size: int, random: np.random.Generator) -> Array:
     """(groups, n) nearness of the nearest of ``size`` patients; the last group is filled with patients of the first."""
     order = random.permutation(len(nearness))
     groups = np.resize(order, (math.ceil(len(order) / size), size))
@@ -177,9 +174,7 @@ DRAWS = 1000  # resamples behind an interval
 AT_ONCE = 10**7  # numbers of resamples held at once
 
 
-def infer_membership(
-    attack: Attack, scores: NDArray[np.float64], members: int, seed: int, *, calibrated: bool = False
-) -> Membership:
+def infer_membership(attack: Attack, scores: Array, members: int, seed: int, *, calibrated: bool = False) -> Membership:
     """AUC with its interval, and the true positive rate where there are outsiders enough.
 
     Args:
@@ -190,16 +185,18 @@ def infer_membership(
         calibrated: whether a reference's score has been taken off.
     """
     ours, theirs = scores[:members], scores[members:]
-    counts = {"members": len(ours), "outsiders": len(theirs)}
-    auc, ends = (
-        float(area(ours, theirs)),
-        area_interval(ours, theirs, derive_seed(seed, "membership", attack, int(calibrated))),
+    return Membership(
+        attack=attack,
+        calibrated=calibrated,
+        auc=float(area(ours, theirs)),
+        interval=area_interval(ours, theirs, derive_seed(seed, "membership", attack, int(calibrated))),
+        members=len(ours),
+        outsiders=len(theirs),
+        tpr_at_1_percent_fpr=float((ours > np.quantile(theirs, 0.99)).mean()) if len(theirs) >= ENOUGH else None,
     )
-    rate = float((ours > np.quantile(theirs, 0.99)).mean()) if len(theirs) >= ENOUGH else None
-    return Membership(attack=attack, calibrated=calibrated, auc=auc, interval=ends, tpr_at_1_percent_fpr=rate, **counts)
 
 
-def area(members: NDArray[np.float64], outsiders: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+def area(members: Array, outsiders: Array, axis: int = -1) -> Array:
     """Area under the receiver operating characteristic, U / (n m), in [0, 1]; ties count half.
 
     Mann and Whitney 1947; Hanley and McNeil 1982.
@@ -216,9 +213,7 @@ def area(members: NDArray[np.float64], outsiders: NDArray[np.float64], axis: int
     return statistic / (members.shape[axis] * outsiders.shape[axis])
 
 
-def area_interval(
-    members: NDArray[np.float64], outsiders: NDArray[np.float64], seed: int, level: float = 0.95
-) -> tuple[float, float]:
+def area_interval(members: Array, outsiders: Array, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap over patients, members and outsiders each on their own (Efron and Tibshirani 1993, ch. 13).
 
     Where all members score higher than all outsiders, every resample does too, and both bounds are 1.
@@ -240,7 +235,7 @@ EQUAL = 0.95  # nearness from which two images count as equal
 LEVEL = 0.01  # chance that any member stands out where none has been learnt by heart
 
 
-def margins(generated: Tensor, reference: Tensor, owners: Tensor, patients: int) -> NDArray[np.float64]:
+def margins(generated: Tensor, reference: Tensor, owners: Tensor, patients: int) -> Array:
     """(P,) largest margin of each patient's slices.
 
     Args:
@@ -254,7 +249,7 @@ def margins(generated: Tensor, reference: Tensor, owners: Tensor, patients: int)
     return largest.scatter_reduce(0, owners, ours - theirs, "amax").numpy()
 
 
-def find_outliers(space: SpaceName, margin: NDArray[np.float64], members: int) -> Outliers:
+def find_outliers(space: SpaceName, margin: Array, members: int) -> Outliers:
     """How many members stand out.
 
     Args:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from garda.core.errors import TrainingError
@@ -17,7 +16,7 @@ from garda.models.generator import Generator
 from garda.safety import attacks, audit_report
 from garda.safety.attacks import References, Score
 from garda.safety.audit_report import Attack, Audit, AuditSettings, Copies, Membership, Outliers
-from garda.safety.patients import Patients, patient_means
+from garda.safety.patients import Array, Patients, patient_means
 from garda.safety.similarity import Embedding, EmbeddingSpace, PixelSpace, Space
 from garda.training.device import Compute
 
@@ -62,25 +61,24 @@ def audit(
     patients = Patients(members, outsiders)
     pixels = PixelSpace(task, settings, compute)
     reason = _too_few(patients, settings)
-    copies: list[Copies] = []
-    outliers: list[Outliers] = []
-    membership: list[Membership] = []
+    compared: list[tuple[Copies, Outliers, list[Membership]]] = []
+    redrawn: list[Membership] = []
     compute.prepare(generator).eval()
     if reason is None:
         images = draw_images(generator, domain, settings.generated, derive_seed(seed, "generated"))
         spaces = (pixels, EmbeddingSpace(embed, images, task, settings, compute))
         references = References(patients, settings.references, task, seed)
-        for space in spaces:
-            copied, standing_out, told = _compare(space, images, patients, references, settings, seed)
-            copies, outliers, membership = [*copies, copied], [*outliers, standing_out], [*membership, *told]
+        compared = [_compare(space, images, patients, references, settings, seed) for space in spaces]
         mean = partial(attacks.mean_scores, patients, size=task.size, block=settings.block, compute=compute)
-        membership += _reconstruct(generator, domain, mean, len(members), seed)
+        redrawn = _reconstruct(generator, domain, mean, len(members), seed)
+    copies, outliers = tuple(found[0] for found in compared), tuple(found[1] for found in compared)
+    membership = [*itertools.chain.from_iterable(found[2] for found in compared), *redrawn]
     return Audit(
         domain=generator.domains[domain],
         members=len(members),
         outsiders=len(outsiders),
-        copies=tuple(copies),
-        outliers=tuple(outliers),
+        copies=copies,
+        outliers=outliers,
         membership=tuple(sorted(membership, key=lambda found: -found.interval[0])),
         no_figure=reason,
         bytes_kept=sum(tensor.nbytes for tensor in generator.kept_state().values()),
@@ -133,7 +131,7 @@ def _compare(
 
 
 def _reconstruct(
-    generator: Generator, domain: int, mean: Callable[[Score], NDArray[np.float64]], members: int, seed: int
+    generator: Generator, domain: int, mean: Callable[[Score], Array], members: int, seed: int
 ) -> list[Membership]:
     """By the generator's own encoders, where it has them; calibrated where another domain has been seen."""
     score, other = attacks.reconstruction(generator, domain), attacks.reference_domain(generator, domain)
@@ -143,9 +141,7 @@ def _reconstruct(
     return _infer_both("reconstruction", mean(score), None if reference is None else mean(reference), members, seed)
 
 
-def _infer_both(
-    attack: Attack, scores: NDArray[np.float64], reference: NDArray[np.float64] | None, members: int, seed: int
-) -> list[Membership]:
+def _infer_both(attack: Attack, scores: Array, reference: Array | None, members: int, seed: int) -> list[Membership]:
     """Membership from patients' scores, and, where there is a reference's, from what is left without them."""
     found = [attacks.infer_membership(attack, scores, members, seed)]
     if reference is not None:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Array = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Patients:
@@ -40,7 +42,7 @@ class Patients:
             yield volume
 
 
-def patient_means(values: Tensor, owners: Tensor, patients: int) -> NDArray[np.float64]:
+def patient_means(values: Tensor, owners: Tensor, patients: int) -> Array:
     """(P,) means, in double precision, of (S,) values of slices whose patients are ``owners``, (S,) int64.
 
     >>> patient_means(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist()
