@@ -188,7 +188,8 @@ def rich_table(wide: Wide) -> RenderableType:
     """For the terminal; text is no markup.
 
     Where the terminal is too narrow, columns go on in further blocks below, each of which begins with the columns that
-    hold words. Nothing is cut, no number is broken, and a name is only where it alone is wider than the terminal.
+    hold words; the table is turned if it takes fewer blocks then. Nothing is cut, no number is broken, and a name only
+    where it alone is wider than the terminal.
     """
     return _Blocks(wide)
 
@@ -199,7 +200,10 @@ class _Blocks:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The blocks; the title stands above the first, the note below the last."""
-        wide, blocks = self.wide, _blocks(self.wide, options.max_width)
+        heading, *rows = zip(self.wide.heading, *self.wide.rows, strict=True)
+        turned = self.wide if self.wide.staircase else Wide(self.wide.title, self.wide.note, heading, rows, words=1)
+        wide = min(self.wide, turned, key=lambda each: len(_blocks(each, options.max_width)))
+        blocks = _blocks(wide, options.max_width)
         for block in blocks:
             table = Table(
                 title=Text(wide.title) if block is blocks[0] else None,
@@ -216,7 +220,7 @@ class _Blocks:
             for number, row in enumerate(wide.rows):
                 met = wide.words + number if wide.staircase else len(row)
                 table.add_row(*(Text(row[column], style="dim" if column > met else "") for column in block))
-            yield from console.render(table, options.update(no_wrap=False))
+            yield from console.render(table, options.update(no_wrap=False, overflow="fold"))
 
 
 def _blocks(wide: Wide, room: int) -> list[list[int]]:
