@@ -14,7 +14,6 @@ from garda.core.pseudonyms import Pseudonyms
 from garda.data.manifest import Case
 from garda.data.sequence import Domain
 from garda.evaluation import evaluator, metrics
-from garda.evaluation.evaluator import TestScans
 from garda.evaluation.metrics import Score
 
 CLASSES = ("background", "cord")
@@ -130,7 +129,7 @@ def test_labelled_test_scans_alone_are_read_one_at_a_time_and_named_by_pseudonym
         standardise=lambda knowledge, scan, name: f"scan of {name}",
     )
     named = SimpleNamespace(pseudonym=lambda kind, name: f"{kind} {name}")
-    scans = TestScans(DOMAINS, Path("data"), named)
+    scans = evaluator.TestScans(DOMAINS, Path("data"), named)
     first, second = evaluator.score_scans(scans, method, None, 1, 7, lambda *ready: done.append(ready))
     assert done[:3] == ["read a", "segment scan of first with network of first", (1, 2)]
     assert done[3:] == ["read a", "segment scan of second with network of second", (2, 2)]
@@ -168,7 +167,7 @@ def test_a_failed_write_leaves_the_scores_before_it(tmp_path: Path):
 
 def test_missing_scores_are_told(tmp_path: Path):
     path = tmp_path / "scores.csv"
-    with pytest.raises(RunFolderError, match="scores.csv: no such file"):
+    with pytest.raises(RunFolderError, match="no such file; give the folder"):
         metrics.read_scores(path)
 
 
