@@ -75,21 +75,15 @@ def test_a_matrix_of_distances_knows_its_units():
 
 
 def test_three_sites_by_hand():
-    assert continual.average_over_seen(THREE) == pytest.approx((0.6 + 0.75 + 0.8) / 3)
-    assert continual.forgetting(THREE) == (pytest.approx((0.3 + 0.0) / 2), pytest.approx(0.3), "a")
-    assert continual.backward_transfer(THREE) == pytest.approx((-0.3 + 0.05) / 2)
-    assert continual.forward_transfer(THREE) == pytest.approx(0.5 - 0.4)
-    assert continual.plasticity(THREE) == pytest.approx(((0.7 - 0.5) + (0.8 - 0.5)) / 2)
-
-    numbers = {name: pytest.approx(value) for name, value in continual.summary(THREE).items()}
-    assert numbers == {
-        "average_over_seen": (0.6 + 0.75 + 0.8) / 3,
-        "forgetting": 0.15,
-        "forgetting_worst": 0.3,
-        "backward_transfer": -0.125,
-        "forward_transfer": 0.1,
-        "plasticity": 0.25,
+    assert continual.summary(THREE) == {
+        "average_over_seen": pytest.approx((0.6 + 0.75 + 0.8) / 3),
+        "forgetting": pytest.approx((0.3 + 0.0) / 2),
+        "forgetting_worst": pytest.approx(0.3),
+        "backward_transfer": pytest.approx((-0.3 + 0.05) / 2),
+        "forward_transfer": pytest.approx(0.5 - 0.4),
+        "plasticity": pytest.approx(((0.7 - 0.5) + (0.8 - 0.5)) / 2),
     }
+    assert continual.forgetting(THREE).worst_domain == "a"
 
 
 def test_what_was_learnt_late_and_lost_counts_as_forgotten():
@@ -181,9 +175,9 @@ def test_one_seed_of_one_domain_is_the_plain_bootstrap():
     assert bootstrap.estimate([values[None]]) == (pytest.approx(values.mean()), pytest.approx(expected), 7)
 
 
-def test_equal_values_have_an_interval_without_width():
+def test_domains_count_alike_and_equal_values_have_an_interval_without_width():
     found = bootstrap.estimate([np.full((3, 4), 0.5), np.full((3, 2), 0.75), np.full((3, 1), 0.25)])
-    assert found == (0.5, (0.5, 0.5), 7)  # domains count alike however many patients they have
+    assert found == (0.5, (0.5, 0.5), 7)
 
 
 def test_what_is_added_to_all_is_added_to_the_interval():
@@ -200,18 +194,13 @@ def test_a_lone_patient_counts_as_it_is():
     assert half_as_wide.interval == pytest.approx([0.3, 0.7])
 
 
-def test_seeds_that_differ_widen_the_interval():
+def test_seeds_that_differ_widen_the_interval_and_one_draw_of_them_counts_for_all_domains():
     same = np.tile(np.linspace(0.4, 0.6, 30), (2, 1))
-    shifted = same + np.array([[-0.2], [0.2]])
-    narrow, wide = bootstrap.estimate([same]), bootstrap.estimate([shifted])
+    narrow, wide = bootstrap.estimate([same]), bootstrap.estimate([same + np.array([[-0.2], [0.2]])])
     assert wide.mean == pytest.approx(narrow.mean)
     assert wide.interval.low < narrow.interval.low - 0.1 and wide.interval.high > narrow.interval.high + 0.1
-
-
-def test_one_draw_of_seeds_counts_for_all_domains():
-    """A seed that is better everywhere is not averaged away over the domains."""
-    values = np.repeat([[0.2], [0.8]], 2, axis=1)
-    assert bootstrap.estimate([values] * 9).interval == pytest.approx((0.2, 0.8))
+    better_everywhere = np.repeat([[0.2], [0.8]], 2, axis=1)  # is not averaged away over the domains
+    assert bootstrap.estimate([better_everywhere] * 9).interval == pytest.approx((0.2, 0.8))
 
 
 def test_a_score_that_a_seed_lacks_is_left_out():

@@ -67,6 +67,7 @@ def test_lone_patients_take_one_line_each():
     table = tables.matrix_table(make({"first": [(0.8, 2.0)], "third": [(0.7, 3.0)]}))
     assert words(table) == [["0 first", "0.800", "–", "0.700"], ["1 second", "0.800", "–", "0.700"]]
     assert title(table) == "Dice, mean over classes"
+    assert words(tables.matrix_table(continual.matrix([], SITES, "dice"))) == []  # nothing scored
 
 
 def test_a_stage_with_one_of_two_patients_says_so():
@@ -100,10 +101,6 @@ def test_a_table_in_a_file_is_as_wide_as_it_must_be():
     printed, wide = StringIO(), tables.matrix_table(make(TWO_AND_ONE))
     Console(RichConsole(file=printed, width=20)).show(wide)
     assert "0.800–0.900" in printed.getvalue() and printed.getvalue().count("┏") == 1
-
-
-def test_nothing_scored_is_a_table_without_rows():
-    assert words(tables.matrix_table(continual.matrix([], SITES, "dice"))) == []
 
 
 def long_scores(stages: int = 6) -> list[Score]:
@@ -149,11 +146,8 @@ def test_at_80_columns_no_number_is_broken_and_no_name_cut(name: str):
 
 def test_a_comparison_is_turned_where_that_takes_fewer_blocks():
     printed = lines(tables.rich_table(long_comparison()[0]), width=80)
-    assert [line[1:].split()[0] for line in printed if line.startswith("│") and line[1] != " "][:3] == [
-        "kind",
-        "seeds",
-        LONG[0],
-    ]
+    names = [re.match(r"│(\w*)", line)[1] for line in printed if line.startswith("│")]
+    assert [name for name in names if name][:3] == ["kind", "seeds", LONG[0]]
     assert sum("┏" in line for line in printed) == 2
 
 
@@ -165,15 +159,13 @@ def test_a_name_wider_than_the_terminal_is_folded_and_its_numbers_are_whole():
     assert "0.123" in text and "0.100–0.200" in text
 
 
-@pytest.mark.parametrize("metric", ["dice", "hd95"])
-def test_the_picture_is_a_png(tmp_path: Path, metric: str):
+PERFECT = make({"first": [(1.0, 0.0)]}, "hd95", stages=1)
+
+
+@pytest.mark.parametrize("matrix", [make(TWO_AND_ONE), make(TWO_AND_ONE, "hd95"), PERFECT])
+def test_the_picture_is_a_png(tmp_path: Path, matrix: Matrix):
     path = tmp_path / "new folder" / "matrix.png"
-    figures.draw_matrix(path, make(TWO_AND_ONE, metric))
+    figures.draw_matrix(path, matrix)
     height, width, _ = imread(path).shape
     assert width > height > 300
     assert [file.name for file in path.parent.iterdir()] == ["matrix.png"]
-
-
-def test_one_stage_and_perfect_distances_can_be_drawn(tmp_path: Path):
-    figures.draw_matrix(tmp_path / "matrix.png", make({"first": [(1.0, 0.0)]}, "hd95", stages=1))
-    assert (tmp_path / "matrix.png").stat().st_size > 1000
