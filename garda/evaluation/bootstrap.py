@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+
 
 class Interval(NamedTuple):
     """A confidence interval, in the unit of the values."""
@@ -28,18 +30,26 @@ class Estimate(NamedTuple):
 def bootstrap_interval(
     values: Sequence[float], draws: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval | None:
-    """Percentile bootstrap of the mean over patients (Efron and Tibshirani 1993, ch. 13); None under two patients.
+    """Percentile bootstrap of the mean over patients; None under two patients.
+
+    Efron and Tibshirani, *An introduction to the bootstrap*, 1993, ch. 13.
 
     Args:
-        values: (n,) one finite number a patient.
+        values: (n,) one finite number a patient, in any unit, which is also the interval's.
         draws: resamples of n patients, with replacement.
-        seed: of the resampling.
+        seed: of the resampling; equal seeds give equal intervals.
         level: share of the resampled means that the interval holds, in (0, 1).
+
+    >>> low, high = bootstrap_interval([0.81, 0.84, 0.90, 0.93])
+    >>> 0.81 <= low < 0.87 < high <= 0.93
+    True
+    >>> bootstrap_interval([0.81]) is None
+    True
     """
     return estimate([np.asarray(values, dtype=np.float64)[None]], draws, seed, level).interval
 
 
-def estimate(domains: Sequence[NDArray[np.float64]], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
+def estimate(domains: Sequence[Array], draws: int = 1000, seed: int = 0, level: float = 0.95) -> Estimate:
     """Mean over domains of the mean over patients, each patient's value the mean over its seeds.
 
     The interval is a percentile bootstrap on two levels (Davison and Hinkley 1997, section 3.8): seeds are drawn with
@@ -55,19 +65,24 @@ def estimate(domains: Sequence[NDArray[np.float64]], draws: int = 1000, seed: in
 
     Returns:
         the mean over ``domains``, the number of patients in all of them, and no interval where none has two.
+
+    >>> two_seeds, lone_patient = np.array([[0.7, 0.9], [0.8, 1.0]]), np.array([[0.4], [0.4]])
+    >>> found = estimate([two_seeds, lone_patient])
+    >>> round(found.mean, 3), found.patients  # the domains count alike
+    (0.625, 3)
+    >>> estimate([lone_patient]).interval is None
+    True
     """
     mean = mean_of_known(np.array([mean_of_known(_mean_along(values, 0)) for values in domains]))
     patients = sum(values.shape[1] for values in domains)
     if all(values.shape[1] < 2 for values in domains):
         return Estimate(mean, None, patients)
     means = _resampled_means(domains, draws, np.random.default_rng(seed))
-    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(mean, Interval(float(low), float(high)), patients)
+    ends = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, Interval(*ends.tolist()), patients)
 
 
-def _resampled_means(
-    domains: Sequence[NDArray[np.float64]], draws: int, generator: np.random.Generator
-) -> NDArray[np.float64]:
+def _resampled_means(domains: Sequence[Array], draws: int, generator: np.random.Generator) -> Array:
     """(draws,) means over domains of resampled seeds and patients."""
     patients = [generator.integers(values.shape[1], size=(draws, values.shape[1])) for values in domains]
     seeds = generator.integers(len(domains[0]), size=(draws, len(domains[0])))
@@ -81,14 +96,18 @@ def _resampled_means(
     return _mean_along(np.array(means), 0)
 
 
-def mean_of_known(values: NDArray[np.float64] | Iterable[float]) -> float:
-    """Mean of what is not NaN, NaN where nothing is left."""
+def mean_of_known(values: Array | Iterable[float]) -> float:
+    """Mean of what is not NaN, NaN where nothing is left.
+
+    >>> mean_of_known([1.0, math.nan, 2.0])
+    1.5
+    """
     numbers = values if isinstance(values, np.ndarray) else np.array([*values], dtype=np.float64)
     known = numbers[~np.isnan(numbers)]
     return float(known.mean()) if known.size else math.nan
 
 
-def _mean_along(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+def _mean_along(values: Array, axis: int) -> Array:
     """Means along one of several axes of what is not NaN, NaN where nothing is left."""
     known = ~np.isnan(values)
     count = known.sum(axis)

@@ -1,4 +1,4 @@
-"""The evaluator, one of the two roles of a stage: reads labelled test scans and learns nothing."""
+"""Scoring, one of the two roles of a stage: it reads labelled test scans and learns nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 from monai.networks.nets import BasicUNet
+from torch import Tensor
 
 from garda.core.pseudonyms import Pseudonyms
-from garda.data import checks
+from garda.data import checks, volume
 from garda.data.sequence import Domain
-from garda.data.volume import read_volume
 from garda.evaluation import metrics
 from garda.evaluation.metrics import Score
 from garda.methods.base import Method
@@ -22,7 +23,7 @@ from garda.models import inference
 
 @dataclass(frozen=True)
 class TestScans:
-    """What an evaluator reads.
+    """What is read to score a stage.
 
     Attributes:
         domains: whose labelled test scans.
@@ -47,27 +48,29 @@ def score_scans(
         stage: the stage after which it is.
         seed: the run's.
         progress: receives (scans done, scans in all).
+
+    Returns:
+        a score for every labelled test scan and foreground class, in the order of domains, manifest rows and
+        classes.
+
+    Raises:
+        DataError: a scan or its label cannot be read.
     """
     task = method.task
-    total = sum(len(checks.labelled_cases(domain)) for domain in scans.domains)
+    cases = [(domain.name, case) for domain in scans.domains for case in checks.labelled_cases(domain)]
     rows: list[Score] = []
 
     @lru_cache(maxsize=1)
     def network(name: str) -> BasicUNet:
         return method.compute.prepare(method.network_for(knowledge, name)).eval()
 
-    for row in metrics.evaluate(
-        scans.domains,
-        lambda volume, name: inference.segment(
-            network(name), method.standardise(knowledge, volume, name), task, method.compute
-        ),
-        lambda case: read_volume(case, task, scans.data, with_label=True),
-        stage=stage,
-        seed=seed,
-        classes=task.classes,
-        pseudonym=scans.pseudonyms.pseudonym,
-    ):
-        rows.append(row)
-        if row.name == task.classes[-1]:
-            progress(len(rows) // (len(task.classes) - 1), total)
+    for number, (name, case) in enumerate(cases, start=1):
+        scan = volume.read_volume(case, task, scans.data, with_label=True)
+        label = cast(Tensor, scan.label)  # the case has a label, which was read
+        predicted = inference.segment(network(name), method.standardise(knowledge, scan, name), task, method.compute)
+        patient = scans.pseudonyms.pseudonym("patient", f"{name}/{case.patient}")  # two sites may each have a "001"
+        pseudonym = scans.pseudonyms.pseudonym("case", f"{name}/{case.case}")
+        found = metrics.score_volume(predicted, label, scan.labelled, scan.spacing_mm, task.classes)
+        rows += [Score(stage, name, patient, pseudonym, seed, *row) for row in found]
+        progress(number, len(cases))
     return rows

@@ -1,4 +1,4 @@
-"""A comparison as pictures: a heat map a row, and each domain's Dice over the stages."""
+"""A run and a comparison as pictures: heat maps of stages and domains, and each domain's Dice over the stages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MARKERS = "osD^vP*X"  # with ten colours, forty rows look different
 def draw_matrices(path: Path, comparison: Comparison) -> None:
     """Write a PNG with each row's Dice after every stage (down) on every domain (across), means over its seeds.
 
-    Framed cells are domains when they were met. The colours can be told apart with any colour vision; lighter is
+    Framed cells are domains after their own stage. The colours can be told apart with any colour vision; lighter is
     better.
 
     Args:
@@ -35,19 +35,14 @@ def draw_matrices(path: Path, comparison: Comparison) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    from matplotlib.figure import Figure
-
     count, domains = len(comparison.rows), len(comparison.domains)
     across = math.ceil(math.sqrt(count))
     down = math.ceil(count / across)
-    width, height = 1.2 + 0.55 * domains, 0.8 + 0.4 * domains
-    figure = Figure(figsize=(width * across + 2.0, height * down + 1.4), dpi=150, layout="constrained")
-    panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    figure = _figure((1.2 + 0.55 * domains) * across + 2.0, (0.8 + 0.4 * domains) * down + 1.4)
+    panels = _panels(figure, count, down, across)
     for row, axes in zip(comparison.rows, panels, strict=False):
         _draw_heat_map(axes, continual.matrix(row.scores, comparison.domains, "dice"))
         axes.set_title(f"{row.name}{', bound' if row.bound else ''} (seeds: {len(row.runs)})", fontsize="small")
-    for axes in panels[count:]:
-        axes.axis("off")
     bar = figure.colorbar(panels[0].images[0], ax=panels)
     bar.set_label("Dice, mean over classes, patients and seeds", fontsize="small")
     figure.supylabel("after stage", fontsize="small")
@@ -70,7 +65,7 @@ def _draw_heat_map(axes: Any, found: Matrix) -> None:
 def draw_curves(path: Path, comparison: Comparison) -> None:
     """Write a PNG with a panel a domain: its Dice after every stage, a line a row, means over patients and seeds.
 
-    A dotted line stands at the stage that met the domain; bounds are dashed.
+    A dotted line stands at the domain's own stage; oracles are dashed.
 
     Args:
         path: the file to write.
@@ -79,21 +74,17 @@ def draw_curves(path: Path, comparison: Comparison) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    from matplotlib.figure import Figure
-
     domains = comparison.domains
     across = min(3, len(domains))
     down = math.ceil(len(domains) / across)
     legend = 0.22 * math.ceil(len(comparison.rows) / 4)
-    figure = Figure(figsize=(3.4 * across, 2.6 * down + legend + 0.6), dpi=150, layout="constrained")
-    panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    figure = _figure(3.4 * across, 2.6 * down + legend + 0.6)
+    panels = _panels(figure, len(domains), down, across)
     _draw_lines(panels, comparison)
     for index, (axes, domain) in enumerate(zip(panels, domains, strict=False)):
         axes.axvline(index, color="grey", linestyle=":", linewidth=1.0)
         axes.set_title(domain, fontsize="small")
         axes.set(xticks=range(len(domains)), ylim=(-0.03, 1.03))
-    for axes in panels[len(domains) :]:
-        axes.axis("off")
     figure.supylabel("Dice, mean over classes, patients and seeds", fontsize="small")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="x-small")
     _finish(path, figure, comparison.note, "after stage")
@@ -108,17 +99,30 @@ def _draw_lines(panels: Sequence[Any], comparison: Comparison) -> None:
             axes.plot(line, style, color=f"C{number % 10}", marker=marker, markersize=4, linewidth=1.2, label=row.name)
 
 
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _panels(figure: Figure, count: int, down: int, across: int) -> list[Any]:
+    """``count`` panels in a grid, whose other places stay empty."""
+    panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for axes in panels[count:]:
+        axes.axis("off")
+    return panels
+
+
 def _finish(path: Path, figure: Figure, note: str | None, below: str = "") -> None:
     """Write the picture with its note below."""
-    text = "\n".join(filter(None, (below, note)))
-    if text:
+    if text := "\n".join(filter(None, (below, note))):
         figure.supxlabel(text, fontsize="x-small", wrap=True)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
 def draw_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
-    """Write the matrix as a PNG heat map; a line parts the domains met (below it) from those still to come.
+    """Write the matrix as a PNG heat map; a line parts the domains seen (below it) from those still to come.
 
     The colours (cividis) can be told apart with any colour vision; lighter is better.
 
@@ -130,24 +134,19 @@ def draw_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    from matplotlib.figure import Figure
-
     stages, domains = matrix.values.shape
-    figure = Figure(figsize=(2.6 + 1.1 * domains, 2.0 + 0.6 * stages), dpi=150, layout="constrained")
+    figure = _figure(2.6 + 1.1 * domains, 2.0 + 0.6 * stages)
     axes = figure.add_subplot()
     top = 1.0 if matrix.metric == "dice" else float(np.fmax.reduce(matrix.values, axis=None, initial=0.0)) or 1.0
     colours = "cividis" if matrix.metric == "dice" else "cividis_r"
     image = axes.imshow(matrix.values, cmap=colours, vmin=0.0, vmax=top, aspect="auto")
     axes.set_xticks(range(domains), matrix.domains, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(stages), [f"{stage} {name}" for stage, name in enumerate(matrix.domains[:stages])])
-    axes.set(title=tables._subject(matrix), xlabel="scored on", ylabel="after stage")
-    if note:
-        figure.supxlabel(note, fontsize="x-small", wrap=True)
+    axes.set(title=tables.subject(matrix), xlabel="scored on", ylabel="after stage")
     _write_values(axes, matrix, top)
     _draw_border(axes, stages, domains)
-    figure.colorbar(image, ax=axes, label=tables._quantity(matrix))
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    figure.colorbar(image, ax=axes, label=tables.quantity(matrix))
+    _finish(path, figure, note)
 
 
 def _write_values(axes: Any, matrix: Matrix, top: float) -> None:
@@ -155,7 +154,7 @@ def _write_values(axes: Any, matrix: Matrix, top: float) -> None:
     for (stage, domain), value in np.ndenumerate(matrix.values):
         share = value / top
         light = math.isnan(value) or (share if matrix.metric == "dice" else 1 - share) > 0.5
-        text = tables._number(matrix, value)
+        text = NOTHING if math.isnan(value) else tables.number_format(matrix)(value)
         axes.text(domain, stage, text, ha="center", va="center", color="black" if light else "white")
 
 

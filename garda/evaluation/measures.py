@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Measure:
 
     Attributes:
         value: the number.
-        interval: 95 % interval over patients and seeds, where there are two patients.
+        interval: 95 % interval over patients and seeds, in ``unit``, where there are two patients.
         patients: number of patients behind the number; None for what is not measured patient by patient.
         unit: empty for Dice, shares and differences of them; ``mm``, ``px``, ``s``, ``bytes``.
     """
@@ -97,39 +98,38 @@ def measure(comparison: Comparison) -> dict[str, Measures]:
 
 def _scan_measures(comparison: Comparison, row: Row) -> Measures:
     """Dice and HD95 after the last stage: for each domain and class, and over all of them."""
-    found: Measures = {}
     scores = comparison.last_stage(row)
-    units = {domain: {score.unit for score in scores if score.domain == domain} for domain in comparison.domains}
-    for metric in METRICS:
-        for name in ("", *comparison.classes):
-            values = continual.patient_scores(scores, metric, name or None)
-            for domain, domains in _parts(comparison.domains):
-                unit = "/".join(sorted(set().union(*(units[each] for each in domains)))) if metric == "hd95" else ""
-                found[Key(metric, domain, name)] = _measure(values, domains, unit)
+    found: Measures = {}
+    for metric, name in itertools.product(METRICS, ("", *comparison.classes)):
+        values = continual.patient_scores(scores, metric, name or None)
+        found |= _domain_measures(comparison, values, Key(metric, name=name), scores if metric == "hd95" else [])
     return found
 
 
-def _parts(domains: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
-    """All domains together, under the empty name, and each alone."""
-    return [("", domains), *((domain, [domain]) for domain in domains)]
+def _domain_measures(
+    comparison: Comparison, values: Mapping[PatientKey, float], key: Key, measured: Sequence[Score] = ()
+) -> Measures:
+    """All domains together, under the empty name, and each alone.
 
-
-def _measure(values: Mapping[PatientKey, float], domains: Sequence[str], unit: str = "") -> Measure:
-    """Undefined where pixels would be averaged with millimetres."""
-    found = bootstrap.estimate(continual.score_arrays(values, domains))
-    if "/" in unit:
-        return Measure(math.nan, None, found.patients, unit)
-    return Measure(found.mean, found.interval, found.patients, unit)
+    Undefined where the units of what was ``measured`` differ: pixels are not averaged with millimetres.
+    """
+    found: Measures = {}
+    for domain in ("", *comparison.domains):
+        domains = [domain] if domain else comparison.domains
+        mean, interval, patients = bootstrap.estimate(continual.score_arrays(values, domains))
+        units = sorted({score.unit for score in measured if score.domain in domains})
+        if len(units) > 1:
+            mean, interval = math.nan, None
+        found[key._replace(domain=domain)] = Measure(mean, interval, patients, "/".join(units))
+    return found
 
 
 def _continual_measures(comparison: Comparison, row: Row) -> Measures:
     """Forgetting, transfer and plasticity: the mean over the seeds of what each seed's matrix says."""
     numbers = [continual.summary(continual.matrix(run.scores, comparison.domains, "dice")) for run in row.runs.values()]
     names = dict.fromkeys(name for of_seed in numbers for name in of_seed if name != "average_over_seen")
-    return {
-        Key(name): Measure(bootstrap.mean_of_known(of_seed.get(name, math.nan) for of_seed in numbers))
-        for name in names
-    }
+    means = {name: bootstrap.mean_of_known(seed.get(name, math.nan) for seed in numbers) for name in names}
+    return {Key(name): Measure(mean) for name, mean in means.items()}
 
 
 def _cost_measures(row: Row) -> Measures:
@@ -163,36 +163,29 @@ def differences(
     Args:
         comparison: the rows.
         measures: what :func:`measure` gave.
-        against: name of the reference; None takes for each row the best other row under the contract, by mean Dice,
+        against: name of the reference; None takes for each row the best other row that is no oracle, by mean Dice,
             of those that share a seed with it.
     """
+    dice = {name: known[Key("dice")].value for name, known in measures.items()}
+    scored = [row for row in comparison.rows if not math.isnan(dice[row.name])]
     found = []
     for row in comparison.rows:
-        others = [
-            other
-            for other in comparison.rows
-            if other is not row and (other.name == against if against else _comparable(row, other))
-        ]
-        scored = [other for other in others if not math.isnan(measures[other.name][Key("dice")].value)]
-        if scored:
-            best = max(scored, key=lambda other: measures[other.name][Key("dice")].value)
-            found.append(_difference(comparison, row, best))
+        others = [other for other in scored if other is not row]
+        if against:
+            others = [other for other in others if other.name == against]
+        else:
+            others = [other for other in others if not other.bound and row.runs.keys() & other.runs]
+        if others:
+            found.append(_difference(comparison, row, max(others, key=lambda other: dice[other.name])))
     return found
-
-
-def _comparable(row: Row, other: Row) -> bool:
-    return not other.bound and not row.runs.keys().isdisjoint(other.runs)
 
 
 def _difference(comparison: Comparison, row: Row, other: Row) -> Difference:
     measures: Measures = {}
+    sides = comparison.last_stage(row), comparison.last_stage(other)
     for name in ("", *comparison.classes):
-        ours, theirs = (
-            continual.patient_scores(comparison.last_stage(side), "dice", name or None) for side in (row, other)
-        )
-        pairs = continual.paired_difference(ours, theirs)
-        for domain, domains in _parts(comparison.domains):
-            measures[Key("dice", domain, name)] = _measure(pairs, domains)
+        ours, theirs = (continual.patient_scores(side, "dice", name or None) for side in sides)
+        measures |= _domain_measures(comparison, continual.paired_difference(ours, theirs), Key("dice", name=name))
     return Difference(row.name, other.name, len(row.runs.keys() & other.runs.keys()), measures)
 
 
@@ -202,7 +195,7 @@ class FinishedRun:
 
     Attributes:
         scores: of every stage.
-        seconds: spent on training, what was taken from the shelf included; NaN where it was not noted.
+        seconds: spent on training, what was taken from the cache included; NaN where it was not noted.
         bytes_first: what is kept after the source's stage; NaN where it is gone.
         bytes_last: what is kept after the last stage; NaN where it is gone.
     """
@@ -234,7 +227,7 @@ class Row:
 
     @property
     def bound(self) -> bool:
-        """Whether the method is outside the contract."""
+        """Whether the method is an oracle, which sees what no site may see and so stands outside the contract."""
         return issubclass(METHODS[self.method], Oracle)
 
     @property
@@ -244,5 +237,9 @@ class Row:
 
 
 def row_name(method: str, label: str) -> str:
-    """``method``, or ``method (label)`` for a variant."""
+    """``method``, or ``method (label)`` for a variant.
+
+    >>> row_name("tent", ""), row_name("tent", "fast")
+    ('tent', 'tent (fast)')
+    """
     return f"{method} ({label})" if label else method

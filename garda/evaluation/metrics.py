@@ -1,26 +1,21 @@
-"""Whole-scan scores: Dice and the 95th percentile of the Hausdorff distance, a row for each scan and class.
-
-The evaluator is a role of its own: it reads labelled test scans, changes nothing, and keeps no totals between calls.
-"""
+"""Whole-scan scores: Dice and the 95th percentile of the Hausdorff distance, a row for each scan and class."""
 
 from __future__ import annotations
 
 import csv
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar, cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
-from garda.core import files
 from garda.core.errors import RunFolderError
-from garda.data.manifest import Case
-from garda.data.sequence import Domain
+from garda.evaluation import continual
 
 Unit = Literal["mm", "px"]
 Spacing = tuple[float, float, float]
@@ -53,62 +48,6 @@ class Score:
     unit: Unit
 
 
-class Scan(Protocol):
-    """What scoring needs to know of a volume."""
-
-    @property
-    def label(self) -> Tensor | None:
-        """(D, H, W) class indices."""
-
-    @property
-    def labelled(self) -> Tensor | None:
-        """(D,) bool, False where a slice's label is missing; None where no slice's is."""
-
-    @property
-    def spacing_mm(self) -> Spacing | None:
-        """(slice, row, column) spacing; None where the format has none."""
-
-
-S = TypeVar("S", bound=Scan)
-
-
-def evaluate(
-    domains: Iterable[Domain],
-    segment: Callable[[S, str], Tensor],
-    read: Callable[[Case], S],
-    *,
-    stage: int,
-    seed: int,
-    classes: Sequence[str],
-    pseudonym: Callable[[str, str], str],
-) -> Iterator[Score]:
-    """Segment and score every labelled test case, one scan in memory at a time.
-
-    Args:
-        domains: the domains to score; one without labelled test cases yields nothing.
-        segment: (volume, domain's name) -> (D, H, W) class indices on the volume's own grid.
-        read: case -> volume, label included.
-        stage: the stage after which the network is scored.
-        seed: the run's seed.
-        classes: class names, the background first.
-        pseudonym: (``"patient"`` or ``"case"``, ``<domain>/<name>``) -> keyed pseudonym.
-
-    Yields:
-        a score for every case and foreground class, in the order of domains, manifest rows and classes.
-    """
-    for domain in domains:
-        for case in domain.split("test"):
-            if not case.labels:
-                continue
-            volume = read(case)
-            label = cast(Tensor, volume.label)  # the case has a label and `read` reads it
-            patient = pseudonym("patient", f"{domain.name}/{case.patient}")  # two sites may each have a "001"
-            scan = pseudonym("case", f"{domain.name}/{case.case}")
-            rows = score_volume(segment(volume, domain.name), label, volume.labelled, volume.spacing_mm, classes)
-            for name, dice, hd95, unit in rows:
-                yield Score(stage, domain.name, patient, scan, seed, name, dice, hd95, unit)
-
-
 def score_volume(
     predicted: Tensor, label: Tensor, labelled: Tensor | None, spacing_mm: Spacing | None, classes: Sequence[str]
 ) -> list[tuple[str, float, float, Unit]]:
@@ -130,17 +69,22 @@ def score_volume(
 
     Raises:
         ValueError: the two maps differ in shape.
+
+    >>> label = torch.zeros(3, 8, 8, dtype=torch.int64)
+    >>> label[:, 2:6, 2:6] = 1
+    >>> score_volume(label.roll(1, dims=2), label, None, (5.0, 0.5, 0.5), ("background", "organ"))
+    [('organ', 0.75, 0.5, 'mm')]
     """
     if predicted.shape != label.shape or label.ndim != 3:
         raise ValueError(f"expected two maps of one shape (D, H, W), got {(*predicted.shape,)} and {(*label.shape,)}")
-    spacing, unit = (spacing_mm, "mm") if spacing_mm is not None else ((1.0, 1.0, 1.0), "px")
+    spacing = spacing_mm or (1.0, 1.0, 1.0)
+    unit: Unit = "mm" if spacing_mm else "px"
     diagonal = _diagonal(label.shape, spacing)
     ours, theirs = (_scored_part(side.detach().cpu(), labelled) for side in (predicted, label))
-    rows: list[tuple[str, float, float, Unit]] = []
-    for index, name in enumerate(classes[1:], start=1):
-        dice, hd95 = _score_masks(ours == index, theirs == index, spacing[-ours.ndim :], diagonal)
-        rows.append((name, dice, hd95, cast(Unit, unit)))
-    return rows
+    return [
+        (name, *_score_masks(ours == index, theirs == index, spacing[-ours.ndim :], diagonal), unit)
+        for index, name in enumerate(classes[1:], start=1)
+    ]
 
 
 def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
@@ -152,9 +96,7 @@ def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
 def _scored_part(side: Tensor, labelled: Tensor | None) -> Tensor:
     """(D, H, W) with unlabelled slices emptied, or the (H, W) of the only slice that is scored."""
     keep = torch.ones(len(side), dtype=torch.bool) if labelled is None else labelled.detach().cpu().bool()
-    if keep.sum() == 1:
-        return side[keep][0]
-    return side * keep[:, None, None]
+    return side[keep][0] if keep.sum() == 1 else side * keep[:, None, None]
 
 
 def _score_masks(predicted: Tensor, label: Tensor, spacing: Sequence[float], diagonal: float) -> tuple[float, float]:
@@ -162,10 +104,9 @@ def _score_masks(predicted: Tensor, label: Tensor, spacing: Sequence[float], dia
 
     MONAI gives NaN where one side alone is empty, so emptiness is settled before it is asked.
     """
-    present = bool(predicted.any()), bool(label.any())
-    if not any(present):
+    if not (predicted.any() or label.any()):
         return math.nan, math.nan
-    if not all(present):
+    if not (predicted.any() and label.any()):
         return 0.0, diagonal
     ours, theirs = predicted[None, None], label[None, None]
     dice = compute_dice(ours.float(), theirs.float())
@@ -188,11 +129,8 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for score in scores:
-            writer.writerow("" if cell != cell else cell for cell in astuple(score))
+    lines = (["" if cell != cell else cell for cell in astuple(score)] for score in scores)
+    continual.write_csv(path, _COLUMNS, lines)
 
 
 def read_scores(path: Path) -> list[Score]:

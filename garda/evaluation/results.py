@@ -29,8 +29,8 @@ class Result(Config):
         domain: the domain that was read.
         name: the class.
         patients: number of test patients.
-        dice: mean over patients; None where no patient has the class in label or prediction.
-        hd95: likewise, in ``unit``.
+        dice: mean over patients, in [0, 1]; None where no patient has the class in label or prediction.
+        hd95: 95th percentile of the Hausdorff distance, likewise, in ``unit``.
         unit: ``mm`` or ``px``.
     """
 
@@ -44,21 +44,22 @@ class Result(Config):
 
 
 def summarise(scores: Sequence[Score]) -> list[Result]:
-    """Scores of scans as means over patients, by stage, domain and class, in the order in which they come."""
+    """Scores of scans as means over patients, by stage, domain and class, in the order in which they come.
+
+    >>> from garda.evaluation.metrics import Score
+    >>> scans = [Score(0, "a", "p", case, 0, "organ", dice, 2.0, "mm") for case, dice in (("1", 0.5), ("2", 1.0))]
+    >>> print(format_results(summarise(scans)), end="")
+    stage,domain,name,patients,dice,hd95,unit
+    0,a,organ,1,0.75,2.0,mm
+    """
     keys = dict.fromkeys((score.stage, score.domain, score.name, score.unit) for score in scores)
     results = []
     for stage, domain, name, unit in keys:
         own = [score for score in scores if (score.stage, score.domain) == (stage, domain)]
+        dice, hd95 = _mean(own, "dice", name), _mean(own, "hd95", name)
+        patients = len({score.patient for score in own})
         results.append(
-            Result(
-                stage=stage,
-                domain=domain,
-                name=name,
-                patients=len({score.patient for score in own}),
-                dice=_mean(own, "dice", name),
-                hd95=_mean(own, "hd95", name),
-                unit=unit,
-            )
+            Result(stage=stage, domain=domain, name=name, patients=patients, dice=dice, hd95=hd95, unit=unit)
         )
     return results
 

@@ -14,18 +14,17 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import stats
-from scipy.stats import binomtest, bootstrap, mannwhitneyu
 from torch import Tensor
 
 from garda.core.seeds import derive_seed
 from garda.data.task import Task
 from garda.models.factorised import FactorisedGenerator
 from garda.models.generator import Generator
+from garda.safety import similarity
 from garda.safety.audit_report import Attack, AuditSettings, Copies, Membership, Outliers, SpaceName
-from garda.safety.patients import Patients, in_groups, patient_means
-from garda.safety.similarity import BATCH, Space, windows
+from garda.safety.patients import Array, Patients, in_groups, patient_means
+from garda.safety.similarity import BATCH, Space
 from garda.training.device import Compute
 
 Score = Callable[[Tensor], Tensor]  # (B, C, h, w) at the task's size to (B,)
@@ -50,25 +49,22 @@ class References:
         """
         random = np.random.default_rng(derive_seed(seed, "references"))
         wanted = np.bincount(np.resize(random.permutation(len(patients)), count), minlength=len(patients))
-        images, owners = [], []
-        for owner, (volume, many) in enumerate(zip(patients, wanted.tolist(), strict=True)):
-            for index in random.permutation(len(volume))[np.arange(many) % len(volume)]:
-                images.append(_cut(volume[int(index)], task.size, random))
-                owners.append(owner)
-        self.images, self._owners = torch.stack(images), torch.tensor(owners)
+        images = []
+        for volume, many in zip(patients, wanted.tolist(), strict=True):
+            chosen = random.permutation(len(volume))[np.arange(many) % len(volume)]
+            images += [_cut(volume[int(index)], task.size, random) for index in chosen]
+        self.images = torch.stack(images)
+        self._owners = torch.arange(len(patients)).repeat_interleave(torch.from_numpy(wanted))
 
     def nearness(self, space: Space, patients: Patients, device: torch.device) -> Tensor:
-        """(S,) nearness of every slice of all patients to the nearest reference slice of another patient."""
+        """(S,) nearness in [-1, 1] of every slice of all patients to the nearest reference slice of another patient."""
         found = []
-        for owners, similarity in space.similarities(self.images.to(device), patients):
-            own = self._owners[:, None] == owners
-            found.append(similarity.masked_fill(own, -1).amax(dim=0))
+        for owners, nearness in space.similarities(self.images.to(device), patients):
+            found.append(nearness.masked_fill(self._owners[:, None] == owners, -1).amax(dim=0))
         return torch.cat(found)
 
 
-def mean_scores(
-    patients: Patients, score: Score, size: tuple[int, int], block: int, compute: Compute
-) -> NDArray[np.float64]:
+def mean_scores(patients: Patients, score: Score, size: tuple[int, int], block: int, compute: Compute) -> Array:
     """(P,) mean of ``score`` over each patient's slices, which are cut into windows of ``size`` where they are larger.
 
     Args:
@@ -81,7 +77,7 @@ def mean_scores(
     owners, values = [], []
     with torch.no_grad():
         for some, slices in in_groups(patients, block):
-            cut = windows(slices, size)
+            cut = similarity.windows(slices, size)
             parts = [score(compute.to_device(part)).float().cpu() for part in cut.flatten(0, 1).split(BATCH)]
             owners.append(some)
             values.append(torch.cat(parts).unflatten(0, cut.shape[:2]).mean(dim=1))
@@ -108,11 +104,10 @@ def reconstruction(generator: Generator, domain: int) -> Score | None:
 def reference_domain(generator: Generator, domain: int) -> int | None:
     """The domain whose branch serves as the reference generator; None where there is no other.
 
-    For a target it is the source, which has never seen the target's images. The other way round trunk and encoders
+    For a target it is the source, which has never seen the target's images. The other way round decoder and encoders
     have, and the reference is a weaker one.
     """
-    others = [other for other in range(len(generator.domains)) if other != domain]
-    return others[0] if others else None
+    return next((other for other in range(len(generator.domains)) if other != domain), None)
 
 
 def _cut(image: Tensor, size: tuple[int, int], random: np.random.Generator) -> Tensor:
@@ -136,20 +131,16 @@ def detect_copies(space: SpaceName, nearness: Tensor, members: int, settings: Au
     """
     random = np.random.default_rng(derive_seed(seed, "copies", space))
     patients, generated = nearness.shape
-    share = share_of_copies(nearness[:members], nearness[members:], random)
-    exchanged = []
-    for _ in range(settings.permutations):
-        order = torch.from_numpy(random.permutation(patients))
-        exchanged.append(share_of_copies(nearness[order[:members]], nearness[order[members:]], random))
-    interval = binomtest(round(share * generated), generated).proportion_ci(0.95, method="wilson")
-    return Copies(
-        space=space,
-        share=share,
-        interval=(float(interval.low), float(interval.high)),
-        chance=float(np.quantile(exchanged, PERCENTILE)),
-        generated=generated,
-        patients=min(members, patients - members),
-    )
+
+    def share(of: Tensor) -> float:
+        return share_of_copies(of[:members], of[members:], random)
+
+    found = share(nearness)
+    exchanged = [share(nearness[random.permutation(patients)]) for _ in range(settings.permutations)]
+    low, high = stats.binomtest(round(found * generated), generated).proportion_ci(0.95, method="wilson")
+    ends, chance = (float(low), float(high)), float(np.quantile(exchanged, PERCENTILE))
+    size = min(members, patients - members)
+    return Copies(space=space, share=found, interval=ends, chance=chance, generated=generated, patients=size)
 
 
 def share_of_copies(members: Tensor, outsiders: Tensor, random: np.random.Generator) -> float:
@@ -159,17 +150,23 @@ def share_of_copies(members: Tensor, outsiders: Tensor, random: np.random.Genera
         members: (T, n) nearness of members to generated images.
         outsiders: (H, n) nearness of outsiders.
         random: draws the groups.
+
+    >>> nearness = torch.arange(200.0).view(2, 100) / 200  # two patients, and how near 100 generated images come
+    >>> share_of_copies(nearness, nearness, np.random.default_rng(0))  # by chance, one in a hundred
+    0.01
+    >>> share_of_copies(nearness + 1, nearness, np.random.default_rng(0))
+    1.0
     """
     size = min(len(members), len(outsiders))
     ours, theirs = (_nearest_of_groups(side, size, random) for side in (members, outsiders))
     return float((ours > np.quantile(theirs, PERCENTILE)).mean())
 
 
-def _nearest_of_groups(nearness: Tensor, size: int, random: np.random.Generator) -> np.ndarray:
+def _nearest_of_groups(nearness: Tensor, size: int, random: np.random.Generator) -> Array:
     """(groups, n) nearness of the nearest of ``size`` patients; the last group is filled with patients of the first."""
     order = random.permutation(len(nearness))
     groups = np.resize(order, (math.ceil(len(order) / size), size))
-    return np.stack([nearness[torch.from_numpy(group)].amax(dim=0).numpy() for group in groups])
+    return np.stack([nearness[group].amax(dim=0).numpy() for group in groups])
 
 
 ENOUGH = 100  # outsiders below which a false positive rate of 1 % is not one outsider
@@ -177,9 +174,7 @@ DRAWS = 1000  # resamples behind an interval
 AT_ONCE = 10**7  # numbers of resamples held at once
 
 
-def infer_membership(
-    attack: Attack, scores: NDArray[np.float64], members: int, seed: int, *, calibrated: bool = False
-) -> Membership:
+def infer_membership(attack: Attack, scores: Array, members: int, seed: int, *, calibrated: bool = False) -> Membership:
     """AUC with its interval, and the true positive rate where there are outsiders enough.
 
     Args:
@@ -190,7 +185,6 @@ def infer_membership(
         calibrated: whether a reference's score has been taken off.
     """
     ours, theirs = scores[:members], scores[members:]
-    rate = float((ours > np.quantile(theirs, 0.99)).mean()) if len(theirs) >= ENOUGH else None
     return Membership(
         attack=attack,
         calibrated=calibrated,
@@ -198,41 +192,50 @@ def infer_membership(
         interval=area_interval(ours, theirs, derive_seed(seed, "membership", attack, int(calibrated))),
         members=len(ours),
         outsiders=len(theirs),
-        tpr_at_1_percent_fpr=rate,
+        tpr_at_1_percent_fpr=float((ours > np.quantile(theirs, 0.99)).mean()) if len(theirs) >= ENOUGH else None,
     )
 
 
-def area(members: NDArray[np.float64], outsiders: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    """Area under the receiver operating characteristic, U / (n m) (Mann and Whitney 1947; Hanley and McNeil 1982)."""
-    statistic = mannwhitneyu(members, outsiders, axis=axis, method="asymptotic").statistic
+def area(members: Array, outsiders: Array, axis: int = -1) -> Array:
+    """Area under the receiver operating characteristic, U / (n m), in [0, 1]; ties count half.
+
+    Mann and Whitney 1947; Hanley and McNeil 1982.
+
+    Args:
+        members: (n,) scores, or more of them along other axes.
+        outsiders: (m,) scores, likewise.
+        axis: along which the patients lie.
+
+    >>> float(area(np.array([0.9, 0.8, 0.4]), np.array([0.5, 0.3])))  # five of six pairs
+    0.8333333333333334
+    """
+    statistic = stats.mannwhitneyu(members, outsiders, axis=axis, method="asymptotic").statistic
     return statistic / (members.shape[axis] * outsiders.shape[axis])
 
 
-def area_interval(
-    members: NDArray[np.float64], outsiders: NDArray[np.float64], seed: int, level: float = 0.95
-) -> tuple[float, float]:
+def area_interval(members: Array, outsiders: Array, seed: int, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap over patients, members and outsiders each on their own (Efron and Tibshirani 1993, ch. 13).
 
     Where all members score higher than all outsiders, every resample does too, and both bounds are 1.
     """
-    found = bootstrap(
+    batch, random = max(1, AT_ONCE // (len(members) + len(outsiders))), np.random.default_rng(seed)
+    low, high = stats.bootstrap(
         (members, outsiders),
         area,
         n_resamples=DRAWS,
-        batch=max(1, AT_ONCE // (len(members) + len(outsiders))),
-        vectorized=True,
+        batch=batch,
         confidence_level=level,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=random,
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(low), float(high)
 
 
 EQUAL = 0.95  # nearness from which two images count as equal
 LEVEL = 0.01  # chance that any member stands out where none has been learnt by heart
 
 
-def margins(generated: Tensor, reference: Tensor, owners: Tensor, patients: int) -> NDArray[np.float64]:
+def margins(generated: Tensor, reference: Tensor, owners: Tensor, patients: int) -> Array:
     """(P,) largest margin of each patient's slices.
 
     Args:
@@ -246,7 +249,7 @@ def margins(generated: Tensor, reference: Tensor, owners: Tensor, patients: int)
     return largest.scatter_reduce(0, owners, ours - theirs, "amax").numpy()
 
 
-def find_outliers(space: SpaceName, margin: NDArray[np.float64], members: int) -> Outliers:
+def find_outliers(space: SpaceName, margin: Array, members: int) -> Outliers:
     """How many members stand out.
 
     Args:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from garda.core.errors import TrainingError
 from garda.core.seeds import derive_seed
@@ -16,15 +15,13 @@ from garda.data.task import Task
 from garda.models.generator import Generator
 from garda.safety import attacks, audit_report
 from garda.safety.attacks import References, Score
-from garda.safety.audit_report import Audit, AuditSettings, Copies, Membership, Outliers
-from garda.safety.patients import Patients, patient_means
-from garda.safety.similarity import EmbeddingSpace, PixelSpace, Space
+from garda.safety.audit_report import Attack, Audit, AuditSettings, Copies, Membership, Outliers
+from garda.safety.patients import Array, Patients, patient_means
+from garda.safety.similarity import Embedding, EmbeddingSpace, PixelSpace, Space
 from garda.training.device import Compute
 
 DRAWN_AT_ONCE = 64  # part of what a seed gives
-BYTES = 2  # of a value of a slice, float16, see garda.slices
-
-Embedding = Callable[[Tensor], Tensor] | nn.Module
+BYTES = 2  # of a value of a slice, float16, see garda.data.dataset
 
 
 def audit(
@@ -64,19 +61,18 @@ def audit(
     patients = Patients(members, outsiders)
     pixels = PixelSpace(task, settings, compute)
     reason = _too_few(patients, settings)
-    copies: tuple[Copies, ...] = ()
-    outliers: tuple[Outliers, ...] = ()
-    membership: tuple[Membership, ...] = ()
+    compared: list[tuple[Copies, Outliers, list[Membership]]] = []
+    redrawn: list[Membership] = []
     compute.prepare(generator).eval()
     if reason is None:
         images = draw_images(generator, domain, settings.generated, derive_seed(seed, "generated"))
         spaces = (pixels, EmbeddingSpace(embed, images, task, settings, compute))
         references = References(patients, settings.references, task, seed)
         compared = [_compare(space, images, patients, references, settings, seed) for space in spaces]
-        copies, outliers = tuple(found[0] for found in compared), tuple(found[1] for found in compared)
-        membership = tuple(row for found in compared for row in found[2])
         mean = partial(attacks.mean_scores, patients, size=task.size, block=settings.block, compute=compute)
-        membership += _reconstruct(generator, domain, mean, len(members), seed)
+        redrawn = _reconstruct(generator, domain, mean, len(members), seed)
+    copies, outliers = tuple(found[0] for found in compared), tuple(found[1] for found in compared)
+    membership = [*itertools.chain.from_iterable(found[2] for found in compared), *redrawn]
     return Audit(
         domain=generator.domains[domain],
         members=len(members),
@@ -93,18 +89,15 @@ def audit(
 
 @torch.no_grad()
 def draw_images(generator: Generator, domain: int, count: int, seed: int) -> Tensor:
-    """``count`` images of a domain, (count, C, H, W) in [0, 1] on its device; torch's own generator is left alone.
+    """``count`` images of a domain, (count, C, H, W) in [0, 1] on its device; torch's global generator is left alone.
 
     Raises:
         TrainingError: a number is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = [
-            generator.sample(generator.draw(some), torch.full((some,), domain, dtype=torch.long))
-            for some in (min(DRAWN_AT_ONCE, count - start) for start in range(0, count, DRAWN_AT_ONCE))
-        ]
-    images = torch.cat(parts)
+        domains = torch.full((count,), domain, dtype=torch.long).split(DRAWN_AT_ONCE)
+        images = torch.cat([generator.sample(generator.draw(len(part)), part) for part in domains])
     if not torch.isfinite(images).all():
         where = f"generator of {generator.domains[domain]}"
         raise TrainingError(where, "draws numbers that are not finite", "learn this stage again")
@@ -119,42 +112,38 @@ def _too_few(patients: Patients, settings: AuditSettings) -> str | None:
 
 def _compare(
     space: Space, images: Tensor, patients: Patients, references: References, settings: AuditSettings, seed: int
-) -> tuple[Copies, Outliers, tuple[Membership, Membership]]:
+) -> tuple[Copies, Outliers, list[Membership]]:
     """Nearest neighbours: of generated images among patients, and of patients among generated images."""
     count, members = len(patients), len(patients.members)
     nearest = torch.full((count, len(images)), -1.0)
     groups, values = [], []
-    for some, similarity in space.similarities(images, patients):
-        nearest.scatter_reduce_(0, some[:, None].expand(-1, len(images)), similarity.T, "amax")
+    for some, nearness in space.similarities(images, patients):
+        nearest.scatter_reduce_(0, some[:, None].expand(-1, len(images)), nearness.T, "amax")
         groups.append(some)
-        values.append(similarity.amax(dim=0))
+        values.append(nearness.amax(dim=0))
     owners, generated = torch.cat(groups), torch.cat(values)
     reference = references.nearness(space, patients, images.device)
     scores = patient_means(generated, owners, count)
-    calibrated = scores - patient_means(reference, owners, count)
-    return (
-        attacks.detect_copies(space.name, nearest, members, settings, seed),
-        attacks.find_outliers(space.name, attacks.margins(generated, reference, owners, count), members),
-        (
-            attacks.infer_membership(space.attack, scores, members, seed),
-            attacks.infer_membership(space.attack, calibrated, members, seed, calibrated=True),
-        ),
-    )
+    found = _infer_both(space.attack, scores, patient_means(reference, owners, count), members, seed)
+    margins = attacks.margins(generated, reference, owners, count)
+    copies = attacks.detect_copies(space.name, nearest, members, settings, seed)
+    return copies, attacks.find_outliers(space.name, margins, members), found
 
 
 def _reconstruct(
-    generator: Generator, domain: int, mean: Callable[[Score], NDArray[np.float64]], members: int, seed: int
-) -> tuple[Membership, ...]:
-    """By the generator's own encoders, where it has them; calibrated where another domain has been met."""
+    generator: Generator, domain: int, mean: Callable[[Score], Array], members: int, seed: int
+) -> list[Membership]:
+    """By the generator's own encoders, where it has them; calibrated where another domain has been seen."""
     score, other = attacks.reconstruction(generator, domain), attacks.reference_domain(generator, domain)
     if score is None:
-        return ()
-    scores = mean(score)
-    found = (attacks.infer_membership("reconstruction", scores, members, seed),)
+        return []
     reference = None if other is None else attacks.reconstruction(generator, other)
-    if reference is None:
-        return found
-    return (
-        *found,
-        attacks.infer_membership("reconstruction", scores - mean(reference), members, seed, calibrated=True),
-    )
+    return _infer_both("reconstruction", mean(score), None if reference is None else mean(reference), members, seed)
+
+
+def _infer_both(attack: Attack, scores: Array, reference: Array | None, members: int, seed: int) -> list[Membership]:
+    """Membership from patients' scores, and, where there is a reference's, from what is left without them."""
+    found = [attacks.infer_membership(attack, scores, members, seed)]
+    if reference is not None:
+        found.append(attacks.infer_membership(attack, scores - reference, members, seed, calibrated=True))
+    return found

@@ -21,8 +21,14 @@ from garda.data.dataset import Slices
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.models.replay import Replay
-from garda.safety import quality
-from garda.safety.limits import Check, GateSettings, SourceBaseline, Views, above, at_least, at_most, share_of
+from garda.safety import limits, quality
+from garda.safety.limits import Check, GateSettings, SourceBaseline, Views
+
+APPEARANCE = {  # measured without a network: the name of number and limit, and what it is
+    "blank": "share of blank slices",
+    "greys": "share of pixels in a label map's greys",
+    "noise": "share of noise",
+}
 
 
 def measure_baseline(
@@ -37,22 +43,18 @@ def measure_baseline(
         settings: how many slices.
         seed: of the run.
     """
-    source, image = knowledge.domains[0], _sample(slices, settings, seed)
-    network = _ready(method, method.network_for(knowledge, source))
+    image = _sample(slices, settings, seed)
+    network = method.network_for(knowledge, knowledge.domains[0])
     with _seeded(seed, "source"):
         views = _view(method, knowledge, knowledge.source_segmenter, image)
         drawn = _draw(method, knowledge, settings).batch(settings.sample, 0) if knowledge.generator else None
-    return SourceBaseline(
-        views=views,
-        blank=float(quality.blank(image).float().mean()),
-        greys=quality.few_greys(image, len(method.task.classes)),
-        noise=quality.roughness(image),
-        foreground=quality.foreground(quality.answer(network, image, method.compute)),
-        replay=None
-        if drawn is None
-        else quality.agreement(quality.answer(network, drawn[0], method.compute), drawn[1].cpu()),
-        look=None if drawn is None else quality.grey_distance(drawn[0].cpu(), image),
-    )
+    foreground = quality.foreground(_answer(method, network, image))
+    replay = look = None
+    if drawn is not None:
+        replay = quality.agreement(_answer(method, network, drawn[0]), drawn[1].cpu())
+        look = quality.grey_distance(drawn[0].cpu(), image)
+    appearance = _appearance(method, image)
+    return SourceBaseline(views=views, **appearance, foreground=foreground, replay=replay, look=look)
 
 
 def inspect_incoming(
@@ -66,7 +68,7 @@ def inspect_incoming(
 ) -> list[Check]:
     """Look at a target's images before anything is learnt from them.
 
-    The stage-0 segmenter looks, whatever the method has learnt since: it is what ``known`` was measured with.
+    The source segmenter looks, whatever the method has learnt since: it is what ``known`` was measured with.
 
     Args:
         method: is to learn the target.
@@ -80,15 +82,11 @@ def inspect_incoming(
     image = _sample(slices, settings, seed)
     with _seeded(seed, "incoming", domain):
         views = _view(method, knowledge, knowledge.source_segmenter, image)
-    share_blank = float(quality.blank(image).float().mean())
-    greys = quality.few_greys(image, len(method.task.classes))
-    return [
-        at_least("slices", domain, len(slices), (float(settings.slices[0]), float(settings.slices[1])), "slices"),
-        at_most("blank", domain, share_blank, above(known.blank, settings.blank), "share of blank slices"),
-        at_most("greys", domain, greys, above(known.greys, settings.greys), "share of pixels in a label map's greys"),
-        at_most("noise", domain, quality.roughness(image), above(known.noise, settings.noise), "share of noise"),
-        _recognition(domain, views, known, settings),
-    ]
+    checks = [limits.at_least("slices", domain, len(slices), settings.slices, "slices")]
+    for name, value in _appearance(method, image).items():
+        highest = limits.above(getattr(known, name), getattr(settings, name))
+        checks.append(limits.at_most(name, domain, value, highest, APPEARANCE[name]))
+    return [*checks, _recognition(domain, views, known, settings)]
 
 
 def inspect_learnt(
@@ -115,9 +113,8 @@ def inspect_learnt(
         Without a generator there is no replay to look at, and the checks that need it are left out. Where a weight is
         not finite, nothing else is looked at.
     """
-    domain = after.domains[-1]
     broken = _count_broken(after)
-    finite = at_most("finite", domain, broken, (0, 0), "number of tensors that are not finite")
+    finite = limits.at_most("finite", after.domains[-1], broken, (0, 0), "number of tensors that are not finite")
     if broken:
         return [finite]
     image = _sample(slices, settings, seed)
@@ -132,7 +129,7 @@ def inspect_learnt(
 def _inspect_memory(
     method: Method, before: Knowledge, after: Knowledge, settings: GateSettings, seed: int
 ) -> Iterator[Check]:
-    """For each domain met before: how far the new segmenter answers its replayed images as the old one did.
+    """For each domain seen before: how far the new segmenter answers its replayed images as the old one did.
 
     Networks that are equal to the bit agree wholly, and nothing is replayed for them: where a method leaves old domains
     alone, the twentieth stage takes no longer than the second.
@@ -141,20 +138,16 @@ def _inspect_memory(
         return
     pool = None
     for domain in filter(before.generator.domains.__contains__, before.domains):
-        if method.reads_equally(before, after, domain):
-            yield at_least("agreement", domain, 1.0, settings.agreement, "Dice of new and old answers on replay")
-            continue
-        if pool is None:
-            with _seeded(seed, "memory"):
-                pool = _draw(method, before, settings)
-        with _seeded(seed, "memory", domain):
-            image, _ = pool.batch(settings.sample, before.generator.domains.index(domain))
-        old, new = (
-            quality.answer(_ready(method, method.network_for(k, domain)), image, method.compute)
-            for k in (before, after)
-        )
-        dice = quality.agreement(new, old)
-        yield at_least("agreement", domain, dice, settings.agreement, "Dice of new and old answers on replay")
+        dice = 1.0
+        if not method.reads_equally(before, after, domain):
+            if pool is None:
+                with _seeded(seed, "memory"):
+                    pool = _draw(method, before, settings)
+            with _seeded(seed, "memory", domain):
+                image, _ = pool.batch(settings.sample, before.generator.domains.index(domain))
+            old, new = (_answer(method, method.network_for(stage, domain), image) for stage in (before, after))
+            dice = quality.agreement(new, old)
+        yield limits.at_least("agreement", domain, dice, settings.agreement, "Dice of new and old answers on replay")
 
 
 def _inspect_replay(
@@ -171,15 +164,13 @@ def _inspect_replay(
         with _seeded(seed, "looks"):
             shown.append(pool.batch(settings.sample, index))
     (new, label), (source, _) = shown
-    dice = quality.agreement(
-        quality.answer(_ready(method, method.network_for(after, domain)), new, method.compute), label.cpu()
-    )
-    new, source = new.cpu(), source.cpu()
-    yield at_least("replay", domain, dice, share_of(known.replay, settings.replay), "Dice on labelled replay")
-    far = quality.grey_distance(new, image)
-    yield at_most("style", domain, far, above(known.look, settings.style), "distance of drawn greys from the real ones")
-    spread = share_of(quality.diversity(source), settings.diversity)
-    yield at_least("diversity", domain, quality.diversity(new), spread, "diversity of drawn images")
+    dice = quality.agreement(_answer(method, method.network_for(after, domain), new), label.cpu())
+    far, diversity = quality.grey_distance(new.cpu(), image), quality.diversity(new.cpu())
+    least, most = limits.share_of(known.replay, settings.replay), limits.above(known.look, settings.style)
+    spread = limits.share_of(quality.diversity(source.cpu()), settings.diversity)
+    yield limits.at_least("replay", domain, dice, least, "Dice on labelled replay")
+    yield limits.at_most("style", domain, far, most, "distance of drawn greys from the real ones")
+    yield limits.at_least("diversity", domain, diversity, spread, "diversity of drawn images")
 
 
 def _inspect_answers(
@@ -187,30 +178,34 @@ def _inspect_answers(
 ) -> Iterator[Check]:
     """Whether what the new segmenter says of the target's images is sure, steady, and about as much as it should be."""
     domain = after.domains[-1]
-    network = _ready(method, method.network_for(after, domain))
+    network = method.network_for(after, domain)
     with _seeded(seed, "answers", domain):
         views = _view(method, after, network, image)
     yield _recognition(domain, views, known, settings)
-    ratio = math.log(
-        (quality.foreground(quality.answer(network, image, method.compute)) + 1e-4) / (known.foreground + 1e-4)
-    )
-    yield at_most(
-        "foreground", domain, math.exp(abs(ratio)), settings.foreground, "ratio of foreground to the source's"
-    )
+    found = quality.foreground(_answer(method, network, image))
+    ratio = math.exp(abs(math.log((found + 1e-4) / (known.foreground + 1e-4))))
+    yield limits.at_most("foreground", domain, ratio, settings.foreground, "ratio of foreground to the source's")
 
 
 def _recognition(domain: str, views: Views, known: SourceBaseline, settings: GateSettings) -> Check:
     aided = views.agreed is not None and known.views.agreed is not None
-    limits = settings.recognition if aided else share_of(settings.unaided, settings.recognition)
+    lowest = settings.recognition if aided else limits.share_of(settings.unaided, settings.recognition)
     what = "recognition of the images (1 for the source's)"
-    return at_least("recognition", domain, views.relative(known.views), limits, what)
+    return limits.at_least("recognition", domain, views.relative(known.views), lowest, what)
+
+
+def _appearance(method: Method, image: Tensor) -> dict[str, float]:
+    blank, greys = quality.blank(image).float().mean(), quality.few_greys(image, len(method.task.classes))
+    return {"blank": float(blank), "greys": greys, "noise": quality.roughness(image)}
 
 
 def _view(method: Method, knowledge: Knowledge, network: BasicUNet, image: Tensor) -> Views:
-    generator = knowledge.generator
-    if generator is not None:
-        generator = method.compute.prepare(generator).eval()
+    generator = None if knowledge.generator is None else method.compute.prepare(knowledge.generator).eval()
     return quality.view(_ready(method, network), generator, image, method.task, method.compute)
+
+
+def _answer(method: Method, network: BasicUNet, image: Tensor) -> Tensor:
+    return quality.answer(_ready(method, network), image, method.compute)
 
 
 def _sample(slices: Slices, settings: GateSettings, seed: int) -> Tensor:
@@ -231,10 +226,9 @@ def _ready(method: Method, network: BasicUNet) -> BasicUNet:
 
 def _count_broken(knowledge: Knowledge) -> int:
     """Tensors with a value that is not finite, of all that is kept."""
-    networks = [knowledge.segmenter, *([knowledge.generator] if knowledge.generator is not None else [])]
-    kept = [tensor for network in networks for tensor in network.state_dict().values()]
-    kept += [tensor for named in knowledge.domain_state.values() for tensor in named.values()]
-    return sum(not bool(torch.isfinite(tensor).all()) for tensor in kept)
+    networks = filter(None, (knowledge.segmenter, knowledge.generator))
+    states = [network.state_dict() for network in networks] + [*knowledge.domain_state.values()]
+    return sum(not bool(torch.isfinite(tensor).all()) for state in states for tensor in state.values())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,7 +28,7 @@ class GateSettings(Config):
         recognition: lowest recognition of the target's images, as a share of the source's.
         unaided: factor of both limits of recognition where no generator reads the images: the segmenter's own two views
             part less.
-        agreement: lowest Dice of new and old segmenter on replayed images of each domain met before.
+        agreement: lowest Dice of new and old segmenter on replayed images of each domain seen before.
         replay: lowest Dice on labelled replay in the new style, as a share of the source's in its own.
         style: largest distance of the greys drawn in the new style from the target's; as ``blank``.
         diversity: lowest diversity of images drawn in the new style, as a share of that of the same anatomies in the
@@ -95,18 +96,31 @@ def failed(domain: str, reason: str) -> Check:
 
 
 def decide(checks: Sequence[Check]) -> GateDecision:
-    """The worst decision of all checks."""
+    """The worst decision of all checks.
+
+    >>> sure, unsure = (at_most("noise", "b", value, (0.5, 0.7), "share of noise") for value in (0.1, 0.6))
+    >>> decide([sure, unsure]).decision
+    'hold'
+    """
     worst = max((ORDER.index(check.decision) for check in checks), default=0)
     return GateDecision(decision=ORDER[worst], checks=tuple(checks))
 
 
 def share_of(source: float, shares: Limits) -> Limits:
-    """Shares of the source's value."""
+    """Shares of the source's value.
+
+    >>> share_of(0.8, (0.75, 0.5))
+    (0.6000000000000001, 0.4)
+    """
     return source * shares[0], source * shares[1]
 
 
 def above(source: float, shares: Limits) -> Limits:
-    """The source's share and a part of what is left to 1."""
+    """The source's share and a part of what is left to 1.
+
+    >>> above(0.5, (0.5, 0.75))
+    (0.75, 0.875)
+    """
     return source + shares[0] * (1 - source), source + shares[1] * (1 - source)
 
 
@@ -119,27 +133,25 @@ def at_least(name: str, domain: str, value: float, limits: Limits, what: str) ->
         value: as measured.
         limits: below the first it is held, below the second refused.
         what: the value in words, for the reason.
+
+    >>> found = at_least("agreement", "b", 0.85, (0.9, 0.8), "Dice of new and old answers")
+    >>> found.decision, found.reason
+    ('hold', 'b: Dice of new and old answers is 0.85, must be at least 0.9')
     """
-    hold, refuse = limits
-    decision: Decision = "promote" if value >= hold else "hold" if value >= refuse else "refuse"
-    return _check(name, domain, value, limits, decision, what, lowest=True)
+    return _check(name, domain, value, limits, what, lowest=True)
 
 
 def at_most(name: str, domain: str, value: float, limits: Limits, what: str) -> Check:
     """A check of a value that must not be large; arguments as of :func:`at_least`, above instead of below."""
-    hold, refuse = limits
-    decision: Decision = "promote" if value <= hold else "hold" if value <= refuse else "refuse"
-    return _check(name, domain, value, limits, decision, what, lowest=False)
+    return _check(name, domain, value, limits, what, lowest=False)
 
 
-def _check(
-    name: str, domain: str, value: float, limits: Limits, decision: Decision, what: str, *, lowest: bool
-) -> Check:
+def _check(name: str, domain: str, value: float, limits: Limits, what: str, *, lowest: bool) -> Check:
+    keeps, words = (operator.ge, "at least") if lowest else (operator.le, "at most")
+    decision: Decision = "promote" if keeps(value, limits[0]) else "hold" if keeps(value, limits[1]) else "refuse"
     limit = limits[1] if decision == "refuse" else limits[0]
-    known = value if math.isfinite(value) else None
-    shown = "is no number" if known is None else f"is {value:.3g}"
-    bound = "at least" if lowest else "at most"
-    reason = f"{domain}: {what} {shown}, must be {bound} {limit:.3g}"
+    known, shown = (value, f"is {value:.3g}") if math.isfinite(value) else (None, "is no number")
+    reason = f"{domain}: {what} {shown}, must be {words} {limit:.3g}"
     return Check(name=name, domain=domain, value=known, limit=limit, decision=decision, reason=reason, lowest=lowest)
 
 
@@ -160,12 +172,9 @@ class Views(Config):
 
     def relative(self, source: Views) -> float:
         """Geometric mean of the views' ratios to the source's: 1 for images known as well as the source's."""
-        pairs = zip(self._values(), source._values(), strict=True)
+        pairs = [(self.steady, source.steady), (self.certain, source.certain), (self.agreed, source.agreed)]
         ratios = [own / max(known, 1e-6) for own, known in pairs if own is not None and known is not None]
         return math.prod(ratios) ** (1 / len(ratios))
-
-    def _values(self) -> tuple[float | None, ...]:
-        return self.steady, self.certain, self.agreed
 
 
 class SourceBaseline(Config):

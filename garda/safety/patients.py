@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+Array = NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Patients:
     """Members, then outsiders; read one after another, as often as asked.
 
     Attributes:
-        members: (D, C, H, W) of each training patient.
+        members: (D, C, H, W) in [0, 1] of each training patient.
         outsiders: the same of patients never used in training.
     """
 
@@ -28,16 +31,23 @@ class Patients:
         return len(self.members) + len(self.outsiders)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """A patient's slices after the other's; ValueError for a patient that has none."""
-        for side in (self.members, self.outsiders):
-            for volume in side:
-                if volume.dim() != 4 or len(volume) == 0:
-                    raise ValueError(f"a patient is (D, C, H, W) with at least one slice, got {tuple(volume.shape)}")
-                yield volume
+        """A patient's slices after the other's.
+
+        Raises:
+            ValueError: a patient has no slice, or another shape.
+        """
+        for volume in itertools.chain(self.members, self.outsiders):
+            if volume.dim() != 4 or len(volume) == 0:
+                raise ValueError(f"a patient is (D, C, H, W) with at least one slice, got {tuple(volume.shape)}")
+            yield volume
 
 
-def patient_means(values: Tensor, owners: Tensor, patients: int) -> NDArray[np.float64]:
-    """(P,) means, in double precision, of (S,) values of slices whose patients are ``owners``."""
+def patient_means(values: Tensor, owners: Tensor, patients: int) -> Array:
+    """(P,) means, in double precision, of (S,) values of slices whose patients are ``owners``, (S,) int64.
+
+    >>> patient_means(torch.tensor([1.0, 2.0, 5.0]), torch.tensor([0, 0, 1]), 2).tolist()
+    [1.5, 5.0]
+    """
     total = torch.zeros(patients, dtype=torch.float64).index_add_(0, owners, values.double())
     return (total / torch.bincount(owners, minlength=patients)).numpy()
 

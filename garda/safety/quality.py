@@ -6,6 +6,7 @@ Everything about a domain is a median over its slices, so that a few odd slices 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -56,8 +57,14 @@ def view(network: nn.Module, generator: Generator | None, image: Tensor, task: T
 
 
 @torch.no_grad()
-def answer(network: nn.Module, image: Tensor, compute: Compute) -> Tensor:
-    """(B, K, H, W) float32 probabilities on the CPU."""
+def answer(network: Callable[[Tensor], Tensor], image: Tensor, compute: Compute) -> Tensor:
+    """(B, K, H, W) float32 probabilities in [0, 1] on the CPU, of (B, C, H, W) images in [0, 1].
+
+    Args:
+        network: (b, C, H, W) on the device to (b, K, H, W) logits.
+        image: the images.
+        compute: device and precision.
+    """
     with compute.autocast():
         parts = [torch.softmax(network(compute.to_device(part)).float(), dim=1).cpu() for part in image.split(PART)]
     return torch.cat(parts)
@@ -68,11 +75,20 @@ def read_anatomy(generator: Generator | None, image: Tensor, compute: Compute) -
     """(B, K, H, W) probabilities of the labels that a generator reads from images; None where it reads none."""
     if not isinstance(generator, FactorisedGenerator):
         return None
-    return answer(nn.Sequential(generator.anatomy, _Labels(generator.decoder)), image, compute)
+    anatomy, decoder = generator.anatomy, generator.decoder
+    return answer(lambda part: decoder(anatomy(part))[1], image, compute)
 
 
 def dice_by_slice(ours: Tensor, theirs: Tensor) -> Tensor:
-    """(B,) soft Dice of (B, K, H, W) probabilities, all foreground classes counted together; 1 where both are empty."""
+    """(B,) soft Dice of (B, K, H, W) probabilities, all foreground classes counted together; 1 where both are empty.
+
+    >>> upper = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
+    >>> ours = torch.cat([1 - upper, upper], dim=1)
+    >>> dice_by_slice(ours, ours).tolist()
+    [1.0]
+    >>> dice_by_slice(ours, ours.flip(2)).tolist()  # nothing in common; 1 is added above and below
+    [0.20000000298023224]
+    """
     ours, theirs = ours[:, 1:].flatten(1), theirs[:, 1:].flatten(1)
     return (2 * (ours * theirs).sum(dim=1) + 1) / (ours.sum(dim=1) + theirs.sum(dim=1) + 1)
 
@@ -83,6 +99,10 @@ def agreement(ours: Tensor, theirs: Tensor) -> float:
     Args:
         ours: (B, K, H, W) probabilities.
         theirs: the same.
+
+    >>> own = torch.eye(3)[[0, 1, 2, 2]].T.reshape(1, 3, 2, 2)
+    >>> agreement(own, own)
+    1.0
     """
     classes = ours.shape[1]
     one, other = (F.one_hot(p.argmax(dim=1).flatten(), classes)[:, 1:].float() for p in (ours, theirs))
@@ -90,7 +110,7 @@ def agreement(ours: Tensor, theirs: Tensor) -> float:
 
 
 def foreground(own: Tensor) -> float:
-    """Share of foreground in the decisions of (B, K, H, W) probabilities."""
+    """Share of foreground, in [0, 1], in the decisions of (B, K, H, W) probabilities."""
     return float((own.argmax(dim=1) > 0).float().mean())
 
 
@@ -140,17 +160,6 @@ def grey_distance(ours: Tensor, theirs: Tensor) -> float:
     """
     pairs = zip(ours.movedim(1, 0).flatten(1), theirs.movedim(1, 0).flatten(1), strict=True)
     return float(np.mean([wasserstein_distance(one.numpy(), other.numpy()) for one, other in pairs]))
-
-
-class _Labels(nn.Module):
-    """A trunk's label logits alone."""
-
-    def __init__(self, decoder: nn.Module) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, code: Tensor) -> Tensor:
-        return self.decoder(code)[1]
 
 
 def _grey_counts(image: Tensor) -> Tensor:

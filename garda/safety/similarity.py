@@ -36,16 +36,12 @@ class Correlation:
             slices: (B, C, H, W).
             size: (h, w) of the templates, no larger.
         """
-        self._size, self._rest = size, [whole - side + 1 for whole, side in zip(slices.shape[-2:], size, strict=True)]
+        self._rest = [whole - side + 1 for whole, side in zip(slices.shape[-2:], size, strict=True)]
         self._fast = [next_fast_len(side, real=True) for side in slices.shape[-2:]]
         slices = slices - slices.mean(dim=(2, 3), keepdim=True)  # far from 0, sums of squares would lose digits
         self._spectrum = torch.fft.rfft2(slices, s=self._fast)
         self._inverse_norm = _inverse_norm(slices, *size)
-
-    @property
-    def numbers(self) -> int:
-        """Numbers held for each template."""
-        return self._spectrum[:, 0].numel()
+        self.numbers = self._spectrum[:, 0].numel()  # held for each template
 
     def __call__(self, templates: Tensor) -> Tensor:
         """(T, B) in [-1, 1] for (T, C, h, w); 0 where the template or the window is flat."""
@@ -81,11 +77,13 @@ def turn(images: Tensor, any_orientation: bool) -> list[Tensor]:
     Args:
         images: (B, C, H, W).
         any_orientation: see :class:`garda.data.task.Task`.
+
+    >>> len(turn(torch.rand(1, 1, 4, 4), any_orientation=True))
+    8
     """
     if not any_orientation:
         return [images]
-    mirrored = (images, images.flip(3))
-    return [torch.rot90(image, quarters, dims=(2, 3)) for image, quarters in itertools.product(mirrored, range(4))]
+    return [torch.rot90(image, turns, dims=(2, 3)) for image in (images, images.flip(3)) for turns in range(4)]
 
 
 def windows(slices: Tensor, size: tuple[int, int], overlap: int = 1) -> Tensor:
@@ -98,6 +96,9 @@ def windows(slices: Tensor, size: tuple[int, int], overlap: int = 1) -> Tensor:
 
     Returns:
         (B, n, C, h, w); the slices themselves, with n = 1, where they have the windows' size.
+
+    >>> windows(torch.rand(3, 1, 10, 7), (4, 4)).shape
+    torch.Size([3, 6, 1, 4, 4])
     """
     corners = [
         sorted({*range(0, whole - side, max(side // overlap, 1)), whole - side})
@@ -111,6 +112,7 @@ def windows(slices: Tensor, size: tuple[int, int], overlap: int = 1) -> Tensor:
 GRID = 4  # cells along each side of an image, over each of which features are averaged
 BATCH = 16  # images that an encoder is given at once
 
+Embedding = Callable[[Tensor], Tensor] | nn.Module  # (B, C, h, w) images to (B, F) or (B, F, h, w) features
 Similarity = Callable[[Tensor], Tensor]  # (B, C, H, W) slices to their (n, B) nearness to n probes
 
 
@@ -168,24 +170,20 @@ class PixelSpace(Space):
         self._average = max(1, min(task.size) // settings.resolution)
         left = min(task.size) - 2 * settings.shift
         if 2 * left < min(task.size):
-            raise ConfigError(
-                "audit.shift",
-                f"of {min(task.size)} pixels, {left} are left beside shifts of {settings.shift}",
-                "give a shift of at most a quarter of the side",
-            )
+            what = f"of {min(task.size)} pixels, {left} are left beside shifts of {settings.shift}"
+            raise ConfigError("audit.shift", what, "give a shift of at most a quarter of the side")
 
     def against(self, probes: Tensor) -> Similarity:
         """(n, B) largest normalised cross-correlations."""
         margin = self._settings.shift
         inner = probes[..., margin : probes.shape[-2] - margin, margin : probes.shape[-1] - margin]
-        turned = turn(self._pool(inner), self._task.any_orientation)
+        turned = turn(F.avg_pool2d(inner, self._average), self._task.any_orientation)
 
         def similar(slices: Tensor) -> Tensor:
-            slices = self._pool(slices)
+            slices = F.avg_pool2d(slices, self._average)
             rows, columns = slices.shape[-2:]
             fitting = [part for part in turned if part.shape[-2] <= rows and part.shape[-1] <= columns]
-            found = [self._correlate(part, slices) for part in fitting]
-            return torch.stack(found).amax(dim=0)
+            return torch.stack([self._correlate(part, slices) for part in fitting]).amax(dim=0)
 
         return similar
 
@@ -194,9 +192,6 @@ class PixelSpace(Space):
         correlation = Correlation(slices, (height, width))
         at_once = max(1, self._settings.block // correlation.numbers)
         return torch.cat([correlation(some) for some in templates.split(at_once)])
-
-    def _pool(self, images: Tensor) -> Tensor:
-        return F.avg_pool2d(images, self._average) if self._average > 1 else images
 
 
 class EmbeddingSpace(Space):
@@ -210,12 +205,7 @@ class EmbeddingSpace(Space):
     name, attack = "embedding", "nearest_embedding"
 
     def __init__(
-        self,
-        embed: Callable[[Tensor], Tensor] | nn.Module,
-        generated: Tensor,
-        task: Task,
-        settings: AuditSettings,
-        compute: Compute,
+        self, embed: Embedding, generated: Tensor, task: Task, settings: AuditSettings, compute: Compute
     ) -> None:
         """Measure the features' mean and deviation.
 
@@ -233,19 +223,16 @@ class EmbeddingSpace(Space):
 
     def against(self, probes: Tensor) -> Similarity:
         """(n, B) largest cosines."""
-        turned = [self._directions(part) for part in self._turns(probes)]
+        turned = turn(probes, self._task.any_orientation)
+        fitting = [self._directions(part) for part in turned if part.shape == probes.shape]
 
         def similar(slices: Tensor) -> Tensor:
             cut = windows(slices, self._task.size, overlap=2)
             theirs = self._directions(cut.flatten(0, 1))
-            found = torch.stack([ours @ theirs.T for ours in turned]).amax(dim=0)
+            found = torch.stack([ours @ theirs.T for ours in fitting]).amax(dim=0)
             return found.unflatten(1, cut.shape[:2]).amax(dim=2)
 
         return similar
-
-    def _turns(self, probes: Tensor) -> list[Tensor]:
-        """Probes in every orientation that has the task's size."""
-        return [part for part in turn(probes, self._task.any_orientation) if part.shape == probes.shape]
 
     def _directions(self, images: Tensor) -> Tensor:
         return F.normalize((self._features(images) - self._mean) / self._deviation, dim=1)

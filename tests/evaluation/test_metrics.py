@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from garda.core.errors import RunFolderError
 from garda.core.pseudonyms import Pseudonyms
 from garda.data.manifest import Case
 from garda.data.sequence import Domain
-from garda.evaluation import metrics
+from garda.evaluation import evaluator, metrics
 from garda.evaluation.metrics import Score
 
 CLASSES = ("background", "cord")
@@ -52,26 +53,14 @@ def test_a_box_at_the_image_border_has_a_surface_there():
     assert only(volume, box((1, 10, 10), (0, 1), (0, 6), (0, 8)), spacing=None)[1] == pytest.approx(2.0)
 
 
-def test_a_single_slice_is_an_image():
+def test_a_single_slice_is_an_image_and_so_is_the_only_labelled_one():
     # as a volume, the hollow square's inner edge would find surface everywhere in the full square: distance 0
-    full = box((1, 20, 20), (0, 1), (2, 18), (2, 18))
-    hollow = full.clone()
-    hollow[0, 6:14, 6:14] = 0
-    assert only(hollow, full, spacing=None)[1] == pytest.approx(3.0)
-
-
-def test_the_only_labelled_slice_of_a_volume_is_an_image_too():
     full = box((3, 20, 20), (1, 2), (2, 18), (2, 18))
     hollow = full.clone()
     hollow[1, 6:14, 6:14] = 0
-    labelled = torch.tensor([False, True, False])
-    assert only(hollow, full, labelled, None) == only(hollow[1:2], full[1:2], None, None)
-
-
-def test_a_class_on_neither_side_has_no_score():
-    dice, hd95 = only(torch.zeros(2, 6, 8), torch.zeros(2, 6, 8))
-    assert math.isnan(dice)
-    assert math.isnan(hd95)
+    alone = only(hollow[1:2], full[1:2], spacing=None)
+    assert alone[1] == pytest.approx(3.0)
+    assert only(hollow, full, torch.tensor([False, True, False]), None) == alone
 
 
 @pytest.mark.parametrize("spacing", [SPACING, None])
@@ -80,10 +69,8 @@ def test_a_class_on_one_side_has_dice_0_and_the_image_diagonal(spacing):
     diagonal = math.hypot(10.0, 3.0, 2.0) if spacing else math.hypot(2, 6, 8)
     assert only(volume, empty, spacing=spacing) == (0.0, diagonal)
     assert only(empty, volume, spacing=spacing) == (0.0, diagonal)
-
-
-def test_the_diagonal_of_a_single_slice_has_no_thickness():
-    assert only(box((1, 6, 8), (0, 1), (1, 3), (1, 3)), torch.zeros(1, 6, 8), spacing=None) == (0.0, 10.0)
+    assert only(volume[:1], empty[:1], spacing=None) == (0.0, 10.0)  # a single slice has no thickness
+    assert all(math.isnan(number) for number in only(empty, empty, spacing=spacing))  # on neither side: no score
 
 
 def test_slices_without_a_label_are_left_out_on_both_sides():
@@ -102,8 +89,7 @@ def test_every_foreground_class_is_scored_and_maps_may_differ_in_type():
         label.to(torch.uint8), label, None, None, ("background", "white matter", "grey matter", "cyst")
     )
     assert rows[:2] == [("white matter", 1.0, 0.0, "px"), ("grey matter", 1.0, 0.0, "px")]
-    assert rows[2][0] == "cyst"
-    assert math.isnan(rows[2][1])
+    assert rows[2][0] == "cyst" and math.isnan(rows[2][1])
 
 
 def test_maps_of_two_shapes_are_refused():
@@ -111,63 +97,47 @@ def test_maps_of_two_shapes_are_refused():
         metrics.score_volume(torch.zeros(1, 4, 4), torch.zeros(1, 4, 5), None, None, CLASSES)
 
 
-@dataclass(frozen=True)
-class Scan:
-    label: Tensor | None
-    labelled: Tensor | None = None
-    spacing_mm: tuple[float, float, float] | None = SPACING
-
-
 def case(name: str, split: str, labels: tuple[str, ...] = ("label.nii.gz",)) -> Case:
     return Case(name, f"patient of {name}", split, f"{name}.nii.gz", labels, (), "site.csv, row 2")
 
 
-SCANS = {name: Scan(box((2, 8, 8), (0, 2), (0, 4), (0, 4))) for name in "abcd"}
 DOMAINS = (
     Domain("first", 0, (case("a", "test"), case("b", "train"), case("c", "val"), case("e", "test", labels=()))),
-    Domain("second", 1, (case("d", "test"),)),
+    Domain("second", 1, (case("a", "test"),)),
     Domain("unlabelled", 2, (case("f", "test", labels=()),)),
 )
 
 
-def test_labelled_test_scans_alone_are_read_and_named_by_pseudonym():
-    opened = []
+def test_labelled_test_scans_alone_are_read_one_at_a_time_and_named_by_pseudonym(monkeypatch):
+    done = []
+    scan = SimpleNamespace(label=box((2, 8, 8), (0, 2), (0, 4), (0, 4)), labelled=None, spacing_mm=SPACING)
 
-    def read(case: Case) -> Scan:
-        opened.append(case.case)
-        return SCANS[case.case]
+    def read(case: Case, task: SimpleNamespace, data: Path, *, with_label: bool) -> SimpleNamespace:
+        done.append(f"read {case.case}")
+        return scan if with_label else None
 
-    rows = metrics.evaluate(
-        DOMAINS,
-        lambda scan, domain: torch.zeros_like(scan.label),
-        read,
-        stage=1,
-        seed=7,
-        classes=CLASSES,
-        pseudonym=lambda kind, name: f"{kind} {name}",
+    def segment(network: str, standardised: str, task: SimpleNamespace, compute: SimpleNamespace) -> Tensor:
+        done.append(f"segment {standardised} with {network}")
+        return torch.zeros_like(scan.label)
+
+    monkeypatch.setattr(evaluator.volume, "read_volume", read)
+    monkeypatch.setattr(evaluator.inference, "segment", segment)
+    method = SimpleNamespace(
+        task=SimpleNamespace(classes=CLASSES),
+        compute=SimpleNamespace(prepare=lambda name: SimpleNamespace(eval=lambda: name)),
+        network_for=lambda knowledge, name: f"network of {name}",
+        standardise=lambda knowledge, scan, name: f"scan of {name}",
     )
-    first = next(rows)
-    assert opened == ["a"]  # one scan at a time
+    named = SimpleNamespace(pseudonym=lambda kind, name: f"{kind} {name}")
+    scans = evaluator.TestScans(DOMAINS, Path("data"), named)
+    first, second = evaluator.score_scans(scans, method, None, 1, 7, lambda *ready: done.append(ready))
+    assert done[:3] == ["read a", "segment scan of first with network of first", (1, 2)]
+    assert done[3:] == ["read a", "segment scan of second with network of second", (2, 2)]
     diagonal = math.hypot(10.0, 4.0, 2.0)
     assert first == Score(1, "first", "patient first/patient of a", "case first/a", 7, "cord", 0.0, diagonal, "mm")
-    second = replace(first, domain="second", patient="patient second/patient of d", case="case second/d")
-    assert list(rows) == [second]
-    assert opened == ["a", "d"]
-
-
-def test_one_name_at_two_hospitals_is_two_persons():
-    domains = [Domain(name, index, (case("a", "test"),)) for index, name in enumerate(("first", "second"))]
-    pseudonym = Pseudonyms(b"k" * 32).pseudonym
-    rows = metrics.evaluate(
-        domains,
-        lambda scan, domain: scan.label,
-        lambda case: SCANS["a"],
-        stage=0,
-        seed=0,
-        classes=CLASSES,
-        pseudonym=pseudonym,
-    )
-    first, second = rows
+    assert second == replace(first, domain="second", patient="patient second/patient of a", case="case second/a")
+    keyed = replace(scans, pseudonyms=Pseudonyms(b"k" * 32))  # one name at two hospitals is two persons
+    first, second = evaluator.score_scans(keyed, method, None, 1, 7, lambda *ready: None)
     assert first.patient != second.patient and first.case != second.case
 
 
@@ -178,9 +148,7 @@ def test_scores_come_back_bit_by_bit(tmp_path: Path):
     path = tmp_path / "new folder" / "scores.csv"
     metrics.write_scores(path, [SCORE, replace(SCORE, stage=1, dice=math.nan, hd95=math.nan, unit="px")])
     first, second = metrics.read_scores(path)
-    assert first == SCORE
-    assert math.isnan(second.dice)
-    assert math.isnan(second.hd95)
+    assert first == SCORE and math.isnan(second.dice) and math.isnan(second.hd95)
     assert replace(second, dice=0.0, hd95=0.0) == replace(SCORE, stage=1, dice=0.0, hd95=0.0, unit="px")
     assert "nan" not in path.read_text()
     assert [file.name for file in path.parent.iterdir()] == ["scores.csv"]
@@ -199,9 +167,8 @@ def test_a_failed_write_leaves_the_scores_before_it(tmp_path: Path):
 
 def test_missing_scores_are_told(tmp_path: Path):
     path = tmp_path / "scores.csv"
-    with pytest.raises(RunFolderError) as told:
+    with pytest.raises(RunFolderError, match="no such file; give the folder"):
         metrics.read_scores(path)
-    assert str(told.value) == f"{path}: no such file; give the folder of a run that has scored a stage"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +186,5 @@ def test_damaged_scores_are_told(tmp_path: Path, damage, where: str, what: str):
     path = tmp_path / "scores.csv"
     metrics.write_scores(path, [SCORE, SCORE])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RunFolderError) as told:
+    with pytest.raises(RunFolderError, match=f"scores.csv{where}: {what}; delete the file"):
         metrics.read_scores(path)
-    remedy = "delete the file, it is computed again by the same command"
-    assert str(told.value) == f"{path}{where}: {what}; {remedy}"
