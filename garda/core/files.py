@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -28,12 +27,13 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # so that the rename never names a torn file
         os.replace(temporary, path)
     except OSError as error:
         raise describe(error, path) from error
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
@@ -58,7 +58,11 @@ def read_json(path: Path) -> Any:
 
 
 def describe(error: OSError, path: Path) -> GardaError:
-    """A failed write as one line."""
+    """A failed write as one line.
+
+    >>> print(describe(OSError(errno.ENOSPC, "full"), Path("out")))
+    out: no space left on the device; free some space and run the same command again
+    """
     if error.errno == errno.ENOSPC:
         return RunFolderError(path, "no space left on the device", "free some space and run the same command again")
     return RunFolderError(path, f"cannot be written ({reason(error)})", "give a folder that can be written")
@@ -67,15 +71,6 @@ def describe(error: OSError, path: Path) -> GardaError:
 def reason(error: OSError) -> str:
     """What the system says, without the path."""
     return (os.strerror(error.errno) if error.errno else str(error)).lower()
-
-
-def _flush(path: Path) -> None:
-    """Wait until the file's bytes have reached the disk, so that the rename never names a torn file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -104,13 +99,9 @@ def private_temporary_folder() -> Iterator[Path]:
 
 def remove_leftovers() -> None:
     """Remove this user's private folders whose process lives no longer; whatever stands in the way is left alone."""
-    with suppress(OSError):
-        home = _home()
-        if not home.exists():
-            return
-        with _locked(home):
-            for folder in home.iterdir():
-                _remove_unlocked(folder)
+    with suppress(OSError), _locked(_home()):
+        for folder in _home().iterdir():
+            _remove_unlocked(folder)
 
 
 def _remove_unlocked(folder: Path) -> None:
