@@ -29,7 +29,7 @@ class Pseudonyms:
         """The initial of the kind and 12 hex digits.
 
         >>> Pseudonyms(bytes(32)).pseudonym("patient", "sub-01")
-        'P-d3f4d8e4d1a3'
+        'P-a2ce27248bfb'
 
         Args:
             kind: what is named, not empty; a patient and a case of one name get unrelated pseudonyms.

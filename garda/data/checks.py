@@ -36,7 +36,8 @@ def check(
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
     problems += check_cases(cases, sequence.task, data, console)
     training = [case for case in sequence.source.split("train") if case in cases]
-    if not problems and training and not any(_marks_something(case, sequence.task, data) for case in training):
+    labels = (volume.read_volume(case, sequence.task, data, with_label=True).label for case in training)
+    if not problems and training and not any(label is not None and label.any() for label in labels):
         problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
     raise_all(problems)
     if not any(labelled_cases(domain) for domain in sequence.domains):
@@ -59,8 +60,9 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console)
     for index, case in enumerate(cases):
         found = volume.check_case(case, task, data)
         file = ScanFile(data / case.image, f"image {case.image}", case.where)
-        if not found and dicom.is_dicom(file.path) and not dicom.says_identity_removed(file):
-            identified += 1
+        if not found and dicom.is_dicom(file.path):
+            with dicom.series(file) as series:
+                identified += not series.identity_removed
         problems += found
         progress(index + 1, len(cases))
     if identified:
@@ -69,11 +71,6 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console)
             "names are burnt into the pixels; headers are not kept"
         )
     return problems
-
-
-def _marks_something(case: Case, task: Task, data: Path) -> bool:
-    label = volume.read_volume(case, task, data, with_label=True).label
-    return label is not None and bool(label.any())
 
 
 def needed_cases(sequence: DomainSequence, to_read: Sequence[Domain], target_labels: bool = False) -> list[Case]:

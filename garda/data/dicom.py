@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 
 from garda.core import files
@@ -81,19 +80,7 @@ def read_series(file: ScanFile) -> RawImage:
         sitk.ProcessObject.SetGlobalWarningDisplay(False)  # geometry has been looked at in :func:`series`
         kind = sitk.sitkFloat32 if found.rescaled else sitk.sitkUnknown
         pixels = sitk.GetArrayFromImage(sitk.ReadImage(found.files, kind, "GDCMImageIO"))
-    pixels = pixels.reshape(len(found.files), *found.size, -1).transpose(2, 1, 0, 3)
-    header = nib.Nifti1Header()
-    header.set_data_shape(pixels.shape[:3])
-    header.set_sform(found.affine, code="scanner")
-    if not found.sheared:  # which a qform cannot hold
-        header.set_qform(found.affine, code="scanner")
-    return RawImage(pixels, header)
-
-
-def says_identity_removed(file: ScanFile) -> bool:
-    """Whether every header of a series says PatientIdentityRemoved=YES; errors as :func:`series`."""
-    with series(file) as found:
-        return found.identity_removed
+    return scan.with_affine(pixels.reshape(len(found.files), *found.size, -1), found.affine, found.sheared)
 
 
 @contextmanager

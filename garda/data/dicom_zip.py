@@ -58,15 +58,11 @@ def unpack(file: ScanFile, path: Path, inside: str, folder: Path) -> None:
             raise file.error(what, ELSEWHERE)
         for index, member in enumerate(members):
             with archive.open(member) as source:
-                _copy(file, source, folder / f"{index:06}.dcm")
-
-
-def _copy(file: ScanFile, source: IO[bytes], target: Path) -> None:
-    try:
-        with target.open("xb") as opened:
-            shutil.copyfileobj(source, opened)
-    except OSError as error:
-        raise file.error(f"cannot be unpacked ({files.reason(error)})", ELSEWHERE) from None
+                try:
+                    with (folder / f"{index:06}.dcm").open("xb") as target:
+                        shutil.copyfileobj(source, target)
+                except OSError as error:
+                    raise file.error(f"cannot be unpacked ({files.reason(error)})", ELSEWHERE) from None
 
 
 @contextmanager

@@ -102,12 +102,12 @@ class Grid:
             spacing_mm: their (row, column) spacing, mm; None where the format has none, and nothing is resampled.
             task: gives spacing, size, and whether larger slices are cropped (``crop``) or kept (``patch``).
         """
-        resampled = _pair(shape)
+        rows, columns = shape
         if spacing_mm is not None and task.spacing_mm is not None:
             steps = zip(shape, spacing_mm, task.spacing_mm, strict=True)
-            resampled = _pair([max(1, round(count * has / wants)) for count, has, wants in steps])
-        larger = _pair([max(sides) for sides in zip(resampled, task.size, strict=True)])
-        return cls(_pair(shape), resampled, task.size if task.fit == "crop" else larger)
+            rows, columns = (max(1, round(count * has / wants)) for count, has, wants in steps)
+        larger = max(rows, task.size[0]), max(columns, task.size[1])
+        return cls((shape[0], shape[1]), (rows, columns), task.size if task.fit == "crop" else larger)
 
     def to_network(self, image: Tensor) -> Tensor:
         """(D, C, H, W) to (D, C, h, w): linear, low-pass filtered where pixels become fewer, 0 outside the image.
@@ -139,10 +139,6 @@ class Grid:
 
 def _resample(slices: Tensor, size: tuple[int, int]) -> Tensor:
     """(D, C, H, W) at another size of the same extent; bit for bit the input where the size stays."""
-    if _pair(slices.shape[-2:]) == size:
+    if slices.shape[-2:] == size:
         return slices
     return F.interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _pair(numbers: Sequence[int]) -> tuple[int, int]:
-    return int(numbers[0]), int(numbers[1])

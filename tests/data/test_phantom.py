@@ -14,13 +14,21 @@ from garda.core.errors import ConfigError, DataError, RunFolderError
 from garda.data import manifest, phantom
 from garda.data.phantom import physics
 from garda.data.phantom.anatomy import CLASSES, LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, Outline, Person
-from garda.data.phantom.physics import Tissue
+from garda.data.phantom.physics import (
+    BalancedSSFP,
+    BlackBloodSpinEcho,
+    LateEnhancement,
+    Properties,
+    SpoiledGradientEcho,
+    Tissue,
+)
 from garda.data.phantom.scanner import SITES, Window, acquire, coil_shading, magnitude, majority
 from garda.data.task import Task
 
 COMMITTED = Path(__file__).parents[2] / "data_manifests" / "phantom"
 FEW = {"train": 1, "test": 1}
-ONE, TIMES = np.ones(3), np.array([50.0, 300.0, 1500.0])
+ONE, TIMES = np.ones(len(Tissue)), np.geomspace(50.0, 1500.0, len(Tissue))
+EQUAL = Properties(ONE, TIMES, TIMES, TIMES, ONE)
 
 
 def random(seed: int = 0) -> np.random.Generator:
@@ -48,19 +56,19 @@ def volumes(out: Path) -> dict[str, np.ndarray]:
 
 def test_balanced_ssfp_of_equal_relaxation_times_has_a_closed_value():
     expected = np.sin(np.pi / 3) / (1 + np.exp(-3 / TIMES))
-    np.testing.assert_allclose(physics.balanced_ssfp(ONE, TIMES, TIMES, tr=3, te=0, flip=60), expected)
+    np.testing.assert_allclose(BalancedSSFP(tr=3, te=0, flip=60).signal(EQUAL), expected)
 
 
 def test_gradient_echo_is_largest_at_the_ernst_angle():
     ernst = np.rad2deg(np.arccos(np.exp(-6 / TIMES[0])))
-    at, below, above = (physics.spoiled_gradient_echo(ONE, TIMES, TIMES, 6, 0, ernst + step)[0] for step in (0, -1, 1))
-    assert at > below
-    assert at > above
+    at, below, above = (SpoiledGradientEcho(6, 0, ernst + step, inflow=0).signal(EQUAL)[0] for step in (0, -1, 1))
+    assert at > below and at > above
 
 
 def test_spin_echo_relaxes_to_density_and_decays_with_t2():
-    np.testing.assert_allclose(physics.spin_echo(0.7 * ONE, TIMES, TIMES, tr=1e9, te=0), 0.7 * ONE)
-    ratio = physics.spin_echo(ONE, TIMES, TIMES, 1e9, 80) / physics.spin_echo(ONE, TIMES, TIMES, 1e9, 30)
+    relaxed, early, late = (BlackBloodSpinEcho(1e9, te, outflow=0).signal(EQUAL) for te in (0, 30, 80))
+    np.testing.assert_allclose(relaxed, ONE)
+    ratio = late / early
     np.testing.assert_allclose(ratio, np.exp(-50 / TIMES))
 
 
@@ -68,8 +76,9 @@ def test_spin_echo_relaxes_to_density_and_decays_with_t2():
 def test_inversion_recovery_crosses_zero_at_its_null_time(tr: float):
     for t1 in TIMES:
         null = t1 * np.log(2 / (1 + np.exp(-tr / t1)))
-        np.testing.assert_allclose(physics.inversion_recovery(ONE[:1], np.array([t1]), tr, null), 0, atol=1e-12)
-    np.testing.assert_allclose(physics.inversion_recovery(ONE, TIMES, 1e9, 0), -ONE)
+        found = LateEnhancement(tr, te=0, ti=null, blood_rate=0).signal(EQUAL)
+        assert found[t1 == TIMES] == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(LateEnhancement(1e9, te=0, ti=0, blood_rate=0).signal(EQUAL), -ONE)
 
 
 def test_contrast_agent_speeds_up_blood_by_the_given_rate_and_leaves_air_alone():

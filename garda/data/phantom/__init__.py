@@ -109,8 +109,12 @@ def list_cases(site: str, patients: Mapping[Split, int]) -> tuple[Case, ...]:
     Raises:
         KeyError: ``patients`` lacks a split.
     """
-    splits = [split for split in SPLITS for _ in range(patients[split])]
-    return tuple(_case(site, f"{site}_{number:03d}", split) for number, split in enumerate(splits))
+    cases = []
+    for number, split in enumerate(split for split in SPLITS for _ in range(patients[split])):
+        name = f"{site}_{number:03d}"
+        image, label = (f"{site}/{kind}/{name}.nii.gz" for kind in ("images", "labels"))
+        cases.append(Case(name, name, split, image, (label,), (), f"{site}.csv"))
+    return tuple(cases)
 
 
 def write_manifests(folder: Path, sites: Mapping[str, Sequence[Case]]) -> None:
@@ -136,11 +140,6 @@ def _check(names: Sequence[str], patients: Mapping[Split, int], seed: int, slice
     for what, value, least in (("seed", seed, 0), ("slices", slices, 1), ("patients", min(patients.values()), 0)):
         if value < least:
             raise ConfigError("phantom", f"{what} is {value}", f"give at least {least}")
-
-
-def _case(site: str, name: str, split: Split) -> Case:
-    image, label = (f"{site}/{kind}/{name}.nii.gz" for kind in ("images", "labels"))
-    return Case(name, name, split, image, (label,), (), f"{site}.csv")
 
 
 def _write_case(folder: Path, seed: int, slices: int, site: str, number: int, case: Case) -> None:

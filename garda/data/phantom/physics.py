@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +78,7 @@ class Properties:
 def properties(field: float) -> Properties:
     """The tissues at 1.5 T or 3 T; sources in the module's docstring.
 
-    >>> properties(3.0).t1[Tissue.BLOOD]
+    >>> float(properties(3.0).t1[Tissue.BLOOD])
     1932.0
 
     Args:
@@ -111,67 +110,9 @@ _RELAXATION = {  # rows of T1, T2 and T2*, ms
 }
 
 
-def balanced_ssfp(density: Values, t1: Values, t2: Values, tr: float, te: float, flip: float) -> Values:
-    """Balanced steady-state free precession on resonance (Scheffler and Lehnhardt, Eur Radiol 13:2409, 2003, eq. 1).
-
-    With T1 = T2 = T the steady state is ``density * sin(flip) / (1 + exp(-tr / T))``.
-
-    >>> one, long = np.ones(1), np.full(1, 1e9)
-    >>> balanced_ssfp(one, long, long, tr=3, te=0, flip=90)
-    array([0.5])
-
-    Args:
-        density: proton density, water is 1; any shape, as T1 and T2.
-        t1: longitudinal relaxation time, ms.
-        t2: transverse relaxation time, ms.
-        tr: repetition time, ms.
-        te: echo time, ms.
-        flip: flip angle, degrees.
-
-    Returns:
-        signals in the shape of ``density``, arbitrary unit.
-    """
-    angle, e1, e2 = np.deg2rad(flip), np.exp(-tr / t1), np.exp(-tr / t2)
-    steady = np.sin(angle) * (1 - e1) / (1 - (e1 - e2) * np.cos(angle) - e1 * e2)
-    return density * steady * np.exp(-te / t2)
-
-
-def spoiled_gradient_echo(density: Values, t1: Values, t2_star: Values, tr: float, te: float, flip: float) -> Values:
-    """Spoiled gradient echo (Ernst and Anderson, Rev Sci Instrum 37:93, 1966); largest at cos(flip) = exp(-tr / T1).
-
-    Arguments, units and shapes as in :func:`balanced_ssfp`; ``t2_star`` is the effective transverse relaxation time.
-    """
-    angle, e1 = np.deg2rad(flip), np.exp(-tr / t1)
-    return density * np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle)) * np.exp(-te / t2_star)
-
-
-def spin_echo(density: Values, t1: Values, t2: Values, tr: float, te: float) -> Values:
-    """Spin echo with 90 degree excitation; a turbo spin echo has the contrast of its effective echo time.
-
-    Arguments, units and shapes as in :func:`balanced_ssfp`.
-    """
-    return density * (1 - np.exp(-tr / t1)) * np.exp(-te / t2)
-
-
-def inversion_recovery(density: Values, t1: Values, tr: float, ti: float) -> Values:
-    """Longitudinal magnetisation ``ti`` after an inversion repeated every ``tr``; negative before it crosses zero.
-
-    It crosses zero at ``ti = T1 * ln(2 / (1 + exp(-tr / T1)))``, which is ``T1 * ln 2`` for long ``tr``. Units (ms)
-    and shapes as in :func:`balanced_ssfp`.
-    """
-    return density * (1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1))
-
-
-class Sequence(Protocol):
-    """Turns tissues into signals."""
-
-    def signal(self, tissues: Properties) -> Values:
-        """One signal a tissue, shape (8,), arbitrary unit; may be negative, since magnitude is taken after sampling."""
-
-
 @dataclass(frozen=True)
 class BalancedSSFP:
-    """Cine imaging; blood is bright by its T2/T1, whether it flows or not.
+    """Balanced steady-state free precession, as in cine imaging: blood is bright by its T2/T1, whether it flows or not.
 
     Attributes:
         tr: repetition time, ms.
@@ -184,13 +125,25 @@ class BalancedSSFP:
     flip: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`balanced_ssfp`."""
-        return balanced_ssfp(tissues.density, tissues.t1, tissues.t2, self.tr, self.te, self.flip)
+        """The steady state on resonance (Scheffler and Lehnhardt, Eur Radiol 13:2409, 2003, eq. 1).
+
+        With T1 = T2 = T it is ``density * sin(flip) / (1 + exp(-tr / T))``.
+
+        >>> one, long = np.ones(8), np.full(8, 1e9)
+        >>> BalancedSSFP(tr=3, te=0, flip=90).signal(Properties(one, long, long, long, one))[:3]
+        array([0.5, 0.5, 0.5])
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
+        angle, e1, e2 = np.deg2rad(self.flip), np.exp(-self.tr / tissues.t1), np.exp(-self.tr / tissues.t2)
+        steady = np.sin(angle) * (1 - e1) / (1 - (e1 - e2) * np.cos(angle) - e1 * e2)
+        return tissues.density * steady * np.exp(-self.te / tissues.t2)
 
 
 @dataclass(frozen=True)
 class SpoiledGradientEcho:
-    """T1-weighted cine imaging; blood is bright only by inflow.
+    """Spoiled gradient echo, as in T1-weighted cine imaging: blood is bright only by inflow.
 
     Attributes:
         tr: repetition time, ms.
@@ -205,10 +158,16 @@ class SpoiledGradientEcho:
     inflow: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`spoiled_gradient_echo`; fresh blood has its full longitudinal magnetisation."""
-        still = spoiled_gradient_echo(tissues.density, tissues.t1, tissues.t2_star, self.tr, self.te, self.flip)
-        fresh = tissues.density * np.sin(np.deg2rad(self.flip)) * np.exp(-self.te / tissues.t2_star)
-        return _in_blood(still, fresh, self.inflow)
+        """The steady state (Ernst and Anderson, Rev Sci Instrum 37:93, 1966); fresh blood has its full magnetisation.
+
+        It is largest at cos(flip) = exp(-tr / T1).
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
+        angle, e1, decay = np.deg2rad(self.flip), np.exp(-self.tr / tissues.t1), np.exp(-self.te / tissues.t2_star)
+        still = tissues.density * np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle)) * decay
+        return _in_blood(still, tissues.density * np.sin(angle) * decay, self.inflow)
 
 
 @dataclass(frozen=True)
@@ -226,8 +185,12 @@ class BlackBloodSpinEcho:
     outflow: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`spin_echo`."""
-        still = spin_echo(tissues.density, tissues.t1, tissues.t2, self.tr, self.te)
+        """Spin echo with 90 degree excitation; a turbo spin echo has the contrast of its effective echo time.
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
+        still = tissues.density * (1 - np.exp(-self.tr / tissues.t1)) * np.exp(-self.te / tissues.t2)
         return _in_blood(still, np.zeros_like(still), self.outflow)
 
 
@@ -251,9 +214,17 @@ class LateEnhancement:
     blood_rate: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`inversion_recovery`; T1 as in :meth:`Properties.enhanced`."""
+        """Longitudinal magnetisation ``ti`` after an inversion repeated every ``tr``; negative before it crosses zero.
+
+        It crosses zero at ``ti = T1 * ln(2 / (1 + exp(-tr / T1)))``, which is ``T1 * ln 2`` for long ``tr``; T1 as in
+        :meth:`Properties.enhanced`.
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
         t1 = tissues.enhanced(self.blood_rate).t1
-        return inversion_recovery(tissues.density, t1, self.tr, self.ti) * np.exp(-self.te / tissues.t2_star)
+        recovered = tissues.density * (1 - 2 * np.exp(-self.ti / t1) + np.exp(-self.tr / t1))
+        return recovered * np.exp(-self.te / tissues.t2_star)
 
 
 def _in_blood(still: Values, moving: Values, share: float) -> Values:
@@ -261,3 +232,6 @@ def _in_blood(still: Values, moving: Values, share: float) -> Values:
     mixed = still.copy()
     mixed[Tissue.BLOOD] = (1 - share) * still[Tissue.BLOOD] + share * moving[Tissue.BLOOD]
     return mixed
+
+
+Sequence = BalancedSSFP | SpoiledGradientEcho | BlackBloodSpinEcho | LateEnhancement
