@@ -30,7 +30,7 @@ from garda.data.dicom_seg import Origin
 from garda.data.manifest import Case
 from garda.data.scan import ScanFile
 from garda.data.task import Code, Task
-from garda.data.volume import prediction_name, read_volume
+from garda.data.volume import Volume, prediction_name, read_volume, write_label_map
 from garda.handover import format
 from garda.runs import predict
 from tests.support import cli, sites
@@ -66,8 +66,7 @@ def write_series(nifti: Path, folder: Path, uid: str = UID, leave_out: str = "",
     """A NIfTI file as a DICOM series, a file a slice, named in no order: IM, a digit, the slice's number."""
     image = nib.load(nifti)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ image.affine
-    pixels = np.asarray(image.dataobj)
-    pixels = np.round(pixels * (3000 / pixels.max())).astype(np.int16)
+    pixels = np.round(np.asarray(image.dataobj)).astype(np.int16)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     folder.mkdir(parents=True, exist_ok=True)
     for index in range(pixels.shape[2]):
@@ -104,8 +103,8 @@ def zip_study(path: Path, folders: dict[str, Path]) -> Path:
     return path
 
 
-def case(image: str) -> Case:
-    return Case("c", "p", "train", image, (), (), "m.csv:2")
+def read(folder: Path, image: str, *labels: str) -> Volume:
+    return read_volume(Case("c", "p", "train", image, labels, (), "m.csv:2"), TASK, folder, with_label=bool(labels))
 
 
 def scan_file(path: Path) -> ScanFile:
@@ -133,39 +132,40 @@ def package(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return format.find_stage(out)
 
 
-def test_a_zipped_study_is_its_series(nifti: Path, tmp_path: Path):
+def test_a_series_in_a_folder_or_a_zipped_study_is_its_nifti(nifti: Path, tmp_path: Path):
     series = write_series(nifti, tmp_path / "series")
     zip_study(tmp_path / "study.zip", {"../../DICOM": series})
-    folder, packed = (read_volume(case(name), TASK, tmp_path, with_label=False) for name in ("series", "study.zip"))
-    assert np.array_equal(folder.image, packed.image) and np.array_equal(folder.affine, packed.affine)
-    original = read_volume(case(str(nifti)), TASK, Path(), with_label=False)
-    np.testing.assert_allclose(packed.image, original.image, atol=0.005)
+    folder, packed, original = (read(tmp_path, name) for name in ("series", "study.zip", str(nifti)))
+    assert np.array_equal(folder.image, original.image) and np.array_equal(folder.image, packed.image)
+    assert np.array_equal(folder.affine, packed.affine)
     np.testing.assert_allclose(packed.affine, original.affine, atol=1e-3)
+    assert packed.spacing_mm == pytest.approx(original.spacing_mm)
     assert readers.digest(tmp_path / "study.zip") == readers.digest(tmp_path / "study.zip" / "DICOM")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["series", "study.zip"]
     assert not (tmp_path.parent / "DICOM").exists()  # a member's name becomes no path
+    label = (folder.image[:, 0] * 3).long()
+    write_label_map(label, folder, tmp_path / "out.nii.gz")
+    assert np.array_equal(read(tmp_path, "series", "out.nii.gz").label, label)
 
 
 def test_a_series_of_a_zipped_study_is_named_by_its_folder(nifti: Path, tmp_path: Path):
     one = write_series(nifti, tmp_path / "one")
     other = write_series(nifti, tmp_path / "other", uid="1.2.3.4")
     zip_study(tmp_path / "study.zip", {"T1": one, "a/T2": other})
-    assert read_volume(case("study.zip/a/T2"), TASK, tmp_path, with_label=False).image.shape[0] == 2
+    assert read(tmp_path, "study.zip/a/T2").image.shape[0] == 2
     assert prediction_name(tmp_path / "study.zip" / "a" / "T2") == "study_a_T2.nii.gz"
-    with pytest.raises(DataError) as error:
-        read_volume(case("study.zip"), TASK, tmp_path, with_label=False)
-    assert str(error.value) == (
-        "m.csv:2: image study.zip holds 2 folders with DICOM files; name one behind it: T1, a/T2"
-    )
-    with pytest.raises(
-        DataError, match=r"image study.zip/T3 is a zip file without a DICOM series there; name one that has: T1, a/T2"
-    ):
-        read_volume(case("study.zip/T3"), TASK, tmp_path, with_label=False)
     for file in other.iterdir():
         shutil.copy(file, one / f"other_{file.name}")
     zip_study(tmp_path / "mixed.zip", {"all": one})
-    with pytest.raises(DataError, match=r"image mixed.zip holds 2 DICOM series; give every series a folder of its own"):
-        read_volume(case("mixed.zip"), TASK, tmp_path, with_label=False)
+    (tmp_path / "empty").mkdir()
+    for name, what in {
+        "study.zip": "holds 2 folders with DICOM files; name one behind it: T1, a/T2",
+        "study.zip/T3": "is a zip file without a DICOM series there; name one that has: T1, a/T2",
+        "mixed.zip": "holds 2 DICOM series; give every series a folder of its own",
+        "empty": "is a folder without a DICOM series; give an image file, or",
+    }.items():
+        with pytest.raises(DataError, match=f"^m.csv:2: image {name} {what}"):
+            read(tmp_path, name)
 
 
 def test_zip_files_that_cannot_be_read_are_one_line(nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -187,11 +187,11 @@ def test_zip_files_that_cannot_be_read_are_one_line(nifti: Path, tmp_path: Path,
         "none.zip/T1": "does not exist; check the path and --data",
     }.items():
         with pytest.raises(DataError, match=f"m.csv:2: image {name} {what}"):
-            read_volume(case(name), TASK, tmp_path, with_label=False)
+            read(tmp_path, name)
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, 10))
     with pytest.raises(DataError, match=r"whole.zip takes 0.0 GB unpacked, .* has 0.0; set TMPDIR to a folder with"):
-        read_volume(case("whole.zip"), TASK, tmp_path, with_label=False)
+        read(tmp_path, "whole.zip")
 
 
 def test_a_manifest_lists_every_series_of_a_zipped_study(nifti: Path, tmp_path: Path):
@@ -315,17 +315,17 @@ def deep(nifti: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("place", [0, 3, 5])
 def test_a_slice_that_cannot_be_read_is_no_smaller_volume(deep: Path, tmp_path: Path, place: int):
-    assert read_volume(case("deep"), TASK, tmp_path, with_label=False).image.shape[0] == 6
+    assert read(tmp_path, "deep").image.shape[0] == 6
     file = by_number(deep)[place]
     whole = file.read_bytes()
     for size in (len(whole) // 2, 200, 140):
         file.write_bytes(whole[:size])
         with pytest.raises(DataError, match="copy it again, it may be truncated"):
-            read_volume(case("deep"), TASK, tmp_path, with_label=False)
+            read(tmp_path, "deep")
     file.unlink()
     file.symlink_to(tmp_path / "annexed")
     with pytest.raises(DataError, match=f"has a part {file.name} that leads nowhere; fetch it, or take it out"):
-        read_volume(case("deep"), TASK, tmp_path, with_label=False)
+        read(tmp_path, "deep")
 
 
 @pytest.mark.parametrize(
@@ -344,18 +344,18 @@ def test_a_slice_that_cannot_be_read_is_no_smaller_volume(deep: Path, tmp_path: 
 def test_what_is_no_stack_of_slices_is_refused(deep: Path, tmp_path: Path, index: int | None, headers: dict, what: str):
     change(deep, index, **headers)
     with pytest.raises(DataError, match=what):
-        read_volume(case("deep"), TASK, tmp_path, with_label=False)
+        read(tmp_path, "deep")
 
 
 def test_a_tilted_gantry_shears_the_geometry(deep: Path, tmp_path: Path):
-    plain = read_volume(case("deep"), TASK, tmp_path, with_label=False)
+    plain = read(tmp_path, "deep")
     files = by_number(deep)
     places = []
     for index in range(len(files)):
         x, y, z = pydicom.dcmread(files[index]).ImagePositionPatient
         places.append([x, y + 2 * index, z])
         change(deep, index, ImagePositionPatient=places[-1])
-    tilted = read_volume(case("deep"), TASK, tmp_path, with_label=False)
+    tilted = read(tmp_path, "deep")
     assert np.array_equal(tilted.image, plain.image)
     header = tilted.stored.header
     for index, (x, y, z) in enumerate(reversed(places)):  # the normal points down
@@ -377,7 +377,7 @@ def test_a_single_slice_is_as_thick_as_it_says(deep: Path, tmp_path: Path):
     for file in sorted(deep.iterdir())[1:]:
         file.unlink()
     change(deep, None, SliceThickness=7.5)
-    volume = read_volume(case("deep"), TASK, tmp_path, with_label=False)
+    volume = read(tmp_path, "deep")
     assert volume.image.shape[0] == 1 and volume.spacing_mm[0] == pytest.approx(7.5)
 
 
@@ -389,7 +389,7 @@ def test_what_is_no_image_is_passed_over(deep: Path, tmp_path: Path):
     report.save_as(deep / "report")
     (deep / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     (deep / "viewer.exe").write_bytes(b"MZ")
-    assert read_volume(case("deep"), TASK, tmp_path, with_label=False).image.shape[0] == 6
+    assert read(tmp_path, "deep").image.shape[0] == 6
 
 
 @pytest.mark.parametrize(
@@ -438,7 +438,7 @@ def test_a_name_that_pydicom_finds_odd_is_not_printed(package: Path, nifti: Path
 def test_headers_without_what_may_be_empty_become_a_dicom_seg(nifti: Path, tmp_path: Path):
     series = write_series(nifti, tmp_path / "series")
     change(series, None, PatientID=None, PatientBirthDate=None, StudyID=None, AccessionNumber=None, StudyDate=None)
-    shape = read_volume(case("series"), TASK, tmp_path, with_label=False).stored.header.get_data_shape()
+    shape = read(tmp_path, "series").stored.header.get_data_shape()
     names = TASK.model_copy(
         update={"classes": ("background", "zone_of_transition_left", "zone_of_transition_right", "沢")}
     )
@@ -463,7 +463,7 @@ def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path,
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj), tilt @ affine), nifti)
     series = write_series(nifti, tmp_path / "series", PatientIdentityRemoved="YES")
     study = zip_study(tmp_path / "study.zip", {"DICOM": series})
-    shape = read_volume(case("study.zip"), TASK, tmp_path, with_label=False).stored.header.get_data_shape()
+    shape = read(tmp_path, "study.zip").stored.header.get_data_shape()
     array = np.random.default_rng(0).integers(0, 4, shape)
     array[:, :, 1][array[:, :, 1] == 2] = 0  # one class is in one slice alone
     out = tmp_path / "out.seg.dcm"
@@ -488,7 +488,7 @@ def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path,
     ]
     assert {segment.SegmentAlgorithmName for segment in made.SegmentSequence} == {"garda garda"}
 
-    affine = read_volume(case("series"), TASK, tmp_path, with_label=False).stored.header.get_best_affine()
+    affine = read(tmp_path, "series").stored.header.get_best_affine()
     painted = np.zeros(shape, int)
     for pixels, frame in zip(made.pixel_array, made.PerFrameFunctionalGroupsSequence, strict=True):
         uid = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
@@ -501,7 +501,7 @@ def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path,
 
 def test_an_empty_answer_is_a_dicom_seg_too(nifti: Path, tmp_path: Path):
     series = write_series(nifti, tmp_path / "series")
-    shape = read_volume(case("series"), TASK, tmp_path, with_label=False).stored.header.get_data_shape()
+    shape = read(tmp_path, "series").stored.header.get_data_shape()
     out = tmp_path / "out.seg.dcm"
     dicom_seg.write_dicom_seg(np.zeros(shape, int), scan_file(series), TASK, out, Origin("s", "m", "f" * 64, "d"))
     assert not pydicom.dcmread(out).pixel_array.any()

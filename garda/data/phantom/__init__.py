@@ -110,7 +110,7 @@ def list_cases(site: str, patients: Mapping[Split, int]) -> tuple[Case, ...]:
         KeyError: ``patients`` lacks a split.
     """
     cases = []
-    for number, split in enumerate(split for split in SPLITS for _ in range(patients[split])):
+    for number, split in enumerate(part for part in SPLITS for _ in range(patients[part])):
         name = f"{site}_{number:03d}"
         image, label = (f"{site}/{kind}/{name}.nii.gz" for kind in ("images", "labels"))
         cases.append(Case(name, name, split, image, (label,), (), f"{site}.csv"))
