@@ -34,7 +34,7 @@ def seen(slices: Slices, steps: int, size: int) -> list[int]:
 
 def test_every_slice_comes_once_before_any_comes_again():
     slices = Slices([volume(3, 16, 16), volume(4, 20, 18, start=3)], CROP, with_labels=False)
-    assert len(slices) == 7
+    assert len(slices) == 7 and slices.batch(0, 2, 0).label is None
     order = seen(slices, 7, 2)
     assert sorted(order[:7]) == sorted(order[7:]) == list(range(7))
     assert order[:7] != order[7:]
@@ -76,6 +76,8 @@ def test_slices_without_a_label_are_left_out_of_a_labelled_source_alone():
     half = [True, False, True, False]
     assert sorted(seen(Slices([volume(4, 16, 16, half)], CROP, with_labels=True), 1, 2)) == [0, 2]
     assert len(Slices([volume(4, 16, 16, half)], CROP, with_labels=False)) == 4
+    assert len(Slices([volume(2, 16, 16, [False, False])], CROP, with_labels=True)) == 0
+    assert len(Slices([], CROP, with_labels=False)) == 0
 
 
 def test_image_and_label_are_cut_at_the_same_place():
@@ -90,10 +92,6 @@ def test_image_and_label_are_cut_at_the_same_place():
     assert len({int(first) for first in row[:, 0, 0]}) > 1
 
 
-def test_an_unlabelled_domain_gives_no_label():
-    assert Slices([volume(2, 16, 16)], CROP, with_labels=False).batch(0, 2, 0).label is None
-
-
 @pytest.mark.parametrize("task", [CROP, PATCH])
 def test_large_domains_are_memory_mapped_and_hold_the_same(task, monkeypatch, tmp_path):
     volumes = [volume(3, 20, 24), volume(2, 16, 30, start=3)]
@@ -104,11 +102,6 @@ def test_large_domains_are_memory_mapped_and_hold_the_same(task, monkeypatch, tm
     assert torch.equal(mapped.batch(0, 5, 0).image, plain.image)
     assert torch.equal(mapped.batch(0, 5, 0).label, plain.label)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_domain_without_a_labelled_slice_is_empty():
-    assert len(Slices([volume(2, 16, 16, [False, False])], CROP, with_labels=True)) == 0
-    assert len(Slices([], CROP, with_labels=False)) == 0
 
 
 def test_a_large_domain_takes_the_memory_of_one_volume(monkeypatch, tmp_path):

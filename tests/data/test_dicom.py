@@ -111,8 +111,8 @@ def scan_file(path: Path) -> ScanFile:
     return ScanFile(path, f"image {path.name}", "m.csv:2")
 
 
-def quiet() -> Console:
-    return Console(RichConsole(quiet=True))
+def saying(said: io.StringIO) -> Console:
+    return Console(RichConsole(file=said, soft_wrap=True))
 
 
 @pytest.fixture(scope="module")
@@ -203,28 +203,18 @@ def test_a_manifest_lists_every_series_of_a_zipped_study(nifti: Path, tmp_path: 
     with zipfile.ZipFile(images / "notes.zip", "w") as archive:
         archive.writestr("notes.txt", "no scan")
     cases = build_manifest.build_manifest(tmp_path / "data", tmp_path / "data")
-    assert [(found.case, found.image) for found in cases] == [
-        ("p1", "images/p1.zip"),
-        ("p2_T1", "images/p2.zip/T1"),
-        ("p2_T2", "images/p2.zip/T2"),
-    ]
-    only = build_manifest.build_manifest(
-        tmp_path / "data", tmp_path / "data", image_suffix="T2", patient_pattern=r"/(p\d)"
-    )
-    assert [(found.patient, found.image) for found in only] == [("p2", "images/p2.zip/T2")]
+    assert [found.case for found in cases] == ["p1", "p2_T1", "p2_T2"]
+    assert [found.image for found in cases] == ["images/p1.zip", "images/p2.zip/T1", "images/p2.zip/T2"]
+    (only,) = build_manifest.build_manifest(images.parent, images.parent, image_suffix="T2", patient_pattern=r"/(p\d)")
+    assert (only.patient, only.image) == ("p2", "images/p2.zip/T2")
 
 
 def test_series_below_one_folder_are_one_patient_s(nifti: Path, tmp_path: Path):
-    for patient in ("pat1", "pat2"):
-        for name in ("ser1", "ser2"):
-            write_series(nifti, tmp_path / "images" / patient / name)
+    series = [(patient, name) for patient in ("pat1", "pat2") for name in ("ser1", "ser2")]
+    for patient, name in series:
+        write_series(nifti, tmp_path / "images" / patient / name)
     cases = build_manifest.build_manifest(tmp_path, tmp_path)
-    assert [(found.case, found.patient) for found in cases] == [
-        ("pat1_ser1", "pat1"),
-        ("pat1_ser2", "pat1"),
-        ("pat2_ser1", "pat2"),
-        ("pat2_ser2", "pat2"),
-    ]
+    assert [(found.case, found.patient) for found in cases] == [(f"{one}_{name}", one) for one, name in series]
 
 
 def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: Path):
@@ -232,17 +222,10 @@ def test_predict_takes_a_folder_of_scans(package: Path, nifti: Path, tmp_path: P
         write_series(nifti, tmp_path / "export" / patient / "ser1")
     shutil.copy(nifti, tmp_path / "export" / "scan.nii.gz")
     (tmp_path / "empty").mkdir()
-    said = io.StringIO()
-    with Console(RichConsole(file=said, soft_wrap=True)) as console:
+    names = [f"{patient}_ser1.{kind}" for patient in ("pat1", "pat2") for kind in ("nii.gz", "seg.dcm")]
+    with saying(said := io.StringIO()) as console:
         written = predict.predict(package, [tmp_path / "export"], tmp_path / "maps", console)
-        names = [path.name for path in written]
-        assert names == [
-            "pat1_ser1.nii.gz",
-            "pat1_ser1.seg.dcm",
-            "pat2_ser1.nii.gz",
-            "pat2_ser1.seg.dcm",
-            "scan.nii.gz",
-        ]
+        assert [path.name for path in written] == [*names, "scan.nii.gz"]
         with pytest.raises(DataError, match="is a folder without an image or a DICOM series; check the path"):
             predict.predict(package, [tmp_path / "empty"], tmp_path / "none", console)
     assert "read as scans of lge_3t, the last site met; --domain for others': " in said.getvalue()
@@ -435,20 +418,23 @@ def test_a_name_that_pydicom_finds_odd_is_not_printed(package: Path, nifti: Path
     assert "Mustermann" not in said and "77771" not in said
 
 
+def seg_of(array: np.ndarray, scan: Path, task: Task = TASK) -> Dataset:
+    out = scan.with_name("out.seg.dcm")
+    dicom_seg.write_dicom_seg(array, scan_file(scan), task, out, Origin("sequence", "garda", "f" * 64, "site"))
+    return pydicom.dcmread(out)
+
+
 def test_headers_without_what_may_be_empty_become_a_dicom_seg(nifti: Path, tmp_path: Path):
     series = write_series(nifti, tmp_path / "series")
     change(series, None, PatientID=None, PatientBirthDate=None, StudyID=None, AccessionNumber=None, StudyDate=None)
     shape = read(tmp_path, "series").stored.header.get_data_shape()
-    names = TASK.model_copy(
-        update={"classes": ("background", "zone_of_transition_left", "zone_of_transition_right", "沢")}
-    )
-    out = tmp_path / "out.seg.dcm"
-    dicom_seg.write_dicom_seg(np.ones(shape, int), scan_file(series), names, out, Origin("s", "m", "f" * 64, "d"))
-    made = pydicom.dcmread(out)
+    classes = ("background", "zone_of_transition_left", "zone_of_transition_right", "沢")
+    made = seg_of(np.ones(shape, int), series, TASK.model_copy(update={"classes": classes}))
     assert made.PatientID == "" and made.PatientName == HEADERS["PatientName"]
     coded = [segment.SegmentedPropertyTypeCodeSequence[0].CodeValue for segment in made.SegmentSequence]
     assert len(set(coded)) == 3 and max(map(len, coded)) <= 16
     assert made.SegmentSequence[2].SegmentLabel == "沢"
+    assert not seg_of(np.zeros(shape, int), series).pixel_array.any()  # an empty answer is an object too
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["as stored", "turned and downwards"])
@@ -466,10 +452,7 @@ def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path,
     shape = read(tmp_path, "study.zip").stored.header.get_data_shape()
     array = np.random.default_rng(0).integers(0, 4, shape)
     array[:, :, 1][array[:, :, 1] == 2] = 0  # one class is in one slice alone
-    out = tmp_path / "out.seg.dcm"
-    dicom_seg.write_dicom_seg(array, scan_file(study), TASK, out, Origin("sequence", "garda", "f" * 64, "site"))
-
-    made = pydicom.dcmread(out)
+    made = seg_of(array, study)
     sources = {file.SOPInstanceUID: file for file in map(pydicom.dcmread, sorted(series.iterdir()))}
     for name in ("PatientName", "PatientID", "PatientBirthDate", "StudyInstanceUID", "AccessionNumber", "StudyDate"):
         assert made[name].value == next(iter(sources.values()))[name].value
@@ -499,19 +482,11 @@ def test_a_dicom_seg_marks_what_the_label_map_marks(nifti: Path, tmp_path: Path,
     assert np.array_equal(painted, array)
 
 
-def test_an_empty_answer_is_a_dicom_seg_too(nifti: Path, tmp_path: Path):
-    series = write_series(nifti, tmp_path / "series")
-    shape = read(tmp_path, "series").stored.header.get_data_shape()
-    out = tmp_path / "out.seg.dcm"
-    dicom_seg.write_dicom_seg(np.zeros(shape, int), scan_file(series), TASK, out, Origin("s", "m", "f" * 64, "d"))
-    assert not pydicom.dcmread(out).pixel_array.any()
-
-
 def test_predict_writes_dicom_seg_beside_nifti(package: Path, pipeline: Path, nifti: Path, tmp_path: Path):
     series = write_series(nifti, tmp_path / "series")
     study = zip_study(tmp_path / "study.zip", {"DICOM": write_series(nifti, tmp_path / "other")})
     out = tmp_path / "maps"
-    with quiet() as console:
+    with saying(io.StringIO()) as console:
         written = predict.predict(package, [series, nifti, study], out, console)
     names = ["series.nii.gz", "series.seg.dcm", nifti.name, "study.nii.gz", "study.seg.dcm"]
     assert written == [out / name for name in names] and all(path.stat().st_size for path in written)
@@ -521,18 +496,15 @@ def test_predict_writes_dicom_seg_beside_nifti(package: Path, pipeline: Path, ni
     for pixels, frame in zip(segments.pixel_array, segments.PerFrameFunctionalGroupsSequence, strict=True):
         counted[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber] += int(pixels.sum())
     assert counted[1:].tolist() == np.bincount(marks.ravel(), minlength=4)[1:].tolist()
-    with quiet() as console, pytest.raises(DataError, match=r"series.nii.gz: exists already; give another --out"):
-        predict.predict(package, [series], out, console)
-    (out / "series.nii.gz").unlink()
-    with quiet() as console, pytest.raises(DataError, match=r"series.seg.dcm: exists already; give another --out"):
-        predict.predict(package, [series], out, console)
-    assert dicom_seg.dicom_seg_name(Path("a/b.nii.gz")) == Path("a/b.seg.dcm")
+    for name in ("series.nii.gz", "series.seg.dcm"):
+        with pytest.raises(DataError, match=f"{name}: exists already; give another --out"):
+            predict.predict(package, [series], out, console)
+        (out / name).unlink()
 
 
 def test_without_highdicom_predict_says_so(package: Path, nifti: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dicom_seg, "find_spec", lambda name: None)
-    said = io.StringIO()
-    with Console(RichConsole(file=said, soft_wrap=True)) as console:
+    with saying(said := io.StringIO()) as console:
         written = predict.predict(package, [write_series(nifti, tmp_path / "series")], tmp_path / "maps", console)
         predict.predict(package, [nifti], tmp_path / "other", console)
     assert [path.name for path in written] == ["series.nii.gz"]
@@ -542,16 +514,14 @@ def test_without_highdicom_predict_says_so(package: Path, nifti: Path, tmp_path:
 def test_headers_that_fit_no_dicom_seg_cost_no_label_map(package: Path, nifti: Path, tmp_path: Path):
     bad = write_series(nifti, tmp_path / "bad", leave_out="FrameOfReferenceUID")
     good = write_series(nifti, tmp_path / "good")
-    with quiet() as console, pytest.raises(DataError) as error:
+    console = saying(io.StringIO())
+    lacks = f"^{bad}: image cannot become a DICOM-SEG, its headers lack FrameOfReferenceUID; send the series"
+    with pytest.raises(DataError, match=lacks):
         predict.predict(package, [bad, good], tmp_path / "maps", console)
-    assert str(error.value) == (
-        f"{bad}: image cannot become a DICOM-SEG, its headers lack FrameOfReferenceUID; "
-        "send the series as the scanner wrote it; its label map has been written"
-    )
     written = sorted(path.name for path in (tmp_path / "maps").iterdir())
     assert written == ["bad.nii.gz", "good.nii.gz", "good.seg.dcm"]
     worse = write_series(nifti, tmp_path / "worse", leave_out="StudyInstanceUID")
-    with quiet() as console, pytest.raises(Problems, match="lack StudyInstanceUID"):
+    with pytest.raises(Problems, match="lack StudyInstanceUID"):
         predict.predict(package, [bad, worse], tmp_path / "again", console)
 
 
@@ -559,12 +529,11 @@ def test_a_header_that_names_a_patient_is_warned_of_once(package: Path, nifti: P
     named = write_series(nifti, tmp_path / "named")
     removed = write_series(nifti, tmp_path / "removed", PatientIdentityRemoved="YES")
     kept = write_series(nifti, tmp_path / "kept", PatientIdentityRemoved="NO")
-    said = io.StringIO()
-    with Console(RichConsole(file=said, soft_wrap=True)) as console:
+    with saying(said := io.StringIO()) as console:
         predict.predict(package, [named, removed, kept, nifti], tmp_path / "maps", console)
     assert said.getvalue().count("warning: ") == 1
     assert "warning: 2 of 4 scans are DICOM without PatientIdentityRemoved=YES: look whether" in said.getvalue()
-    with Console(RichConsole(file=(said := io.StringIO()), soft_wrap=True)) as console:
+    with saying(said := io.StringIO()) as console:
         predict.predict(package, [removed, nifti], tmp_path / "more", console)
     assert "warning" not in said.getvalue()
 
@@ -572,6 +541,7 @@ def test_a_header_that_names_a_patient_is_warned_of_once(package: Path, nifti: P
 def test_no_header_reaches_run_package_or_store(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "site"
     shutil.copytree(pipeline.parent, folder)
+    (folder / "pipeline.yaml").write_text(pipeline.read_text().replace("[tse_1p5t, lge_3t]", "[tse_1p5t]"))
     data = folder / "data"
     for site, packed in (("tse_1p5t", False), ("bssfp_1p5t", True)):
         manifest = data / "manifests" / f"{site}.csv"
@@ -587,8 +557,7 @@ def test_no_header_reaches_run_package_or_store(pipeline: Path, tmp_path: Path, 
                 row[3] += ".zip"
             image.unlink()
         manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
-    out = tmp_path / "run"
-    store = tmp_path / "store"
+    out, store = tmp_path / "run", tmp_path / "store"
     assert cli.garda("run", folder / "pipeline.yaml", "--data", data, "--out", out, "--method", "garda") == 0
     said = capsys.readouterr()
     assert "are DICOM without PatientIdentityRemoved=YES" in said.out
