@@ -557,16 +557,16 @@ def test_no_header_reaches_run_package_or_store(pipeline: Path, tmp_path: Path, 
                 row[3] += ".zip"
             image.unlink()
         manifest.write_text("\n".join(",".join(row) for row in rows) + "\n")
-    out, store = tmp_path / "run", tmp_path / "store"
+    out = tmp_path / "run"
     assert cli.garda("run", folder / "pipeline.yaml", "--data", data, "--out", out, "--method", "garda") == 0
     said = capsys.readouterr()
     assert "are DICOM without PatientIdentityRemoved=YES" in said.out
     target, adapted = data / "manifests" / "tse_1p5t.csv", tmp_path / "next.zip"
     first = out / "stages" / "0-bssfp_1p5t" / "package"
-    assert cli.garda("adapt", first, target, "--data", data, "--out", adapted, "--track", store) == 0
+    assert cli.garda("adapt", first, target, "--data", data, "--out", adapted, "--track", out) == 0
     said = said.out + said.err + "".join(capsys.readouterr())
-    files = [path for root in (out, store) for path in root.rglob("*") if path.is_file()] + [adapted]
-    assert len(files) > 20
+    files = [path for path in out.rglob("*") if path.is_file()] + [adapted]
+    assert len(files) > 20 and (out / "mlflow.db") in files
     for path in files:
         content = path.read_bytes()
         for private in PRIVATE:

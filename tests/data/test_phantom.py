@@ -14,14 +14,7 @@ from garda.core.errors import ConfigError, DataError, RunFolderError
 from garda.data import manifest, phantom
 from garda.data.phantom import physics
 from garda.data.phantom.anatomy import CLASSES, LEFT_VENTRICLE, MYOCARDIUM, RIGHT_VENTRICLE, Outline, Person
-from garda.data.phantom.physics import (
-    BalancedSSFP,
-    BlackBloodSpinEcho,
-    LateEnhancement,
-    Properties,
-    SpoiledGradientEcho,
-    Tissue,
-)
+from garda.data.phantom.physics import Properties, Tissue
 from garda.data.phantom.scanner import SITES, Window, acquire, coil_shading, magnitude
 from garda.data.task import Task
 
@@ -51,22 +44,21 @@ def volumes(out: Path) -> dict[str, np.ndarray]:
     return {str(file.relative_to(out)): np.asanyarray(nibabel.load(file).dataobj) for file in out.rglob("*.nii.gz")}
 
 
-# Signal equations
-
-
 def test_balanced_ssfp_of_equal_relaxation_times_has_a_closed_value():
     expected = np.sin(np.pi / 3) / (1 + np.exp(-3 / TIMES))
-    np.testing.assert_allclose(BalancedSSFP(tr=3, te=0, flip=60).signal(EQUAL), expected)
+    np.testing.assert_allclose(physics.BalancedSSFP(tr=3, te=0, flip=60).signal(EQUAL), expected)
 
 
 def test_gradient_echo_is_largest_at_the_ernst_angle():
     ernst = np.rad2deg(np.arccos(np.exp(-6 / TIMES[0])))
-    at, below, above = (SpoiledGradientEcho(6, 0, ernst + step, inflow=0).signal(EQUAL)[0] for step in (0, -1, 1))
+    at, below, above = (
+        physics.SpoiledGradientEcho(6, 0, ernst + step, inflow=0).signal(EQUAL)[0] for step in (0, -1, 1)
+    )
     assert at > below and at > above
 
 
 def test_spin_echo_relaxes_to_density_and_decays_with_t2():
-    relaxed, early, late = (BlackBloodSpinEcho(1e9, te, outflow=0).signal(EQUAL) for te in (0, 30, 80))
+    relaxed, early, late = (physics.BlackBloodSpinEcho(1e9, te, outflow=0).signal(EQUAL) for te in (0, 30, 80))
     np.testing.assert_allclose(relaxed, ONE)
     ratio = late / early
     np.testing.assert_allclose(ratio, np.exp(-50 / TIMES))
@@ -76,9 +68,9 @@ def test_spin_echo_relaxes_to_density_and_decays_with_t2():
 def test_inversion_recovery_crosses_zero_at_its_null_time(tr: float):
     for t1 in TIMES:
         null = t1 * np.log(2 / (1 + np.exp(-tr / t1)))
-        found = LateEnhancement(tr, te=0, ti=null, blood_rate=0).signal(EQUAL)
+        found = physics.LateEnhancement(tr, te=0, ti=null, blood_rate=0).signal(EQUAL)
         assert found[t1 == TIMES] == pytest.approx(0, abs=1e-12)
-    np.testing.assert_allclose(LateEnhancement(1e9, te=0, ti=0, blood_rate=0).signal(EQUAL), -ONE)
+    np.testing.assert_allclose(physics.LateEnhancement(1e9, te=0, ti=0, blood_rate=0).signal(EQUAL), -ONE)
 
 
 def test_t1_is_longer_at_the_higher_field_and_contrast_agent_shortens_it():
@@ -104,9 +96,6 @@ def test_sites_show_blood_scar_and_muscle_each_in_its_way():
     assert tse[Tissue.BLOOD] < 0.5 * tse[Tissue.MYOCARDIUM]
     assert gre[Tissue.FAT] > gre[Tissue.BLOOD] > 1.2 * gre[Tissue.MYOCARDIUM]  # by inflow
     assert lge[Tissue.SCAR] > lge[Tissue.BLOOD] > 2.5 * lge[Tissue.MYOCARDIUM]  # nulled
-
-
-# Anatomy
 
 
 def test_an_outline_is_an_ellipse_with_waves():
@@ -161,9 +150,6 @@ def test_every_tissue_occurs_and_only_some_people_have_a_scar(people):
     assert 0 < sum(Tissue.SCAR in kind for kind in kinds) < len(kinds)
 
 
-# Acquisition
-
-
 def test_noise_without_signal_is_rayleigh():
     drawn = magnitude(np.zeros(200_000, np.float32), 0.5, random())
     assert drawn.mean() / drawn.std() == pytest.approx(np.sqrt(np.pi / (4 - np.pi)), rel=0.01)
@@ -192,9 +178,6 @@ def test_acquired_contrast_is_inverted_between_bssfp_and_black_blood():
         ratio[site] = np.median(image[label == LEFT_VENTRICLE]) / np.median(image[label == MYOCARDIUM])
     assert ratio["bssfp_1p5t"] > 1.8
     assert ratio["tse_1p5t"] < 0.5
-
-
-# Files
 
 
 def test_every_site_has_its_own_grid_and_orientation_of_one_world(written: Path):
