@@ -203,7 +203,19 @@ def randomise_appearance(image: Tensor, settings: RandomisationSettings) -> Tens
 
 
 def draw_curves(count: int, channels: int, settings: RandomisationSettings) -> Tensor:
-    """(B, C, knots + 1) values in [0, 1] of random monotone curves at equal steps from 0 to 1."""
+    """Random monotone curves, rising or falling.
+
+    >>> draw_curves(count=2, channels=3, settings=RandomisationSettings(knots=5)).shape
+    torch.Size([2, 3, 6])
+
+    Args:
+        count: B.
+        channels: C; they share a curve in slices that are not coloured.
+        settings: knots, span, and the shares of falling and of coloured curves.
+
+    Returns:
+        (B, C, knots + 1) values in [0, 1] at equal steps from 0 to 1.
+    """
     steps = torch.rand(count, channels, settings.knots) ** 2 + 1e-3
     rising = torch.cat([torch.zeros(count, channels, 1), steps.cumsum(dim=2)], dim=2)
     rising = rising / rising[:, :, -1:]

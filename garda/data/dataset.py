@@ -82,6 +82,14 @@ class Slices:
         """``size`` slices or patches for one step; a pure function of step, size and seed.
 
         Every slice comes once before any comes again.
+
+        Args:
+            step: the step's number, from 0.
+            size: B.
+            seed: decides the order of the slices, and where patches lie.
+
+        Returns:
+            (B, C, h, w) images of ``task.size``, and (B, h, w) labels where the domain is labelled.
         """
         random = np.random.default_rng(derive_seed(seed, "batch", step))
         epochs = (divmod(step * size + i, len(self)) for i in range(size))
@@ -156,7 +164,7 @@ class _Growing:
 
 
 def mix(slices: Mapping[str, Slices], step: int, size: int, seed: int) -> Batch:
-    """``size`` slices of several domains in equal shares, the remainder going round; a pure function as ``batch`` is.
+    """``size`` slices of several domains in equal parts, the remainder going round; a pure function as ``batch`` is.
 
     Args:
         slices: by domain's name; all labelled, or the batch has no labels.

@@ -176,7 +176,12 @@ def _masks(scan: Scan, files: Mapping[str, Sequence[Path]], suffixes: Sequence[s
 
 
 def find_images(root: Path) -> Iterator[tuple[str, Path]]:
-    """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted."""
+    """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted.
+
+    Raises:
+        DataError: a zip file is damaged or encrypted.
+        OSError: a folder may not be listed, or a file not be opened.
+    """
     if root.is_dir():
         os.scandir(root).close()  # rglob passes over a folder that it may not list
     for path in sorted(root.rglob("*")):

@@ -36,7 +36,11 @@ class ScanFile:
         return DataError(self.where, f"{self.name} {what}", remedy)
 
     def require(self) -> None:
-        """Raise a DataError if the file does not exist or its folder may not be entered."""
+        """Make sure that the file is there.
+
+        Raises:
+            DataError: it does not exist, or its folder may not be entered.
+        """
         packed = split_archive(self.path)
         try:
             (self.path if packed is None else packed[0]).stat()

@@ -167,7 +167,15 @@ def write_label_map(label: Tensor, like: Volume, path: Path) -> None:
 
 
 def in_stored_order(label: Tensor, like: Volume) -> np.ndarray:
-    """A (D, H, W) label map as (X, Y, Z), the order in which the file that ``like`` was read from holds its voxels."""
+    """A label map in the order in which the file that ``like`` was read from holds its voxels.
+
+    Args:
+        label: (D, H, W) class indices on the grid of ``like``.
+        like: the volume that was segmented.
+
+    Returns:
+        (X, Y, Z) class indices.
+    """
     array = label.cpu().numpy().transpose(2, 1, 0)
     if like.stored.header is None:
         return array

@@ -24,9 +24,8 @@ def slices(difference: float, spread: float, count: int = 16) -> Batch:
 
 def left(settings: RandomisationSettings, batch: Batch, strength: float) -> Tensor:
     torch.manual_seed(3)
-    changed = augment.randomise_appearance(
-        batch.image, calibrate.scale_strength(settings.model_copy(update={"probability": 1.0}), strength)
-    )
+    weaker = calibrate.scale_strength(settings.model_copy(update={"probability": 1.0}), strength)
+    changed = augment.randomise_appearance(batch.image, weaker)
     assert batch.label is not None
     return (calibrate.contrast(changed, batch.label, 3) / calibrate.contrast(batch.image, batch.label, 3)).mean()
 

@@ -245,9 +245,8 @@ def test_private_folders_go_with_their_command_or_with_the_next(tmp_path: Path, 
         remove_leftovers()
         assert mine.exists() and not killed.exists()
     assert not mine.exists()
-    assert sorted(set(tmp_path.iterdir()) - {mine.parent}) == theirs and all(
-        (own / "stages").exists() for own in theirs
-    )
+    assert sorted(set(tmp_path.iterdir()) - {mine.parent}) == theirs
+    assert all((own / "stages").exists() for own in theirs)
 
 
 def test_a_private_folder_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

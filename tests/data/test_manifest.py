@@ -83,13 +83,9 @@ def test_bids_takes_patients_from_folders_and_labels_from_derivatives(tmp_path: 
     )
     fill(data / "b", "sub-2/anat/sub-2_T2w.nii.gz", "derivatives/rater/sub-2/anat/sub-2_dseg.nii.gz")
     fill(data / "b", "derivatives/rater/sub-1/ses-1/anat/sub-1_ses-1_T2w_label-cord_mask.nii.gz", "sub-3.txt")
+    label = "b/derivatives/rater/sub-1/ses-1/anat/sub-1_ses-1_T2w_label-cord_mask.nii.gz"
     assert rows(tmp_path / "b", tmp_path, image_suffix="_T2w") == [
-        (
-            "sub-1_ses-1_T2w",
-            "sub-1",
-            "b/sub-1/ses-1/anat/sub-1_ses-1_T2w.nii.gz",
-            ("b/derivatives/rater/sub-1/ses-1/anat/sub-1_ses-1_T2w_label-cord_mask.nii.gz",),
-        ),
+        ("sub-1_ses-1_T2w", "sub-1", "b/sub-1/ses-1/anat/sub-1_ses-1_T2w.nii.gz", (label,)),
         ("sub-1_ses-2_T2w", "sub-1", "b/sub-1/ses-2/anat/sub-1_ses-2_T2w.nii.gz", ()),
         ("sub-2_T2w", "sub-2", "b/sub-2/anat/sub-2_T2w.nii.gz", ()),
     ]
