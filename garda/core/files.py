@@ -105,18 +105,9 @@ def remove_leftovers() -> None:
     """Remove this user's private folders whose process lives no longer; whatever stands in the way is left alone."""
     with suppress(OSError), _locked(_home()):
         for folder in _home().iterdir():
-            _remove_unlocked(folder)
-
-
-def _remove_unlocked(folder: Path) -> None:
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # in use, or a file system without locks
-        pass
-    finally:
-        os.close(lock)
+            with _opened(folder) as lock, suppress(OSError):  # in use, or a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _home() -> Path:
@@ -127,13 +118,20 @@ def _home() -> Path:
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """Nobody makes or sweeps a folder within the block. Refuses a link, and a folder that others own or may enter."""
-    lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
+    with _opened(home) as lock:
         found = os.fstat(lock)
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PermissionError(f"{home} is not this user's alone")
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """A folder's descriptor; refuses a link."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
     finally:
-        os.close(lock)
+        os.close(descriptor)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
 
 from garda.core.errors import DataError, GardaError
 from garda.data import dicom, scan
@@ -73,8 +74,6 @@ def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, comp
     """
     array = array.astype(np.uint8)
     if header is None:
-        from PIL import Image
-
         buffer = io.BytesIO()
         Image.fromarray(array[:, :, 0].T).save(buffer, format="PNG")
         return buffer.getvalue()
@@ -181,8 +180,6 @@ def _read_nifti(file: ScanFile) -> RawImage:
 
 
 def _read_picture(file: ScanFile, palette: bool) -> RawImage:
-    from PIL import Image
-
     with Image.open(file.path) as image:
         pages = getattr(image, "n_frames", 1)
         if pages > 1:
