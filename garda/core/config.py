@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -95,7 +94,15 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(model: type[M], values: dict[str, Any], where: object) -> M:
-    """Check ``values`` against ``model``; ``where`` they come from is a name, or an :class:`SettingsOrigin`.
+    """Check ``values`` against ``model``; ``where`` they come from is a name, or a :class:`SettingsOrigin`.
+
+    >>> class Training(Config):
+    ...     steps: int = 1
+    >>> parse(Training, {"steps": 5}, "run.yaml")
+    Training(steps=5)
+    >>> parse(Training, {"stepz": 5}, "run.yaml")
+    Traceback (most recent call last):
+    garda.core.errors.ConfigError: run.yaml: unknown key 'stepz'; did you mean 'steps'?
 
     Raises:
         ConfigError: an unknown key (with the nearest known one), a missing key or a wrong type.
@@ -115,7 +122,11 @@ def load(model: type[M], path: Path) -> M:
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes`` laid over it, key by key at every depth."""
+    """``base`` with ``changes`` laid over it, key by key at every depth.
+
+    >>> merge({"source": {"steps": 5, "batch": 4}}, {"source": {"steps": 9}})
+    {'source': {'steps': 9, 'batch': 4}}
+    """
     merged = dict(base)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -138,46 +149,33 @@ def _has(values: Any, path: Sequence[str]) -> bool:
 
 def _explain(model: type[BaseModel], misfit: ErrorDetails, where: object) -> GardaError:
     """Where a misfit is, what is wrong with it, and the remedy."""
+    where = where.of(_without_index(misfit)) if isinstance(where, SettingsOrigin) else where
     path = [str(part) for part in misfit["loc"]]
-    what, remedy = _describe(model, misfit, path)
-    return ConfigError(where.of(_without_index(misfit)) if isinstance(where, SettingsOrigin) else where, what, remedy)
-
-
-def _describe(model: type[BaseModel], misfit: ErrorDetails, path: list[str]) -> tuple[str, str]:
     key = ".".join(path) or "the whole file"
     if misfit["type"] == "extra_forbidden":
         known = _keys(model, path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
-        return f"unknown key {key!r}", remedy
+        return ConfigError(where, f"unknown key {key!r}", remedy)
     if misfit["type"] == "missing":
-        return f"key {key!r} is missing", "add it"
+        return ConfigError(where, f"key {key!r} is missing", "add it")
     message = misfit["msg"].removeprefix("Value error, ")
     given = list(misfit["input"]) if isinstance(misfit["input"], tuple) else misfit["input"]
-    return f"{key}: {message[0].lower()}{message[1:]}, got {given!r}", "correct the value"
+    return ConfigError(where, f"{key}: {message[0].lower()}{message[1:]}, got {given!r}", "correct the value")
 
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     """The keys that ``model`` knows below ``path``."""
     for part in path:
-        field = model.model_fields.get(part)
-        inner = next((t for t in _flatten(field.annotation) if _is_model(t)), None) if field else None
-        if inner is None:
-            return list(model.model_fields)
-        model = inner
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        kinds = get_args(annotation) if get_origin(annotation) in (UnionType, Union) else (annotation,)
+        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            break
+        model = inner[0]
     return list(model.model_fields)
 
 
 def _as_tuple(value: Any) -> Any:
     """Lists at every depth as tuples."""
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
-
-
-def _flatten(annotation: Any) -> list[Any]:
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
-        return [inner for arg in typing.get_args(annotation) for inner in _flatten(arg)]
-    return [annotation]
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -97,7 +97,16 @@ class Problems(GardaError):
 
 
 def raise_all(problems: list[GardaError]) -> None:
-    """Raise the only problem as it is, several as :class:`Problems`; no problem is no error."""
+    """Raise the only problem as it is, several as :class:`Problems`; no problem is no error.
+
+    >>> raise_all([])
+    >>> raise_all([DataError("a.csv:2", "patient is empty", "fill the cell")])
+    Traceback (most recent call last):
+    garda.core.errors.DataError: a.csv:2: patient is empty; fill the cell
+
+    Raises:
+        GardaError: there is a problem.
+    """
     if len(problems) == 1:
         raise problems[0]
     if problems:

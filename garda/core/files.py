@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import csv
 import errno
 import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,34 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _flush(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # so that the rename never names a torn file
         os.replace(temporary, path)
     except OSError as error:
         raise describe(error, path) from error
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
+def write_csv(path: Path, heading: Sequence[str], lines: Iterable[Iterable[object]], note: str | None = None) -> None:
+    """Write a table, with a note repeated in a last column; the file appears whole or not at all.
+
+    Raises:
+        RunFolderError: no space left, or the folder cannot be written.
+    """
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*heading, *(["note"] if note else [])])
+        writer.writerows([*line, *([note] if note else [])] for line in lines)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON."""
+    """Write ``value`` as indented JSON.
+
+    Raises:
+        RunFolderError: no space is left, or the folder cannot be written.
+    """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -58,7 +75,11 @@ def read_json(path: Path) -> Any:
 
 
 def describe(error: OSError, path: Path) -> GardaError:
-    """A failed write as one line."""
+    """A failed write as one line.
+
+    >>> print(describe(OSError(errno.ENOSPC, "full"), Path("out")))
+    out: no space left on the device; free some space and run the same command again
+    """
     if error.errno == errno.ENOSPC:
         return RunFolderError(path, "no space left on the device", "free some space and run the same command again")
     return RunFolderError(path, f"cannot be written ({reason(error)})", "give a folder that can be written")
@@ -67,15 +88,6 @@ def describe(error: OSError, path: Path) -> GardaError:
 def reason(error: OSError) -> str:
     """What the system says, without the path."""
     return (os.strerror(error.errno) if error.errno else str(error)).lower()
-
-
-def _flush(path: Path) -> None:
-    """Wait until the file's bytes have reached the disk, so that the rename never names a torn file."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -104,24 +116,11 @@ def private_temporary_folder() -> Iterator[Path]:
 
 def remove_leftovers() -> None:
     """Remove this user's private folders whose process lives no longer; whatever stands in the way is left alone."""
-    with suppress(OSError):
-        home = _home()
-        if not home.exists():
-            return
-        with _locked(home):
-            for folder in home.iterdir():
-                _remove_unlocked(folder)
-
-
-def _remove_unlocked(folder: Path) -> None:
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(folder, ignore_errors=True)
-    except OSError:  # in use, or a file system without locks
-        pass
-    finally:
-        os.close(lock)
+    with suppress(OSError), _locked(_home()):
+        for folder in _home().iterdir():
+            with _opened(folder) as lock, suppress(OSError):  # in use, or a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _home() -> Path:
@@ -132,13 +131,20 @@ def _home() -> Path:
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
     """Nobody makes or sweeps a folder within the block. Refuses a link, and a folder that others own or may enter."""
-    lock = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
+    with _opened(home) as lock:
         found = os.fstat(lock)
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PermissionError(f"{home} is not this user's alone")
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """A folder's descriptor; refuses a link."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield descriptor
     finally:
-        os.close(lock)
+        os.close(descriptor)

@@ -11,6 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
+from garda.core import files
 from garda.core.errors import GardaError
 
 KEY_BYTES = 32
@@ -25,7 +26,10 @@ class Pseudonyms:
         self._key = key
 
     def pseudonym(self, kind: str, identifier: str) -> str:
-        """Such as ``P-3f0c52a9be17`` for a ``"patient"`` and ``C-...`` for a ``"case"``: initial and 12 hex digits.
+        """The initial of the kind and 12 hex digits.
+
+        >>> Pseudonyms(bytes(32)).pseudonym("patient", "sub-01")
+        'P-a2ce27248bfb'
 
         Args:
             kind: what is named, not empty; a patient and a case of one name get unrelated pseudonyms.
@@ -58,9 +62,8 @@ def load_key(folder: Path | None = None) -> bytes:
             _make(path)
         key, mode = path.read_bytes(), path.stat().st_mode & 0o777
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        remedy = "set GARDA_HOME to a folder of your own"
-        raise GardaError(path, f"the pseudonym key cannot be read or made ({reason})", remedy) from None
+        what = f"the pseudonym key cannot be read or made ({files.reason(error)})"
+        raise GardaError(path, what, "set GARDA_HOME to a folder of your own") from None
     if len(key) != KEY_BYTES:
         remedy = "restore it from a backup; a new key would give new pseudonyms"
         raise GardaError(path, f"a key has {KEY_BYTES} bytes, the file has {len(key)}", remedy)

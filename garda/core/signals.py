@@ -9,7 +9,7 @@ from types import FrameType
 
 from garda.core.errors import Interrupted
 
-LEADER = "GARDA_LEADER"  # environment variable: the process that has started this one, to share its work
+LEADER = "GARDA_LEADER"  # environment variable: the process of rank zero, which has started this one to share its work
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 75}
 
 
@@ -22,7 +22,7 @@ class Stopping:
         self._deaf = False
 
     def ignore(self) -> None:
-        """From here on no signal counts: another process says when this one ends."""
+        """From here on no signal counts: rank zero says when this process ends."""
         self._deaf = True
 
     @contextmanager
@@ -45,7 +45,11 @@ class Stopping:
             self._waiting = before
 
     def check(self, where: str) -> None:
-        """Raise :class:`Interrupted` if a stop was asked for."""
+        """Look whether a stop was asked for.
+
+        Raises:
+            Interrupted: it was.
+        """
         if self.exit_code is not None:
             raise Interrupted(where, self.exit_code)
 

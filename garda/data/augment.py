@@ -35,7 +35,11 @@ class GeometrySettings(Config):
 
 
 class ImitatedGeometrySettings(GeometrySettings):
-    """Of slices that a generator imitates, who has no use for places where nothing ever lies."""
+    """How far slices are moved that a generator learns from: it has no use for places where nothing ever lies.
+
+    Attributes:
+        shift: largest shift as a share of the side.
+    """
 
     shift: NonNegativeFloat = 0.08
 
@@ -57,13 +61,21 @@ class AppearanceSettings(Config):
 
 
 def draw_affine(count: int, settings: GeometrySettings, any_orientation: bool, device: torch.device) -> Tensor:
-    """(B, 2, 3) affine maps from output to input in ``affine_grid``'s [-1, 1] coordinates.
+    """Random motions: rotation, change of size and shift, each uniform within its limits.
+
+    >>> still = GeometrySettings(probability=0.0)
+    >>> motion = draw_affine(5, still, any_orientation=False, device=torch.device("cpu"))
+    >>> torch.equal(motion, torch.eye(2, 3).expand(5, -1, -1))
+    True
 
     Args:
         count: B.
         settings: how far.
         any_orientation: also quarter turns and mirror images.
         device: where the maps are needed.
+
+    Returns:
+        (B, 2, 3) float32 affine maps from output to input in ``affine_grid``'s [-1, 1] coordinates.
     """
     signed = torch.rand(4, count) * 2 - 1
     moved = (torch.rand(count) < settings.probability).float()
@@ -79,22 +91,46 @@ def draw_affine(count: int, settings: GeometrySettings, any_orientation: bool, d
     return rows.view(count, 2, 3).to(device)
 
 
-def warp(image: Tensor, motion: Tensor) -> Tensor:
-    """(B, C, H, W) moved by (B, 2, 3); differentiable; what comes from outside is reflected."""
+def warp(image: Tensor, motion: Tensor, mode: str = "bilinear") -> Tensor:
+    """Move slices; differentiable in image and motion; what comes from outside is reflected.
+
+    >>> image = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).view(1, 1, 2, 2)
+    >>> mirror = torch.tensor([[[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    >>> warp(image, mirror)[0, 0]
+    tensor([[1., 0.],
+            [3., 2.]])
+
+    Args:
+        image: (B, C, H, W) float.
+        motion: (B, 2, 3) maps of :func:`draw_affine`.
+        mode: ``bilinear``, or ``nearest`` where values must not mix.
+
+    Returns:
+        (B, C, H, W).
+    """
     grid = F.affine_grid(motion.to(image.dtype), list(image.shape), align_corners=False)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(image, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def warp_label(label: Tensor, motion: Tensor) -> Tensor:
-    """(B, H, W) class indices moved as :func:`move_image` moves the image, nearest neighbour."""
-    image = label.unsqueeze(1).float()
-    grid = F.affine_grid(motion, list(image.shape), align_corners=False)
-    moved = F.grid_sample(image, grid, mode="nearest", padding_mode="reflection", align_corners=False)
-    return moved.squeeze(1).long()
+    """(B, H, W) int64 class indices moved as :func:`warp` moves the image, nearest neighbour."""
+    return warp(label.unsqueeze(1).float(), motion, mode="nearest").squeeze(1).long()
 
 
 def change_appearance(image: Tensor, settings: AppearanceSettings) -> Tensor:
-    """(B, C, H, W) in [0, 1] under random gamma, contrast, brightness and noise, one draw a slice; stays in [0, 1]."""
+    """Random gamma, contrast, brightness and noise, one draw a slice.
+
+    >>> nothing = AppearanceSettings(gamma=1.0, contrast=0.0, brightness=0.0, noise=0.0)
+    >>> change_appearance(torch.full((1, 1, 1, 2), 0.5), nothing)
+    tensor([[[[0.5000, 0.5000]]]])
+
+    Args:
+        image: (B, C, H, W) in [0, 1].
+        settings: how far.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
+    """
     signed = (torch.rand(3, len(image), 1, 1, 1) * 2 - 1).to(image.device)
     noise = torch.randn(image.shape).to(image.device) * torch.rand(len(image), 1, 1, 1).to(image.device)
     changed = image.clamp_min(1e-6) ** torch.exp(signed[0] * math.log(settings.gamma))
@@ -138,9 +174,23 @@ class RandomisationSettings(Config):
 
 
 def randomise_appearance(image: Tensor, settings: RandomisationSettings) -> Tensor:
-    """(B, C, H, W) in [0, 1] as scanners that do not exist might show it, one draw a slice; stays in [0, 1].
+    """Slices as scanners that do not exist might show them, one draw a slice.
 
     MONAI has most of these steps as transforms of one image; here a whole batch takes one pass on its device.
+
+    >>> image = torch.rand(4, 1, 16, 16)
+    >>> changed = randomise_appearance(image, RandomisationSettings())
+    >>> changed.shape == image.shape, 0 <= changed.min() <= changed.max() <= 1
+    (True, tensor(True))
+    >>> torch.equal(randomise_appearance(image, RandomisationSettings(probability=0.0)), image)
+    True
+
+    Args:
+        image: (B, C, H, W) in [0, 1].
+        settings: how far, and how many of the slices.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
     """
     count, device = len(image), image.device
     changed = apply_curves(image, draw_curves(count, image.shape[1], settings).to(device))
@@ -153,7 +203,19 @@ def randomise_appearance(image: Tensor, settings: RandomisationSettings) -> Tens
 
 
 def draw_curves(count: int, channels: int, settings: RandomisationSettings) -> Tensor:
-    """(B, C, knots + 1) values of random monotone curves at equal steps from 0 to 1."""
+    """Random monotone curves, rising or falling.
+
+    >>> draw_curves(count=2, channels=3, settings=RandomisationSettings(knots=5)).shape
+    torch.Size([2, 3, 6])
+
+    Args:
+        count: B.
+        channels: C; they share a curve in slices that are not coloured.
+        settings: knots, span, and the shares of falling and of coloured curves.
+
+    Returns:
+        (B, C, knots + 1) values in [0, 1] at equal steps from 0 to 1.
+    """
     steps = torch.rand(count, channels, settings.knots) ** 2 + 1e-3
     rising = torch.cat([torch.zeros(count, channels, 1), steps.cumsum(dim=2)], dim=2)
     rising = rising / rising[:, :, -1:]
@@ -166,7 +228,19 @@ def draw_curves(count: int, channels: int, settings: RandomisationSettings) -> T
 
 
 def apply_curves(image: Tensor, curves: Tensor) -> Tensor:
-    """Intensities of (B, C, H, W) in [0, 1] through (B, C, N + 1) curves, straight between their knots."""
+    """Intensities through curves, straight between their knots.
+
+    >>> image = torch.tensor([0.0, 0.25, 1.0]).view(1, 1, 1, 3)
+    >>> apply_curves(image, curves=torch.tensor([[[1.0, 0.5, 0.0]]])).flatten()
+    tensor([1.0000, 0.7500, 0.0000])
+
+    Args:
+        image: (B, C, H, W) in [0, 1].
+        curves: (B, C, N + 1) values at equal steps from 0 to 1.
+
+    Returns:
+        (B, C, H, W), in the range of the curves.
+    """
     pieces = curves.shape[2] - 1
     position = image.flatten(2) * pieces
     left = position.floor().clamp(0, pieces - 1)
@@ -182,18 +256,13 @@ def _field(image: Tensor, strength: float) -> Tensor:
 
 def _blur(image: Tensor, deviation: Tensor) -> Tensor:
     """(B, C, H, W) under Gaussian blur of (B,) standard deviations, pixels."""
-    count, channels, height, width = image.shape
-    reach = 3
+    reach, groups = 3, image.shape[0] * image.shape[1]
     distance = torch.arange(-reach, reach + 1, dtype=torch.float32)
     kernel = torch.softmax(-(distance**2) / (2 * deviation.clamp_min(0.05)[:, None] ** 2), dim=1).to(image.device)
-    kernel = kernel.repeat_interleave(channels, dim=0)[:, None, None]
-    padded = F.pad(image, (reach,) * 4, mode="replicate").reshape(1, count * channels, *_grown(image, reach))
-    across = F.conv2d(padded, kernel, groups=count * channels)
-    return F.conv2d(across, kernel.transpose(2, 3), groups=count * channels).view(count, channels, height, width)
-
-
-def _grown(image: Tensor, reach: int) -> tuple[int, int]:
-    return image.shape[-2] + 2 * reach, image.shape[-1] + 2 * reach
+    kernel = kernel.repeat_interleave(image.shape[1], dim=0)[:, None, None]
+    padded = F.pad(image, (reach,) * 4, mode="replicate").flatten(0, 1)[None]
+    across = F.conv2d(padded, kernel, groups=groups)
+    return F.conv2d(across, kernel.transpose(2, 3), groups=groups).view(image.shape)
 
 
 def _coarsen(image: Tensor, factor: Tensor) -> Tensor:

@@ -83,6 +83,12 @@ def split_patients(patients: Iterable[str], fractions: Sequence[float], seed: in
     Seed and name alone put the patients in order, then the order is cut: a patient who joins later moves no one but
     those beside the cuts.
 
+    >>> splits = split_patients(["anna", "ben", "cleo", "dora"], (0.5, 0, 0.5), seed=0)
+    >>> sorted(splits.values())
+    ['test', 'test', 'train', 'train']
+    >>> split_patients(["dora", "cleo", "ben", "anna"], (0.5, 0, 0.5), seed=0) == splits
+    True
+
     Args:
         patients: names; a name that comes again changes nothing.
         fractions: shares of train, val and test; a share of less than half a patient is empty.
@@ -92,10 +98,8 @@ def split_patients(patients: Iterable[str], fractions: Sequence[float], seed: in
         DataError: the fractions are not three, negative, or do not sum to 1.
     """
     if len(fractions) != len(SPLITS) or min(fractions) < 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-        given = ", ".join(f"{fraction:g}" for fraction in fractions)
-        raise DataError(
-            "fractions", f"expected three shares that sum to 1, got {given}", "give for example 0.6 0.1 0.3"
-        )
+        what = f"expected three shares that sum to 1, got {', '.join(f'{fraction:g}' for fraction in fractions)}"
+        raise DataError("fractions", what, "give for example 0.6 0.1 0.3")
     ordered = sorted(set(patients), key=lambda patient: (derive_seed(seed, "split", patient), patient))
     cuts = [round(len(ordered) * sum(fractions[:count])) for count in range(len(SPLITS) + 1)]
     parts = zip(SPLITS, cuts[:-1], cuts[1:], strict=True)

@@ -20,8 +20,14 @@ HALVINGS = 5  # of the range in which the strength is sought
 def contrast(image: Tensor, label: Tensor, classes: int) -> Tensor:
     """How far apart a slice's classes are: distance of their means over the standard deviation inside them.
 
+    >>> label = torch.zeros(1, 8, 8, dtype=torch.long)
+    >>> label[:, 4:] = 1
+    >>> flat = label[:, None] * 0.5  # without any noise, the deviation counts as 0.01
+    >>> contrast(flat, label, classes=2)
+    tensor([50.])
+
     Args:
-        image: (B, C, H, W); the mean of the channels counts.
+        image: (B, C, H, W) in [0, 1]; the mean of the channels counts.
         label: (B, H, W) class indices.
         classes: K, the background included.
 
@@ -42,20 +48,20 @@ def contrast(image: Tensor, label: Tensor, classes: int) -> Tensor:
 
 
 def scale_strength(settings: RandomisationSettings, strength: float) -> RandomisationSettings:
-    """Bias field, blur, lost resolution and noise at a share of their amplitude; curves stay, they hide little."""
-    changes = {
-        "bias": settings.bias * strength,
-        "blur": settings.blur * strength,
-        "coarser": 1 + (settings.coarser - 1) * strength,
-        "noise": settings.noise * strength,
-    }
-    return settings.model_copy(update=changes)
+    """Bias field, blur, lost resolution and noise at a share of their amplitude; curves stay, they hide little.
+
+    >>> half = scale_strength(RandomisationSettings(), 0.5)
+    >>> half.blur, half.coarser, half.inversion
+    (0.5, 1.5, 0.4)
+    """
+    changes = {name: getattr(settings, name) * strength for name in ("bias", "blur", "noise")}
+    return settings.model_copy(update=changes | {"coarser": 1 + (settings.coarser - 1) * strength})
 
 
 def calibrate_strength(settings: RandomisationSettings, batches: Sequence[Batch], classes: int, seed: int) -> float:
-    """The largest strength for :func:`weaken` that leaves ``settings.contrast`` of the classes' contrast on average.
+    """The largest strength for :func:`scale_strength` that leaves ``settings.contrast`` of the classes' contrast.
 
-    A lesson whose images no longer show what it asks for teaches to guess from the surroundings. How much hides it
+    Training on images that no longer show what is asked for teaches to guess from the surroundings. How much hides it
     depends on the task: noise that a cell's nucleus does not mind covers the border of grey and white matter.
 
     Args:
@@ -66,20 +72,21 @@ def calibrate_strength(settings: RandomisationSettings, batches: Sequence[Batch]
 
     Returns:
         From 0 to 1, to 1/32; 1 where no slice shows two classes.
+
+    Raises:
+        ValueError: a batch has no labels.
     """
     always = settings.model_copy(update={"probability": 1.0})
 
     def left(strength: float) -> float:
-        shares = []
+        weaker, shares = scale_strength(always, strength), []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for batch in batches:
                 if batch.label is None:
                     raise ValueError("contrast needs labels")
                 before = contrast(batch.image, batch.label, classes)
-                after = contrast(
-                    augment.randomise_appearance(batch.image, scale_strength(always, strength)), batch.label, classes
-                )
+                after = contrast(augment.randomise_appearance(batch.image, weaker), batch.label, classes)
                 shares.append((after / before)[before > 0])
         found = torch.cat(shares)
         return float(found.mean()) if len(found) else 1.0

@@ -25,8 +25,8 @@ def check(
         sequence: the domains.
         data: the folder that manifest paths are relative to.
         cases: what is read.
-        reporter: tells the user.
-        target_labels: whether targets need labels too, for a bound that reads them.
+        console: tells the user.
+        target_labels: whether targets need labels too, for an oracle that reads them.
 
     Raises:
         GardaError: everything that is wrong, at once.
@@ -35,39 +35,34 @@ def check(
     if not os.access(data, os.R_OK | os.X_OK):
         raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
     problems += check_cases(cases, sequence.task, data, console)
-    lessons = [case for case in sequence.source.split("train") if case in cases]
-    if not problems and lessons and not any(_marks_something(case, sequence.task, data) for case in lessons):
+    training = [case for case in sequence.source.split("train") if case in cases]
+    labels = (volume.read_volume(case, sequence.task, data, with_label=True).label for case in training)
+    if not problems and training and not any(label is not None and label.any() for label in labels):
         problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
     raise_all(problems)
     if not any(labelled_cases(domain) for domain in sequence.domains):
         console.line("no domain has a labelled test scan: nothing will be scored")
 
 
-def _find_elsewhere(cases: Sequence[Case], data: Path) -> DataError | None:
-    """One line in place of many, where ``data`` is most likely another folder than the manifests mean."""
-    files = [data / case.image for case in cases]
-    if len(files) > 1 and not any((scan.split_archive(file) or (file,))[0].exists() for file in files):
-        what = f"holds none of the {len(files)} scans, such as {cases[0].image}"
-        return DataError(data, what, "give the folder that the manifests' paths are relative to")
-    return None
-
-
 def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console) -> list[GardaError]:
     """What is wrong with any of the cases' files, after all have been read.
 
     Also tells, once, of DICOM series whose headers do not say that the patient's identity was removed. garda keeps
-    nothing of a header, but what is burnt into the pixels is in what it learns from.
+    nothing of a header, but what is burnt into the pixels is in what it learns from. Where several scans are asked
+    for and none is there, ``data`` is most likely another folder than the manifests mean, and one line says so.
     """
-    if elsewhere := _find_elsewhere(cases, data):
-        return [elsewhere]
+    files = [data / case.image for case in cases]
+    if len(files) > 1 and not any((scan.split_archive(file) or (file,))[0].exists() for file in files):
+        what = f"holds none of the {len(files)} scans, such as {cases[0].image}"
+        return [DataError(data, what, "give the folder that the manifests' paths are relative to")]
     problems: list[GardaError] = []
-    identified = 0
-    progress = console.bar("check")
+    identified, progress = 0, console.bar("check")
     for index, case in enumerate(cases):
         found = volume.check_case(case, task, data)
         file = ScanFile(data / case.image, f"image {case.image}", case.where)
-        if not found and dicom.is_dicom(file.path) and not dicom.says_identity_removed(file):
-            identified += 1
+        if not found and dicom.is_dicom(file.path):
+            with dicom.series(file) as series:
+                identified += not series.identity_removed
         problems += found
         progress(index + 1, len(cases))
     if identified:
@@ -78,25 +73,17 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console)
     return problems
 
 
-def _marks_something(case: Case, task: Task, data: Path) -> bool:
-    label = volume.read_volume(case, task, data, with_label=True).label
-    return label is not None and bool(label.any())
-
-
 def needed_cases(sequence: DomainSequence, to_read: Sequence[Domain], target_labels: bool = False) -> list[Case]:
     """What a run reads: training scans for the stages to come, without a target's labels, and labelled test scans.
 
     Args:
         sequence: the run's domains.
         to_read: the domains whose training scans are read.
-        target_labels: whether the method is a bound that reads the targets' labels.
+        target_labels: whether the method is an oracle that reads the targets' labels.
     """
-    train = [
-        case if domain.index == 0 or target_labels else without_label(case)
-        for domain in to_read
-        for case in domain.split("train")
-    ]
-    return train + [case for domain in sequence.domains for case in labelled_cases(domain)]
+    train = [(domain.index == 0 or target_labels, case) for domain in to_read for case in domain.split("train")]
+    read = [case if labelled else without_label(case) for labelled, case in train]
+    return read + [case for domain in sequence.domains for case in labelled_cases(domain)]
 
 
 def labelled_cases(domain: Domain) -> list[Case]:
@@ -105,5 +92,10 @@ def labelled_cases(domain: Domain) -> list[Case]:
 
 
 def without_label(case: Case) -> Case:
-    """The case as a learner sees a target's: with nothing that leads to a label."""
+    """The case as a method sees a target's: with nothing that leads to a label.
+
+    >>> case = Case("c", "p", "train", "i.nii", ("l.nii",), (("i.nii", "ab", 1), ("l.nii", "cd", 1)), "m.csv:2")
+    >>> without_label(case).labels, without_label(case).digests
+    ((), (('i.nii', 'ab', 1),))
+    """
     return replace(case, labels=(), digests=tuple(digest for digest in case.digests if digest[0] == case.image))

@@ -82,9 +82,18 @@ class Slices:
         """``size`` slices or patches for one step; a pure function of step, size and seed.
 
         Every slice comes once before any comes again.
+
+        Args:
+            step: the step's number, from 0.
+            size: B.
+            seed: decides the order of the slices, and where patches lie.
+
+        Returns:
+            (B, C, h, w) images of ``task.size``, and (B, h, w) labels where the domain is labelled.
         """
         random = np.random.default_rng(derive_seed(seed, "batch", step))
-        drawn = [self._window(self._nth(step * size + i, seed), random) for i in range(size)]
+        epochs = (divmod(step * size + i, len(self)) for i in range(size))
+        drawn = [self._window(int(_order(len(self), seed, epoch)[place]), random) for epoch, place in epochs]
         image = torch.from_numpy(np.stack([self._cut(self._images, window) for window in drawn]).astype(np.float32))
         if self._labels is None:
             return Batch(image, None)
@@ -95,8 +104,7 @@ class Slices:
         """(D, C, H, W) float32 images in [0, 1], a volume after the other; slices that were left out are not there."""
         first = 0
         for depth in self._depths:
-            whole = [self._cut(self._images, (first + i, slice(None), slice(None))) for i in range(depth)]
-            if whole:
+            if whole := [self._cut(self._images, (i, slice(None), slice(None))) for i in range(first, first + depth)]:
                 yield torch.from_numpy(np.stack(whole)).float()
             first += depth
 
@@ -112,19 +120,12 @@ class Slices:
         self._depths.append(int(kept.sum()))
         self._shapes.extend([image.shape[-2:]] * self._depths[-1])
 
-    def _nth(self, position: int, seed: int) -> int:
-        """The slice at one position of the endless, epoch-wise shuffled order."""
-        epoch, place = divmod(position, len(self))
-        return int(_order(len(self), seed, epoch)[place])
-
     def _window(self, index: int, random: np.random.Generator) -> tuple[int, slice, slice]:
         """A slice's index, and the rows and columns of a random window of ``task.size`` in it."""
-        corners = (int(random.integers(side - size + 1)) for side, size in self._sides(index))
-        rows, columns = (slice(corner, corner + size) for corner, size in zip(corners, self.task.size, strict=True))
+        sides = zip(self._shapes[index], self.task.size, strict=True)
+        corners = ((int(random.integers(side - size + 1)), size) for side, size in sides)
+        rows, columns = (slice(corner, corner + size) for corner, size in corners)
         return index, rows, columns
-
-    def _sides(self, index: int) -> zip[tuple[int, int]]:
-        return zip(self._shapes[index], self.task.size, strict=True)
 
     def _cut(self, flat: np.ndarray, window: tuple[int, slice, slice]) -> np.ndarray:
         """(channels, H, W) of one window out of a flat array; labels have one channel."""
@@ -163,7 +164,7 @@ class _Growing:
 
 
 def mix(slices: Mapping[str, Slices], step: int, size: int, seed: int) -> Batch:
-    """``size`` slices of several domains in equal shares, the remainder going round; a pure function as ``batch`` is.
+    """``size`` slices of several domains in equal parts, the remainder going round; a pure function as ``batch`` is.
 
     Args:
         slices: by domain's name; all labelled, or the batch has no labels.

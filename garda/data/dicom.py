@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 
 from garda.core import files
@@ -27,24 +26,11 @@ if TYPE_CHECKING:
 UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
 SAME = 1e-3  # of a direction cosine or mm: what differs less is rounding
 TILT = 0.02  # of the slice distance: slices that are moved sideways by less are not sheared
-HEADER = (  # what is read of a header
-    "SOPClassUID",
-    "SeriesInstanceUID",
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "NumberOfFrames",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "PixelSpacing",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "FrameOfReferenceUID",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "PatientIdentityRemoved",
-)
+# What is read of a header: whose it is, how its pixels are stored, where they lie.
+OWNER = ("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientIdentityRemoved")
+PIXELS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "RescaleSlope", "RescaleIntercept")
+PLACE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+APART = "give every stack of parallel slices a folder of its own"
 
 
 @dataclass(frozen=True)
@@ -69,40 +55,32 @@ class Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a scan is read as DICOM: a folder, or something in a zip file."""
+    """Whether a scan is read as DICOM: a folder, or something in a zip file.
+
+    >>> is_dicom(Path("study.zip/T1")), is_dicom(Path("scan.nii.gz"))
+    (True, False)
+    """
     return path.is_dir() or scan.split_archive(path) is not None
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a folder holds a DICOM file."""
+    """Whether a folder holds a DICOM file.
+
+    Raises:
+        OSError: the folder or a file in it cannot be read.
+    """
     return any(file.is_file() and _is_dicom_file(file) for file in folder.iterdir() if file.name != DIRECTORY)
 
 
 def read_series(file: ScanFile) -> RawImage:
-    """The one series of a folder or a zipped study; errors as :func:`series`."""
+    """The one series of a folder or a zipped study, its pixels (X, Y, Z, C); errors as :func:`series`."""
     import SimpleITK as sitk
 
     with series(file) as found:
         sitk.ProcessObject.SetGlobalWarningDisplay(False)  # geometry has been looked at in :func:`series`
-        reader = sitk.ImageSeriesReader()
-        reader.SetImageIO("GDCMImageIO")
-        reader.SetFileNames(found.files)
-        if found.rescaled:
-            reader.SetOutputPixelType(sitk.sitkFloat32)
-        pixels = sitk.GetArrayFromImage(reader.Execute())
-    pixels = pixels.reshape(len(found.files), *found.size, -1).transpose(2, 1, 0, 3)
-    header = nib.Nifti1Header()
-    header.set_data_shape(pixels.shape[:3])
-    header.set_sform(found.affine, code="scanner")
-    if not found.sheared:  # which a qform cannot hold
-        header.set_qform(found.affine, code="scanner")
-    return RawImage(pixels, header)
-
-
-def says_identity_removed(file: ScanFile) -> bool:
-    """Whether every header of a series says PatientIdentityRemoved=YES; errors as :func:`series`."""
-    with series(file) as found:
-        return found.identity_removed
+        kind = sitk.sitkFloat32 if found.rescaled else sitk.sitkUnknown
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(found.files, kind, "GDCMImageIO"))
+    return scan.with_affine(pixels.reshape(len(found.files), *found.size, -1), found.affine, found.sheared)
 
 
 @contextmanager
@@ -119,52 +97,50 @@ def series(file: ScanFile) -> Iterator[Series]:
     packed = scan.split_archive(file.path)
     if packed is None:
         yield _look(file, file.path)
-        return
-    with files.private_temporary_folder() as folder:
-        dicom_zip.unpack(file, *packed, folder)
-        yield _look(file, folder)
+    else:
+        with files.private_temporary_folder() as folder:
+            dicom_zip.unpack(file, *packed, folder)
+            yield _look(file, folder)
 
 
 def _look(file: ScanFile, folder: Path) -> Series:
     """A series by its headers, all of them: what a library drops in silence would be missing in the volume."""
-    headers = [(str(path), _read_header(file, path)) for path in _dicom_files(file, folder)]
-    slices = [(path, header) for path, header in headers if "Rows" in header]  # no reports, no presentation states
+    found = {str(path): _read_header(file, path) for path in _dicom_files(file, folder)}
+    slices = {path: header for path, header in found.items() if "Rows" in header}  # no reports or presentation states
     if not slices:
         raise file.error("is a folder without a DICOM series", "give an image file, or a folder with one series")
-    if (count := len({header.get("SeriesInstanceUID") for _, header in slices})) > 1:
+    if (count := len({header.get("SeriesInstanceUID") for header in slices.values()})) > 1:
         raise file.error(f"holds {count} DICOM series", "give every series a folder of its own")
-    if any(int(header.get("NumberOfFrames") or 1) > 1 for _, header in slices):
+    if any(int(header.get("NumberOfFrames") or 1) > 1 for header in slices.values()):
         raise file.error("has several frames in a DICOM file", "export the series with a file for each slice")
     try:
-        return _stack(file, slices)
+        return _stack(file, [*slices], [*slices.values()])
     except (TypeError, ValueError):  # a value of the header that is no number
         raise file.error("has a DICOM header with a damaged geometry", "export the series again") from None
 
 
-def _stack(file: ScanFile, slices: Sequence[tuple[str, Dataset]]) -> Series:
-    headers = [header for _, header in slices]
-    apart = "give every stack of parallel slices a folder of its own"
+def _stack(file: ScanFile, paths: Sequence[str], headers: Sequence[Dataset]) -> Series:
     if len({(header.Rows, header.Columns, header.get("FrameOfReferenceUID")) for header in headers}) > 1:
-        raise file.error("has slices of several sizes or frames of reference", apart)
+        raise file.error("has slices of several sizes or frames of reference", APART)
     placed = all("ImagePositionPatient" in header and "ImageOrientationPatient" in header for header in headers)
-    if not placed and len(slices) > 1:
+    if not placed and len(paths) > 1:
         raise file.error("has slices whose DICOM headers do not say where they lie", "convert the series to NIfTI")
     spacings = _numbers(headers, "PixelSpacing", (1.0, 1.0))
     turns = _numbers(headers, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
     if np.ptp(spacings, axis=0).max() > SAME or np.ptp(turns, axis=0).max() > SAME:
-        raise file.error("has slices of several orientations or pixel sizes", apart)
+        raise file.error("has slices of several orientations or pixel sizes", APART)
     along_row, along_column = turns[0, :3], turns[0, 3:]
     normal = np.cross(along_row, along_column)
-    places = _numbers(headers, "ImagePositionPatient", (0.0, 0.0, 0.0))
-    order = np.argsort(places @ normal, kind="stable")
-    places = places[order]
+    unordered = _numbers(headers, "ImagePositionPatient", (0.0, 0.0, 0.0))
+    order = np.argsort(unordered @ normal, kind="stable")
+    places = unordered[order]
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = along_row * spacings[0, 1], along_column * spacings[0, 0]
     affine[:3, 2], affine[:3, 3] = _step(file, places, normal, headers[0]), places[0]
     sideways = affine[:3, 2] - affine[:3, 2] @ normal * normal
     scales = {(header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)) for header in headers}
     return Series(
-        tuple(slices[index][0] for index in order),
+        tuple(paths[index] for index in order),
         (int(headers[0].Rows), int(headers[0].Columns)),
         LPS_TO_RAS @ affine,
         bool(np.linalg.norm(sideways) > TILT * np.linalg.norm(affine[:3, 2])),
@@ -185,7 +161,7 @@ def _step(file: ScanFile, places: np.ndarray, normal: np.ndarray, header: Datase
     if lengths.max() - lengths.min() > UNEVEN * lengths.min():
         raise file.error("has slices at uneven distances", "add the missing slices, or take the surplus ones out")
     if np.linalg.norm(steps - mean, axis=1).max() > UNEVEN * np.linalg.norm(mean):
-        raise file.error("has slices that lie on no line", "give every stack of parallel slices a folder of its own")
+        raise file.error("has slices that lie on no line", APART)
     return mean
 
 
@@ -217,10 +193,9 @@ def _read_header(file: ScanFile, path: Path) -> Dataset:
         warnings.simplefilter("ignore")  # they quote what is in a header
         try:
             with path.open("rb") as opened:
-                header = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=[*HEADER])
+                header = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=[*OWNER, *PIXELS, *PLACE])
                 header.decode()
-                left = path.stat().st_size - opened.tell()
-            whole = _is_whole(header, left)
+                whole = _is_whole(header, path.stat().st_size - opened.tell())
         except Exception as error:  # pydicom meets damaged bytes with many kinds
             what = f"has a part that cannot be read ({type(error).__name__})"
             raise file.error(what, "copy it again, it may be truncated") from None

@@ -28,17 +28,10 @@ PRIVATE_SCHEME = "99GARDA"  # of classes that task.yaml gives no code (PS3.16, s
 CODE_LENGTH = 16  # characters of a code value (value representation SH)
 ANATOMY = Code(value="91723000", meaning="Anatomical Structure")  # the category of every segment (CID 7150)
 NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "FrameOfReferenceUID", "ImageOrientationPatient")
-MAY_BE_EMPTY = (  # attributes of type 2, which some programs take out altogether
-    "PatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "StudyID",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-)
+# Attributes of type 2, which may be empty and which some programs take out altogether.
+PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
+STUDY = ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+REMEDY = "send the series as the scanner wrote it; its label map has been written"
 SERIES_NUMBER = 1000  # added to that of the source, so that a viewer sorts them together
 
 
@@ -65,7 +58,11 @@ def can_write_dicom_seg() -> bool:
 
 
 def dicom_seg_name(label_map: Path) -> Path:
-    """Where the DICOM-SEG beside a label map goes."""
+    """Where the DICOM-SEG beside a label map goes.
+
+    >>> dicom_seg_name(Path("maps/scan.nii.gz")).as_posix()
+    'maps/scan.seg.dcm'
+    """
     return label_map.with_name(label_map.name.removesuffix(".gz").removesuffix(".nii") + SUFFIX)
 
 
@@ -98,11 +95,10 @@ def _build(frames: np.ndarray, file: ScanFile, task: Task, origin: Origin) -> Se
         sources = [pydicom.dcmread(name, stop_before_pixels=True) for name in found.files]
     missing = next((name for name in NEEDED if any(name not in source for source in sources)), None)
     if missing is not None:
-        what = f"cannot become a DICOM-SEG, its headers lack {missing}"
-        raise file.error(what, "send the series as the scanner wrote it; its label map has been written")
+        raise file.error(f"cannot become a DICOM-SEG, its headers lack {missing}", REMEDY)
     try:
         for source in sources:
-            for name in MAY_BE_EMPTY:
+            for name in (*PATIENT, *STUDY):
                 if name not in source:
                     setattr(source, name, "")
             source.decode()
@@ -124,7 +120,7 @@ def _build(frames: np.ndarray, file: ScanFile, task: Task, origin: Origin) -> Se
         )
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # whose words may quote a header
         what = f"cannot become a DICOM-SEG, its headers do not fit ({type(error).__name__})"
-        raise file.error(what, "send the series as the scanner wrote it; its label map has been written") from None
+        raise file.error(what, REMEDY) from None
     for name in ("PatientIdentityRemoved", "DeidentificationMethod"):
         if name in sources[0] and name not in made:
             setattr(made, name, sources[0][name].value)
@@ -134,6 +130,9 @@ def _build(frames: np.ndarray, file: ScanFile, task: Task, origin: Origin) -> Se
 def _segments(task: Task, origin: Origin) -> list[SegmentDescription]:
     import highdicom
     from pydicom.sr.codedict import codes
+
+    def coded(code: Code) -> CodedConcept:
+        return highdicom.sr.CodedConcept(code.value, code.scheme, code.meaning)
 
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=f"garda {origin.method}",
@@ -145,8 +144,8 @@ def _segments(task: Task, origin: Origin) -> list[SegmentDescription]:
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=name[:64],
-            segmented_property_category=_coded(ANATOMY),
-            segmented_property_type=_coded(task.codes.get(name) or _private(name, number)),
+            segmented_property_category=coded(ANATOMY),
+            segmented_property_type=coded(task.codes.get(name) or _private(name, number)),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
@@ -158,9 +157,3 @@ def _private(name: str, number: int) -> Code:
     """The class's name where it fits, else its beginning and its number."""
     value = name if len(name) <= CODE_LENGTH else f"{name[: CODE_LENGTH - 4]}_{number:03}"
     return Code(value=value, scheme=PRIVATE_SCHEME, meaning=name[:64])
-
-
-def _coded(code: Code) -> CodedConcept:
-    import highdicom
-
-    return highdicom.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)

@@ -17,6 +17,7 @@ from garda.data.scan import ScanFile
 
 PREAMBLE = 128  # bytes of anything before DICM (PS3.10, section 7.1)
 DIRECTORY = "DICOMDIR"
+ELSEWHERE = "set TMPDIR to a folder with more space"
 
 
 def archived_folders(file: ScanFile) -> list[str]:
@@ -43,31 +44,25 @@ def unpack(file: ScanFile, path: Path, inside: str, folder: Path) -> None:
     """
     with _opened(file, path) as archive:
         folders = _by_folder(archive)
+        known = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(sorted(folders)[:3]))
         if not inside and "" not in folders and len(folders) > 1:
-            known = ", ".join(sorted(folders)[:3])
-            raise file.error(f"holds {len(folders)} folders with DICOM files", f"name one behind it: {_shown(known)}")
+            raise file.error(f"holds {len(folders)} folders with DICOM files", f"name one behind it: {known}")
         only = next(iter(folders)) if len(folders) == 1 else ""
         members = folders.get(inside or only, [])
         if not members:
-            remedy = f"name one that has: {_shown(', '.join(sorted(folders)[:3]))}" if folders else "check the file"
+            remedy = f"name one that has: {known}" if folders else "check the file"
             raise file.error("is a zip file without a DICOM series there", remedy)
         size, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
         if size > free:
             what = f"takes {size / 1e9:.1f} GB unpacked, {folder.parent.parent} has {free / 1e9:.1f}"
-            raise file.error(what, "set TMPDIR to a folder with more space")
+            raise file.error(what, ELSEWHERE)
         for index, member in enumerate(members):
             with archive.open(member) as source:
-                _copy(file, source, folder / f"{index:06}.dcm")
-
-
-def _copy(file: ScanFile, source: IO[bytes], target: Path) -> None:
-    try:
-        with target.open("xb") as opened:
-            shutil.copyfileobj(source, opened)
-    except OSError as error:
-        raise file.error(
-            f"cannot be unpacked ({files.reason(error)})", "set TMPDIR to a folder with more space"
-        ) from None
+                try:
+                    with (folder / f"{index:06}.dcm").open("xb") as target:
+                        shutil.copyfileobj(source, target)
+                except OSError as error:
+                    raise file.error(f"cannot be unpacked ({files.reason(error)})", ELSEWHERE) from None
 
 
 @contextmanager
@@ -98,9 +93,10 @@ def _by_folder(archive: zipfile.ZipFile) -> dict[str, list[zipfile.ZipInfo]]:
 
 
 def begins_as_dicom(opened: IO[bytes]) -> bool:
-    """Whether an opened file begins as DICOM says."""
+    """Whether an opened file begins as DICOM says.
+
+    >>> import io
+    >>> begins_as_dicom(io.BytesIO(bytes(128) + b"DICM"))
+    True
+    """
     return opened.read(PREAMBLE + 4)[PREAMBLE:] == b"DICM"
-
-
-def _shown(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

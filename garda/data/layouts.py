@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ class Scan:
 
 
 def recognise_layout(folder: Path) -> Layout:
-    """The layout of a folder.
+    """The layout of a folder: that of the first sign in it.
 
     Raises:
         DataError: the folder follows none.
@@ -85,9 +85,11 @@ def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: 
         raise DataError(folder, f"holds {count} images named {key!r}", "give every image a name of its own")
     if not label_suffixes:
         owned = _by_owner({scan.key for scan in images}, labels)
-        return [replace(scan, labels=_only_label(scan, owned[scan.key])) for scan in wanted]
-    files = _group(labels)
-    labelled = [replace(scan, labels=_masks(scan, files, label_suffixes, layout)) for scan in wanted]
+        return [replace(scan, labels=_only_label(scan, owned.get(scan.key, ()))) for scan in wanted]
+    files: dict[str, list[Path]] = {}
+    for name, label in labels:
+        files.setdefault(name, []).append(label)
+    labelled = [replace(scan, labels=_masks(scan, files, label_suffixes, layout == "bids")) for scan in wanted]
     if not any(scan.labels for scan in labelled):
         what = f"no label's name is an image's with {' or '.join(map(repr, label_suffixes))} added"
         raise DataError(folder, what, "correct --label-suffix, or leave it out for a domain without labels")
@@ -97,10 +99,8 @@ def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: 
 def _pairs(folder: Path) -> tuple[list[Scan], Found]:
     folders = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
     if len(folders) > 1:
-        names = " and ".join(found.name for found in folders)
-        raise DataError(
-            folder, f"has the folders {names}", "keep one of them, so that it is clear which holds the labels"
-        )
+        what = f"has the folders {' and '.join(found.name for found in folders)}"
+        raise DataError(folder, what, "keep one of them, so that it is clear which holds the labels")
     root = folder / "images"
     images = [Scan(key, image, patient=_owner(image, root)) for key, image in find_images(root)]
     return images, [found for labels in folders for found in find_images(labels)]
@@ -117,9 +117,8 @@ def _nnunet(folder: Path) -> tuple[list[Scan], Found]:
 
 def _bids(folder: Path) -> tuple[list[Scan], Found]:
     subjects = sorted(path for path in folder.glob("sub-*") if path.is_dir())
-    images = [
-        Scan(Path(key).name, image, patient=subject.name) for subject in subjects for key, image in find_images(subject)
-    ]
+    found = [(subject.name, key, image) for subject in subjects for key, image in find_images(subject)]
+    images = [Scan(Path(key).name, image, patient=subject) for subject, key, image in found]
     return images, [(Path(key).name, label) for key, label in find_images(folder / "derivatives")]
 
 
@@ -140,40 +139,30 @@ def _without_channel(key: str, image: Path) -> str:
     return channel[1]
 
 
-def _group(labels: Found) -> defaultdict[str, list[Path]]:
-    files: defaultdict[str, list[Path]] = defaultdict(list)
-    for key, label in labels:
-        files[key].append(label)
-    return files
-
-
-def _by_owner(images: set[str], labels: Found) -> defaultdict[str, list[Path]]:
+def _by_owner(images: set[str], labels: Found) -> dict[str, list[Path]]:
     """Label files by image: the longest image name that a label's name equals or goes on after (``a`` and ``a_seg``).
 
     Labels of exactly the image's name stand alone where there are some.
     """
-    exact, longer = _group([]), _group([])
+    exact: dict[str, list[Path]] = {}
+    longer: dict[str, list[Path]] = {}
     for key, label in labels:
         ends = [end for end in range(1, len(key) + 1) if key[:end] in images and not key[end : end + 1].isalnum()]
         if ends:
-            (exact if ends[-1] == len(key) else longer)[key[: ends[-1]]].append(label)
-    return _group([]) | longer | exact
+            (exact if ends[-1] == len(key) else longer).setdefault(key[: ends[-1]], []).append(label)
+    return longer | exact
 
 
 def _only_label(scan: Scan, files: Sequence[Path]) -> tuple[Path, ...]:
     if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise DataError(
-            scan.image, f"{len(files)} files could be its label ({names})", "give the suffixes of the labels"
-        )
+        what = f"{len(files)} files could be its label ({', '.join(file.name for file in files)})"
+        raise DataError(scan.image, what, "give the suffixes of the labels")
     return tuple(files)
 
 
-def _masks(
-    scan: Scan, files: Mapping[str, Sequence[Path]], suffixes: Sequence[str], layout: Layout
-) -> tuple[Path, ...]:
-    """The label files of every suffix, all or none."""
-    bases = [scan.key, scan.key.rpartition("_")[0]] if layout == "bids" else [scan.key]
+def _masks(scan: Scan, files: Mapping[str, Sequence[Path]], suffixes: Sequence[str], bids: bool) -> tuple[Path, ...]:
+    """The label files of every suffix, all or none; in BIDS a suffix may replace the last part of the image's name."""
+    bases = [scan.key, scan.key.rpartition("_")[0]] if bids else [scan.key]
     found = {suffix: [file for base in bases for file in files.get(base + suffix, ())] for suffix in suffixes}
     if not any(found.values()):
         return ()
@@ -187,7 +176,12 @@ def _masks(
 
 
 def find_images(root: Path) -> Iterator[tuple[str, Path]]:
-    """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted."""
+    """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted.
+
+    Raises:
+        DataError: a zip file is damaged or encrypted.
+        OSError: a folder may not be listed, or a file not be opened.
+    """
     if root.is_dir():
         os.scandir(root).close()  # rglob passes over a folder that it may not list
     for path in sorted(root.rglob("*")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -63,9 +63,8 @@ def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
             except DataError as error:
                 problems.append(error)
     except csv.Error as error:
-        problems.append(
-            DataError(f"{path}:{reader.reader.line_num}", f"is no CSV ({error})", "mend the quotes of the row")
-        )
+        where = f"{path}:{reader.reader.line_num}"
+        problems.append(DataError(where, f"is no CSV ({error})", "mend the quotes of the row"))
     problems += _find_repetitions(cases, task)
     if not cases and not problems:
         raise DataError(path, "holds no case", "add a row for each scan")
@@ -112,8 +111,8 @@ def _row(case: Case) -> dict[str, str]:
     known = {file: (digest, str(size)) for file, digest, size in case.digests}
     for column, files in (("image", (case.image,)), ("label", case.labels)):
         row[column] = SEVERAL.join(files)
-        row[f"{column}_sha256"] = SEVERAL.join(known[file][0] for file in files if file in known)
-        row[f"{column}_bytes"] = SEVERAL.join(known[file][1] for file in files if file in known)
+        for index, kind in enumerate(("sha256", "bytes")):
+            row[f"{column}_{kind}"] = SEVERAL.join(known[file][index] for file in files if file in known)
     return row
 
 
@@ -133,28 +132,22 @@ def _case(row: dict[str, str], where: str, task: Task) -> Case:
     for file in (row["image"], *labels):
         if not file or "\0" in file or Path(file).is_absolute() or ".." in Path(file).parts:
             raise DataError(where, f"path {file!r} is not below the data folder", "give paths relative to --data")
-    return Case(row["case"], row["patient"], row["split"], row["image"], labels, _digests(row, labels, where), where)
+    digests = tuple(_digests(row, labels, where))
+    return Case(row["case"], row["patient"], row["split"], row["image"], labels, digests, where)
 
 
-def _digests(row: dict[str, str], labels: tuple[str, ...], where: str) -> tuple[tuple[str, str, int], ...]:
-    found: list[tuple[str, str, int]] = []
+def _digests(row: dict[str, str], labels: tuple[str, ...], where: str) -> Iterator[tuple[str, str, int]]:
     for column, files in (("image", (row["image"],)), ("label", labels)):
-        digests = _parts(row.get(f"{column}_sha256", "").lower())
-        sizes = _parts(row.get(f"{column}_bytes", ""))
+        cells = (row.get(f"{column}_sha256", "").lower(), row.get(f"{column}_bytes", ""))
+        digests, sizes = ([part.strip() for part in cell.split(SEVERAL) if part.strip()] for cell in cells)
         if not digests and not sizes:
             continue
         if not len(digests) == len(sizes) == len(files) or not all(size.isdecimal() for size in sizes):
             raise DataError(where, f"{column}_sha256 and {column}_bytes do not fit the files", "run `garda manifest`")
-        found += zip(files, digests, map(int, sizes), strict=True)
-    return tuple(found)
+        yield from zip(files, digests, map(int, sizes), strict=True)
 
 
-def _parts(cell: str) -> list[str]:
-    return [part.strip() for part in cell.split(SEVERAL) if part.strip()]
-
-
-def _find_repetitions(cases: Sequence[Case], task: Task) -> list[GardaError]:
-    problems: list[GardaError] = []
+def _find_repetitions(cases: Sequence[Case], task: Task) -> Iterator[DataError]:
     names: set[str] = set()
     images: dict[Path, str] = {}
     splits: dict[str, Split] = {}
@@ -162,13 +155,11 @@ def _find_repetitions(cases: Sequence[Case], task: Task) -> list[GardaError]:
         owner = images.setdefault(Path(case.image), case.case)
         first = splits.setdefault(case.patient, case.split)
         if case.case in names:
-            problems.append(DataError(case.where, f"case {case.case!r} stands twice", "give every scan its own name"))
+            yield DataError(case.where, f"case {case.case!r} stands twice", "give every scan its own name")
         elif owner != case.case:
-            what = f"image {case.image!r} is also that of case {owner!r}"
-            problems.append(DataError(case.where, what, "list every image once"))
+            yield DataError(case.where, f"image {case.image!r} is also that of case {owner!r}", "list every image once")
         if first != case.split and task.same_patient_in_splits is None:
             what = f"patient {case.patient!r} stands in {first} and in {case.split}"
             remedy = "keep a patient in one split, or give the reason in task.yaml under same_patient_in_splits"
-            problems.append(DataError(case.where, what, remedy))
+            yield DataError(case.where, what, remedy)
         names.add(case.case)
-    return problems

@@ -21,9 +21,14 @@ def scale_intensity(
 ) -> np.ndarray:
     """Correct the bias field if asked to, then bring two percentiles of all channels together to 0 and 1, and clip.
 
+    >>> image = np.arange(101, dtype=np.float32).reshape(1, 1, 1, 101)
+    >>> scaled = scale_intensity(image, None, Intensity(percentiles=(10, 90)))
+    >>> scaled[..., [0, 10, 50, 90, 100]].tolist()
+    [[[[0.0, 0.0, 0.5, 1.0, 1.0]]]]
+
     Args:
         image: (C, D, H, W) float32, finite and not constant.
-        spacing_mm: (slice, row, column) spacing; None where the format has none.
+        spacing_mm: (slice, row, column) spacing, mm; None where the format has none.
         intensity: the percentiles, and whether the bias field is corrected.
 
     Returns:
@@ -42,27 +47,26 @@ def scale_intensity(
 
 
 def _correct_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """(D, H, W) without its bias field: N4 (Tustison et al. 2010) with SimpleITK's defaults, inside Otsu's mask."""
+    """(D, H, W) without its bias field, inside Otsu's mask: N4 with SimpleITK's defaults.
+
+    Source: Tustison et al., IEEE TMI 29:1310, 2010. The field, which is smooth, is estimated on fewer pixels.
+    """
+    import SimpleITK as sitk
+
+    flat = len(image) == 1
     try:
-        field = _estimate_log_bias_field(image, spacing)
+        whole = sitk.GetImageFromArray(image[0] if flat else image)
+        whole.SetSpacing(spacing[:0:-1] if flat else spacing[::-1])
+        small = sitk.Shrink(whole, [SHRINK, SHRINK] if flat else [SHRINK, SHRINK, 1])
+        n4 = sitk.N4BiasFieldCorrectionImageFilter()
+        n4.SetNumberOfThreads(1)  # threads add up their parts in any order, and two runs would differ
+        n4.Execute(small, sitk.OtsuThreshold(small, 0, 1))
+        field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(whole)).reshape(image.shape)
     except RuntimeError:
         what = f"has {' x '.join(map(str, image.shape))} voxels, in which N4 finds no bias field"
         remedy = "switch intensity.bias_field_correction off, or leave the case out"
         raise DataError("bias field correction", what, remedy) from None
     return (image / np.exp(field)).astype(np.float32)
-
-
-def _estimate_log_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    import SimpleITK as sitk
-
-    flat = len(image) == 1
-    whole = sitk.GetImageFromArray(image[0] if flat else image)
-    whole.SetSpacing(spacing[:0:-1] if flat else spacing[::-1])
-    small = sitk.Shrink(whole, [SHRINK, SHRINK] if flat else [SHRINK, SHRINK, 1])
-    n4 = sitk.N4BiasFieldCorrectionImageFilter()
-    n4.SetNumberOfThreads(1)  # threads add up their parts in any order, and two runs would differ
-    n4.Execute(small, sitk.OtsuThreshold(small, 0, 1))
-    return sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(whole)).reshape(image.shape)
 
 
 @dataclass(frozen=True)
@@ -86,31 +90,41 @@ class Grid:
     def fit(cls, shape: Sequence[int], spacing_mm: Sequence[float] | None, task: Task) -> Grid:
         """The grid on which ``task`` wants slices.
 
+        >>> task = Task(name="t", classes=("background", "organ"), size=(64, 64), spacing_mm=(1.0, 1.0))
+        >>> grid = Grid.fit((200, 160), (0.5, 0.5), task)
+        >>> grid.resampled, grid.size
+        ((100, 80), (64, 64))
+        >>> grid.to_network(torch.rand(3, 1, 200, 160)).shape
+        torch.Size([3, 1, 64, 64])
+
         Args:
-            shape: (H, W) of the slices.
-            spacing_mm: their (row, column) spacing; None where the format has none, and nothing is resampled.
+            shape: (H, W) of the slices, pixels.
+            spacing_mm: their (row, column) spacing, mm; None where the format has none, and nothing is resampled.
             task: gives spacing, size, and whether larger slices are cropped (``crop``) or kept (``patch``).
         """
-        resampled = _pair(shape)
+        rows, columns = shape
         if spacing_mm is not None and task.spacing_mm is not None:
             steps = zip(shape, spacing_mm, task.spacing_mm, strict=True)
-            resampled = _pair([max(1, round(count * has / wants)) for count, has, wants in steps])
-        larger = _pair([max(sides) for sides in zip(resampled, task.size, strict=True)])
-        return cls(_pair(shape), resampled, task.size if task.fit == "crop" else larger)
+            rows, columns = (max(1, round(count * has / wants)) for count, has, wants in steps)
+        larger = max(rows, task.size[0]), max(columns, task.size[1])
+        return cls((shape[0], shape[1]), (rows, columns), task.size if task.fit == "crop" else larger)
 
     def to_network(self, image: Tensor) -> Tensor:
-        """(D, C, H, W) to (D, C, h, w): linear, low-pass filtered where pixels become fewer, 0 outside the image."""
+        """(D, C, H, W) to (D, C, h, w): linear, low-pass filtered where pixels become fewer, 0 outside the image.
+
+        Values stay in their range, such as [0, 1].
+        """
         return F.pad(_resample(image, self.resampled), self._margins())
 
     def label_to_network(self, label: Tensor, classes: int) -> Tensor:
-        """(D, H, W) class indices to (D, h, w): the class with the largest share of a pixel, background outside."""
+        """(D, H, W) int64 class indices to (D, h, w): the class with the largest share of a pixel, 0 outside."""
         if self.shape != self.resampled:
             shares = F.one_hot(label.long(), classes).movedim(-1, 1).float()
             label = _resample(shares, self.resampled).argmax(dim=1)
         return F.pad(label, self._margins())
 
     def to_volume(self, probabilities: Tensor) -> Tensor:
-        """(D, K, h, w) to (D, K, H, W); what the crop left out is background (class 0) with probability 1."""
+        """(D, K, h, w) probabilities to (D, K, H, W); what the crop left out is background (class 0) for certain."""
         margins = [-margin for margin in self._margins()]
         background = F.pad(probabilities[:, :1], margins, value=1.0)
         others = F.pad(probabilities[:, 1:], margins)
@@ -125,11 +139,6 @@ class Grid:
 
 def _resample(slices: Tensor, size: tuple[int, int]) -> Tensor:
     """(D, C, H, W) at another size of the same extent; bit for bit the input where the size stays."""
-    if _pair(slices.shape[-2:]) == size:
+    if slices.shape[-2:] == size:
         return slices
     return F.interpolate(slices, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _pair(numbers: Sequence[int]) -> tuple[int, int]:
-    first, second = numbers
-    return int(first), int(second)

@@ -8,11 +8,12 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
 
 from garda.core.errors import DataError, GardaError
 from garda.data import dicom, scan
@@ -26,7 +27,11 @@ NUMBERED = re.compile(r"%\d*d")  # where MetaImage writes a number into the name
 
 
 def split_name(path: Path) -> tuple[str, str]:
-    """The name without its suffix, and the suffix in lower case; an empty suffix where the format is not known."""
+    """The name without its suffix, and the suffix in lower case; an empty suffix where the format is not known.
+
+    >>> split_name(Path("site/Scan.NII.gz")), split_name(Path("notes.txt"))
+    (('Scan', '.nii.gz'), ('notes.txt', ''))
+    """
     suffix = next((known for known in NIFTI + META_IMAGE + PICTURE if path.name.lower().endswith(known)), "")
     return path.name[: len(path.name) - len(suffix)], suffix
 
@@ -43,7 +48,7 @@ def read_stored(file: ScanFile, *, palette: bool = False) -> RawImage:
     """
     file.require()
     try:
-        stored = _reader(file, palette)(file)
+        stored = _read(file, palette)
     except GardaError:
         raise
     except Exception as error:  # decoders meet damaged bytes with anything from struct.error to SyntaxError
@@ -63,10 +68,15 @@ def encode_label_map(array: np.ndarray, header: nib.Nifti1Header | None, *, comp
         array: (X, Y, Z) class indices below 256 in the stored order of the image.
         header: of the image; its extensions and free text, which may name the patient, are not copied.
         compress: True for ``.nii.gz``.
+
+    >>> encode_label_map(np.zeros((4, 4, 1)), None, compress=False)[1:4]
+    b'PNG'
     """
     array = array.astype(np.uint8)
     if header is None:
-        return _encode_png(array[:, :, 0].T)
+        buffer = io.BytesIO()
+        Image.fromarray(array[:, :, 0].T).save(buffer, format="PNG")
+        return buffer.getvalue()
     header = header.copy()
     header.extensions.clear()
     for text in ("descrip", "aux_file", "db_name", "intent_name"):
@@ -143,41 +153,33 @@ def _data_files(path: Path) -> list[Path]:
     return [] if name in ("", "LOCAL") else [path.parent / name]
 
 
-def _reader(file: ScanFile, palette: bool) -> Callable[[ScanFile], RawImage]:
+def _read(file: ScanFile, palette: bool) -> RawImage:
     if dicom.is_dicom(file.path):
-        return dicom.read_series
+        return dicom.read_series(file)
     suffix = split_name(file.path)[1]
     if suffix in NIFTI:
-        return _read_nifti
+        return _read_nifti(file)
     if suffix in META_IMAGE:
-        return _read_meta_image
+        import SimpleITK as sitk
+
+        return scan.from_itk(sitk.ReadImage(file.path), file)
     if suffix in PICTURE:
-        return lambda picture: _read_picture(picture, palette)
-    raise file.error(
-        "is of no known format", "give .nii, .nii.gz, .mha, .mhd, .png, .tif, a DICOM series folder or its .zip"
-    )
+        return _read_picture(file, palette)
+    known = ".nii, .nii.gz, .mha, .mhd, .png, .tif, a DICOM series folder or its .zip"
+    raise file.error("is of no known format", f"give {known}")
 
 
 def _read_nifti(file: ScanFile) -> RawImage:
     image = nib.load(file.path, mmap=False)
     if image.ndim > 4:
         raise file.error(f"has {image.ndim} dimensions", "give a 3-D image, or a 4-D one whose last axis are channels")
-    affine = image.affine
-    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+    if not np.isfinite(image.affine).all() or np.linalg.matrix_rank(image.affine[:3, :3]) < 3:
         raise file.error("has an affine that cannot be inverted", "mend the sform or qform in its header")
     pixels = np.asarray(image.dataobj)
     return RawImage(pixels.reshape(*(*pixels.shape, 1)[:3], -1), image.header)
 
 
-def _read_meta_image(file: ScanFile) -> RawImage:
-    import SimpleITK as sitk
-
-    return scan.from_itk(sitk.ReadImage(file.path), file)
-
-
 def _read_picture(file: ScanFile, palette: bool) -> RawImage:
-    from PIL import Image
-
     with Image.open(file.path) as image:
         pages = getattr(image, "n_frames", 1)
         if pages > 1:
@@ -186,11 +188,3 @@ def _read_picture(file: ScanFile, palette: bool) -> RawImage:
         plain = image if grey else image.convert("L" if image.mode in ("LA", "La") else "RGB")
         pixels = np.asarray(plain)
     return RawImage(pixels.reshape(*pixels.shape[:2], 1, -1).swapaxes(0, 1), None)
-
-
-def _encode_png(array: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
-    return buffer.getvalue()

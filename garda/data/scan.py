@@ -36,7 +36,11 @@ class ScanFile:
         return DataError(self.where, f"{self.name} {what}", remedy)
 
     def require(self) -> None:
-        """Raise a DataError if the file does not exist or its folder may not be entered."""
+        """Make sure that the file is there.
+
+        Raises:
+            DataError: it does not exist, or its folder may not be entered.
+        """
         packed = split_archive(self.path)
         try:
             (self.path if packed is None else packed[0]).stat()
@@ -60,7 +64,11 @@ class RawImage:
 
 
 def split_archive(path: Path) -> tuple[Path, str] | None:
-    """The zip file of a path such as ``study.zip/T1`` and the folder in it, ``T1``; None for other paths."""
+    """The zip file of a path and the folder in it; None for other paths.
+
+    >>> split_archive(Path("study.zip/T1"))
+    (PosixPath('study.zip'), 'T1')
+    """
     for archive in reversed((path, *path.parents)):
         if archive.suffix.lower() == ARCHIVE and not os.path.isdir(archive):  # which asks without an error
             inside = path.relative_to(archive).as_posix()
@@ -83,12 +91,24 @@ def from_itk(image: Any, file: ScanFile) -> RawImage:
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
+    return with_affine(sitk.GetArrayFromImage(image), LPS_TO_RAS @ affine)
+
+
+def with_affine(pixels: np.ndarray, affine: np.ndarray, sheared: bool = False) -> RawImage:
+    """An image from ITK's array.
+
+    Args:
+        pixels: (Z, Y, X) or (Z, Y, X, C).
+        affine: (4, 4), (X, Y, Z, 1) indices to RAS coordinates in mm.
+        sheared: whether its axes are not at right angles, which a qform cannot hold.
+    """
+    pixels = pixels.reshape(*pixels.shape[:3], -1).transpose(2, 1, 0, 3)
     header = nib.Nifti1Header()
-    header.set_data_shape(image.GetSize())
-    header.set_sform(LPS_TO_RAS @ affine, code="scanner")
-    header.set_qform(LPS_TO_RAS @ affine, code="scanner")
-    pixels = sitk.GetArrayFromImage(image)
-    return RawImage(pixels.reshape(*pixels.shape[:3], -1).transpose(2, 1, 0, 3), header)
+    header.set_data_shape(pixels.shape[:3])
+    header.set_sform(affine, code="scanner")
+    if not sheared:
+        header.set_qform(affine, code="scanner")
+    return RawImage(pixels, header)
 
 
 def cannot_read(error: OSError) -> tuple[str, str]:

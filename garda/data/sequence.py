@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from garda.core.config import Config, SettingsOrigin, load, load_yaml, merge
 from garda.core.errors import ConfigError, DataError, GardaError, Problems, raise_all
 from garda.data.manifest import Case, Split, read_manifest
 from garda.data.task import Task
 
-DomainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # it names files, folders and metrics
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a domain: it names files, folders and metrics
+DomainName = Annotated[str, Field(pattern=NAME)]
 
 
 @dataclass(frozen=True)
 class Domain:
-    """One site's cases. ``index`` 0 is the source; the index is the position in the sequence.
+    """One site's cases.
 
-    Of a domain that another site has learnt, the name alone is known here, and no case.
+    Attributes:
+        name: the site's name.
+        index: the position in the sequence; 0 is the source.
+        cases: in manifest order; empty for a domain learnt at another site, of which the name alone is known here.
     """
 
     name: str
@@ -104,7 +109,7 @@ def read_sequence(
         pipeline_file: a YAML of ``pipelines/``.
         config: takes the place of the pipeline's config.
         method: takes the place of the pipeline's method.
-        seed: takes the place of the pipeline's seed.
+        seed: takes the place of the pipeline's seed; 0 to 2**31 - 1.
         changes: settings laid over the pipeline's own.
 
     Raises:
@@ -121,19 +126,12 @@ def read_sequence(
             raise ConfigError(pipeline_file, f"domain {name!r} stands twice in the sequence", "name each domain once")
     domains = _read_domains(folder, names, task)
     config = config or pipeline_file.parent / pipeline.config
-    layers = ((f"{pipeline_file}, settings", pipeline.settings), ("--set", changes or {}))
-    settings = merge(load_yaml(config), pipeline.settings)
-    return DomainSequence(
-        name=pipeline.name,
-        task=task,
-        source=domains[0],
-        targets=domains[1:],
-        method=method or pipeline.method,
-        settings=merge(settings, changes or {}),
-        origin=SettingsOrigin(config, layers),
-        digests={name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names},
-        seed=pipeline.seed if seed is None else seed,
-    )
+    method, changes = method or pipeline.method, changes or {}
+    origin = SettingsOrigin(config, ((f"{pipeline_file}, settings", pipeline.settings), ("--set", changes)))
+    settings = merge(merge(load_yaml(config), pipeline.settings), changes)
+    digests = {name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names}
+    seed = pipeline.seed if seed is None else seed
+    return DomainSequence(pipeline.name, task, domains[0], domains[1:], method, settings, origin, digests, seed)
 
 
 def read_domain(manifest: Path, name: str, index: int, task: Task) -> Domain:
@@ -143,11 +141,8 @@ def read_domain(manifest: Path, name: str, index: int, task: Task) -> Domain:
         ConfigError: the name is none.
         DataError: the manifest does not fit.
     """
-    try:
-        TypeAdapter(DomainName).validate_python(name)
-    except ValidationError:
-        what = f"{name!r} is no domain's name"
-        raise ConfigError(manifest, what, "give --name with letters, digits and _.-") from None
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(manifest, f"{name!r} is no domain's name", "give --name with letters, digits and _.-")
     return Domain(name, index, read_manifest(manifest, task))
 
 
@@ -158,10 +153,8 @@ def _read_domains(folder: Path, names: Sequence[str], task: Task) -> tuple[Domai
     for index, name in enumerate(names):
         try:
             domains.append(Domain(name, index, read_manifest(folder / f"{name}.csv", task)))
-        except Problems as several:
-            problems += several.problems
-        except DataError as error:
-            problems.append(error)
+        except (DataError, Problems) as error:
+            problems += error.problems if isinstance(error, Problems) else [error]
     raise_all(problems)
     return tuple(domains)
 
@@ -171,10 +164,10 @@ def find_gaps(sequence: DomainSequence, target_labels: bool = False) -> list[Gar
 
     Args:
         sequence: the domains; one without any case was learnt at another site, and lacks nothing.
-        target_labels: whether targets need labels too, for a bound that reads them.
+        target_labels: whether targets need labels too, for an oracle that reads them.
     """
     gaps: list[GardaError] = []
-    for domain in filter(lambda domain: domain.cases, sequence.domains):
+    for domain in (domain for domain in sequence.domains if domain.cases):
         train = domain.split("train")
         if not train:
             gaps.append(DataError(domain.name, "the train split is empty", "give at least one case the split train"))

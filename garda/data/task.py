@@ -12,7 +12,9 @@ from garda.core.config import Config
 class Intensity(Config):
     """How a volume's intensities become numbers in [0, 1]; nothing here looks at a label.
 
-    The given percentiles of the whole volume (all channels together) become 0 and 1, what lies outside is clipped.
+    Attributes:
+        percentiles: of the whole volume (all channels together); they become 0 and 1, what lies outside is clipped.
+        bias_field_correction: whether N4 evens out the coil's shading first.
     """
 
     percentiles: tuple[float, float] = (0.5, 99.5)
@@ -70,6 +72,10 @@ class Code(Config):
 
 class Task(Config):
     """What is segmented, and on which grid: the contents of a ``task.yaml``.
+
+    >>> task = Task(name="heart", classes=("background", "ventricle"), size=(64, 64), spacing_mm=(2.5, 2.5))
+    >>> task.fit, task.plane, task.intensity.percentiles
+    ('crop', 'axial', (0.5, 99.5))
 
     Attributes:
         name: the task's name.

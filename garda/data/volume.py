@@ -114,20 +114,18 @@ def check_case(case: Case, task: Task, data: Path) -> list[GardaError]:
     """
     recorded = {name: (sha, size) for name, sha, size in case.digests}
     names = [(case.image, "image"), *((name, "label") for name in case.labels)]
+    changed = "is not the file that the manifest was made for (its SHA-256 or size differs)"
     problems: list[GardaError] = []
-    unreadable = False
+    readable = True
     for name, kind in names:
         file = ScanFile(data / name, f"{kind} {name}", case.where)
         try:
-            changed = _is_changed(file, recorded.get(name))
+            if _is_changed(file, recorded.get(name)):
+                problems.append(file.error(changed, "restore the file, or make the manifest again"))
         except DataError as error:
             problems.append(error)
-            unreadable = True
-            continue
-        if changed:
-            what = "is not the file that the manifest was made for (its SHA-256 or size differs)"
-            problems.append(file.error(what, "restore the file, or make the manifest again"))
-    if not unreadable:
+            readable = False
+    if readable:
         try:
             read_volume(case, task, data, with_label=True)
         except GardaError as error:
@@ -144,7 +142,7 @@ def _is_changed(file: ScanFile, recorded: Recorded | None) -> bool:
 
 
 def grid_for(volume: Volume, task: Task) -> Grid:
-    """How a volume's slices lie on the network's grid."""
+    """How a volume's slices lie on the network's grid, see :meth:`garda.data.preprocess.Grid.fit`."""
     spacing = None if volume.spacing_mm is None else volume.spacing_mm[1:]
     return Grid.fit(volume.image.shape[-2:], spacing, task)
 
@@ -169,7 +167,15 @@ def write_label_map(label: Tensor, like: Volume, path: Path) -> None:
 
 
 def in_stored_order(label: Tensor, like: Volume) -> np.ndarray:
-    """A (D, H, W) label map as (X, Y, Z), the order in which the file that ``like`` was read from holds its voxels."""
+    """A label map in the order in which the file that ``like`` was read from holds its voxels.
+
+    Args:
+        label: (D, H, W) class indices on the grid of ``like``.
+        like: the volume that was segmented.
+
+    Returns:
+        (X, Y, Z) class indices.
+    """
     array = label.cpu().numpy().transpose(2, 1, 0)
     if like.stored.header is None:
         return array
@@ -182,20 +188,19 @@ def prediction_name(image: Path) -> str:
     """The name of an image's label map: NIfTI names stay, pictures become ``.png``, all others ``.nii.gz``.
 
     A zipped study's is its own name, with that of the folder where one is named.
+
+    >>> [prediction_name(Path(image)) for image in ("scan.nii", "cell.tif", "study.zip/T1")]
+    ['scan.nii', 'cell.png', 'study_T1.nii.gz']
     """
-    packed = scan.split_archive(image.absolute())
-    if packed is not None:
-        archive, inside = packed
-        return "_".join([archive.stem, *Path(inside).parts]) + ".nii.gz"
-    name, suffix = readers.split_name(image.absolute())
-    if image.is_dir():
-        return f"{image.absolute().name}.nii.gz"
-    if suffix in NIFTI:
-        return name + suffix
-    return name + (".png" if suffix in PICTURE else ".nii.gz")
+    path = image.absolute()
+    if packed := scan.split_archive(path):
+        return "_".join([packed[0].stem, *Path(packed[1]).parts]) + ".nii.gz"
+    name, suffix = (path.name, "") if path.is_dir() else readers.split_name(path)
+    return name + (suffix if suffix in NIFTI else ".png" if suffix in PICTURE else ".nii.gz")
 
 
 def _codes(stored: RawImage, task: Task) -> str:
+    """Where columns, rows and slices shall run to; empty for a picture."""
     if stored.header is None:
         return ""
     if task.plane != "acquired":
@@ -240,12 +245,7 @@ def _read_label(
     maps = []
     for name in case.labels:
         file = ScanFile(data / name, f"label {name}", case.where)
-        stored = readers.read_stored(file, palette=True)
-        if (stored.header is None) != (codes == ""):
-            raise file.error("is of another kind of format than its image", "store both as NIfTI or both as pictures")
-        pixels, own_affine = _orient(stored, codes)
-        _compare(file, pixels.shape, shape, own_affine, affine)
-        maps.append(_class_indices(pixels[..., 0], file, task.label.values, values))
+        maps.append(_class_indices(_read_aligned(file, codes, affine, shape), file, task.label.values, values))
     if not masks:
         return torch.from_numpy(maps[0]), None
     label = np.zeros(shape, np.int64)
@@ -257,18 +257,21 @@ def _read_label(
     return torch.from_numpy(label), torch.from_numpy(decisive.any(axis=(1, 2)))
 
 
-def _compare(
-    file: ScanFile, ours: tuple[int, ...], image: tuple[int, ...], affine: np.ndarray, image_affine: np.ndarray
-) -> None:
-    """Refuse a label that does not lie where its image lies."""
-    if ours[3] != 1:
-        raise file.error(f"has {ours[3]} channels", "store class indices in one channel")
-    if ours[:3] != image:
-        what = f"has {' x '.join(map(str, ours[:3]))} voxels, its image {' x '.join(map(str, image))}"
+def _read_aligned(file: ScanFile, codes: str, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(D, H, W) values of a label file, which must lie where its image lies."""
+    stored = readers.read_stored(file, palette=True)
+    if (stored.header is None) != (codes == ""):
+        raise file.error("is of another kind of format than its image", "store both as NIfTI or both as pictures")
+    pixels, own_affine = _orient(stored, codes)
+    *own_shape, channels = pixels.shape
+    if channels != 1:
+        raise file.error(f"has {channels} channels", "store class indices in one channel")
+    if own_shape != [*shape]:
+        what = f"has {' x '.join(map(str, own_shape))} voxels, its image {' x '.join(map(str, shape))}"
         raise file.error(what, "give the label that was drawn on this image")
-    apart = np.abs(affine - image_affine).max()
-    if apart > AFFINE_TOLERANCE:
+    if (apart := np.abs(own_affine - affine).max()) > AFFINE_TOLERANCE:
         raise file.error(f"has an affine {apart:.3g} away from its image's", "resample the label to the image's grid")
+    return pixels[..., 0]
 
 
 def _class_indices(pixels: np.ndarray, file: ScanFile, values: dict[int, int], count: int) -> np.ndarray:

@@ -21,7 +21,6 @@ refused. The average over the domains seen is defined on both.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -273,19 +272,7 @@ def write_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
     """
     rows = enumerate(matrix.values.tolist())
     lines = ([stage, *("" if math.isnan(value) else value for value in row)] for stage, row in rows)
-    write_csv(path, ["stage", *matrix.domains], lines, note)
-
-
-def write_csv(path: Path, heading: Sequence[str], lines: Iterable[Iterable[object]], note: str | None = None) -> None:
-    """Write a table, with a note repeated in a last column; the file appears whole or not at all.
-
-    Raises:
-        RunFolderError: no space left, or the folder cannot be written.
-    """
-    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*heading, *(["note"] if note else [])])
-        writer.writerows([*line, *([note] if note else [])] for line in lines)
+    files.write_csv(path, ["stage", *matrix.domains], lines, note)
 
 
 def _dice(matrix: Matrix) -> Array:

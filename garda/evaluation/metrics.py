@@ -14,8 +14,8 @@ import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor
 
+from garda.core import files
 from garda.core.errors import RunFolderError
-from garda.evaluation import continual
 
 Unit = Literal["mm", "px"]
 Spacing = tuple[float, float, float]
@@ -130,7 +130,7 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
         RunFolderError: no space left, or the folder cannot be written.
     """
     lines = (["" if cell != cell else cell for cell in astuple(score)] for score in scores)
-    continual.write_csv(path, _COLUMNS, lines)
+    files.write_csv(path, _COLUMNS, lines)
 
 
 def read_scores(path: Path) -> list[Score]:

@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from garda.core import files
 from garda.evaluation import bootstrap, continual
 from garda.evaluation.bootstrap import Interval
 from garda.evaluation.continual import Matrix
@@ -249,7 +250,7 @@ def write_wide(path: Path, tables: Sequence[Wide]) -> None:
         [cell.replace("\n", " ") for cell in itertools.chain(first, *(cells[1:] for cells in others))]
         for first, *others in zip(*([table.heading, *table.rows] for table in tables), strict=True)
     )
-    continual.write_csv(path, heading, lines, tables[0].note)
+    files.write_csv(path, heading, lines, tables[0].note)
 
 
 def write_measures(path: Path, comparison: Comparison, measures: Mapping[str, Measures]) -> None:
@@ -260,14 +261,14 @@ def write_measures(path: Path, comparison: Comparison, measures: Mapping[str, Me
         for numbers in _lines(measures[row.name])
     ]
     heading = ["row", "method", "label", "kind", "seeds", "quantity", "domain", "class", "value", "low", "high"]
-    continual.write_csv(path, [*heading, "patients", "unit"], lines, comparison.note)
+    files.write_csv(path, [*heading, "patients", "unit"], lines, comparison.note)
 
 
 def write_differences(path: Path, comparison: Comparison, found: Iterable[Difference]) -> None:
     """Write every difference, a line each, as :func:`write_measures` does."""
     lines = [[each.row, each.against, each.seeds, *numbers] for each in found for numbers in _lines(each.measures)]
     heading = ["row", "against", "seeds", "quantity", "domain", "class", "difference", "low", "high"]
-    continual.write_csv(path, [*heading, "patients", "unit"], lines, comparison.note)
+    files.write_csv(path, [*heading, "patients", "unit"], lines, comparison.note)
 
 
 def _lines(measures: Measures) -> Iterator[list[object]]:

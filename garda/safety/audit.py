@@ -39,9 +39,8 @@ def audit(
     """Copies of training patients among generated images, membership of patients, and bytes.
 
     Patients are looked at one after another, several times; a sequence may read them when asked. Held at once are a
-    group of slices, the generated images, one number for each slice, and one for each pair of a generated image and a
-    patient. Members and outsiders must have come to the network's grid in the same way, slices without a label kept or
-    left out in both.
+    group of slices, the generated images, a number for each slice and for each pair of a generated image and a patient.
+    Members and outsiders come to the network's grid in one way, slices without a label kept or left out in both.
 
     Args:
         generator: moved to the device and left in evaluation mode.

@@ -23,13 +23,8 @@ def test_a_pseudonym_is_the_initial_and_the_first_digits_of_the_hmac():
 
 
 def test_kind_name_and_key_all_matter():
-    one = Pseudonyms(KEY)
-    names = {
-        one.pseudonym("patient", "7")[2:],
-        one.pseudonym("patient", "8")[2:],
-        one.pseudonym("case", "7")[2:],
-        Pseudonyms(bytes(32)).pseudonym("patient", "7")[2:],
-    }
+    asked = [(KEY, "patient", "7"), (KEY, "patient", "8"), (KEY, "case", "7"), (bytes(32), "patient", "7")]
+    names = {Pseudonyms(key).pseudonym(kind, name)[2:] for key, kind, name in asked}
     assert len(names) == 4
     assert Pseudonyms(KEY).pseudonym("patient", "7")[2:] in names
 
@@ -58,31 +53,15 @@ def test_processes_that_start_together_get_one_key(tmp_path: Path):
         assert len(set(pool.map(pseudonyms.load_key, [tmp_path / "home"] * 32))) == 1
 
 
-def test_a_damaged_key_is_told(tmp_path: Path):
-    pseudonyms.load_key(tmp_path)
-    path = tmp_path / "pseudonyms.key"
-    path.write_bytes(b"short")
-    with pytest.raises(GardaError) as caught:
-        pseudonyms.load_key(tmp_path)
-    assert str(caught.value) == (
-        f"{path}: a key has 32 bytes, the file has 5; restore it from a backup; a new key would give new pseudonyms"
-    )
-
-
-def test_a_key_that_others_can_read_is_told(tmp_path: Path):
+def test_a_key_that_cannot_be_used_is_told(tmp_path: Path):
     pseudonyms.load_key(tmp_path)
     path = tmp_path / "pseudonyms.key"
     path.chmod(0o640)
     with pytest.raises(GardaError) as caught:
         pseudonyms.load_key(tmp_path)
     assert str(caught.value) == f"{path}: other users have access to the key (mode 0640); run: chmod 600 {path}"
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(GardaError) as caught:
-        pseudonyms.load_key(tmp_path / "file" / "home")
-    assert str(caught.value) == (
-        f"{tmp_path}/file/home/pseudonyms.key: the pseudonym key cannot be read or made (not a directory); "
-        "set GARDA_HOME to a folder of your own"
-    )
+    path.write_bytes(b"short")
+    with pytest.raises(GardaError, match=f"^{path}: a key has 32 bytes, the file has 5; restore it from a backup"):
+        pseudonyms.load_key(tmp_path)
+    with pytest.raises(GardaError, match=r"cannot be read or made \(not a directory\); set GARDA_HOME to"):
+        pseudonyms.load_key(path / "home")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,7 @@ def test_a_manifest_is_written_and_read_with_the_digest_of_every_file(tmp_path: 
     manifest.write_manifest(tmp_path / "m.csv", cases)
     task = TASK.model_copy(update={"label": LabelFormat(masks=("x", "y"))})
     read = manifest.read_manifest(tmp_path / "m.csv", task)
-    assert [(case.image, case.labels, case.digests, case.split) for case in read] == [
-        (case.image, case.labels, case.digests, case.split) for case in cases
-    ]
+    assert read == tuple(replace(case, where=f"{tmp_path}/m.csv:{line}") for line, case in enumerate(cases, start=2))
 
 
 def test_without_suffixes_a_label_goes_on_after_the_longest_name_that_fits(tmp_path: Path):
@@ -76,13 +75,6 @@ def test_nnunet_keeps_its_test_images_apart(tmp_path: Path):
         ("c", "test", ()),
         ("d", "test", ()),
     ]
-    fill(tmp_path, "imagesTr/b_0001.nii.gz")
-    with pytest.raises(DataError) as error:
-        build_manifest.build_manifest(tmp_path, tmp_path)
-    assert str(error.value) == (
-        f"{tmp_path}/imagesTr/b_0001.nii.gz: is a further channel, garda reads one file per case; "
-        "merge channels along a 4th axis"
-    )
 
 
 def test_bids_takes_patients_from_folders_and_labels_from_derivatives(tmp_path: Path):
@@ -91,13 +83,9 @@ def test_bids_takes_patients_from_folders_and_labels_from_derivatives(tmp_path: 
     )
     fill(data / "b", "sub-2/anat/sub-2_T2w.nii.gz", "derivatives/rater/sub-2/anat/sub-2_dseg.nii.gz")
     fill(data / "b", "derivatives/rater/sub-1/ses-1/anat/sub-1_ses-1_T2w_label-cord_mask.nii.gz", "sub-3.txt")
+    label = "b/derivatives/rater/sub-1/ses-1/anat/sub-1_ses-1_T2w_label-cord_mask.nii.gz"
     assert rows(tmp_path / "b", tmp_path, image_suffix="_T2w") == [
-        (
-            "sub-1_ses-1_T2w",
-            "sub-1",
-            "b/sub-1/ses-1/anat/sub-1_ses-1_T2w.nii.gz",
-            ("b/derivatives/rater/sub-1/ses-1/anat/sub-1_ses-1_T2w_label-cord_mask.nii.gz",),
-        ),
+        ("sub-1_ses-1_T2w", "sub-1", "b/sub-1/ses-1/anat/sub-1_ses-1_T2w.nii.gz", (label,)),
         ("sub-1_ses-2_T2w", "sub-1", "b/sub-1/ses-2/anat/sub-1_ses-2_T2w.nii.gz", ()),
         ("sub-2_T2w", "sub-2", "b/sub-2/anat/sub-2_T2w.nii.gz", ()),
     ]
@@ -139,69 +127,48 @@ def test_a_pattern_names_the_patient(tmp_path: Path):
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        (["x/a.png"], {}, "{}: has no folder images, imagesTr or sub-*; put images in images/ and labels in labels/"),
-        (
-            ["images/a.txt"],
-            {},
-            "{}: holds no image in layout 'pairs'; "
-            "put images where the layout has them, every DICOM series in a folder of its own",
-        ),
-        (["images/a.png", "images/a.tif"], {}, "{}: holds 2 images named 'a'; give every image a name of its own"),
-        (
-            ["images/a.png", "labels/a.png", "masks/a.png"],
-            {},
-            "{}: has the folders labels and masks; keep one of them, so that it is clear which holds the labels",
-        ),
+        (["x/a.png"], {}, "{}: has no folder images, imagesTr or sub-*; put"),
+        (["images/a.txt"], {}, "{}: holds no image in layout 'pairs'; put"),
+        (["images/a.png", "images/a.tif"], {}, "{}: holds 2 images named 'a'; give"),
+        (["images/a.png", "labels/a.png", "masks/a.png"], {}, "{}: has the folders labels and masks; keep"),
         (
             ["images/a.png", "masks/a_x.png", "masks/a_y.png"],
             {},
-            "{}/images/a.png: 2 files could be its label (a_x.png, a_y.png); give the suffixes of the labels",
+            "{}/images/a.png: 2 files could be its label (a_x.png, a",
         ),
         (
             ["images/a.png", "masks/a_x.png"],
             {"label_suffixes": ["_x", "_y"]},
-            "{}/images/a.png: its label '_y' is missing; add the file, or remove its other labels",
+            "{}/images/a.png: its label '_y' is missing; ",
         ),
         (
             ["images/a.png", "masks/a_x.png"],
             {"label_suffixes": ["_y"]},
-            "{}: no label's name is an image's with '_y' added; "
-            "correct --label-suffix, or leave it out for a domain without labels",
+            "{}: no label's name is an image's with '_y' added; ",
         ),
         (
             ["images/a.png", "masks/a_x.png", "masks/a_x.tif"],
             {"label_suffixes": ["_x"]},
-            "{}/images/a.png: 2 files could be its label '_x'; keep one of them below the folder",
+            "{}/images/a.png: 2 files could be its label '_x'; keep",
         ),
-        (
-            ["images/a;b.png"],
-            {},
-            "images/a;b.png: has a ';' in its path; rename it, the manifest separates files by it",
-        ),
-        (
-            [" x/images/a.png"],
-            {"folder": " x"},
-            "' x/images/a.png': begins or ends with a space; rename it, a manifest drops such spaces",
-        ),
+        (["images/a;b.png"], {}, "images/a;b.png: has a ';' in its path; rename"),
+        ([" x/images/a.png"], {"folder": " x"}, "' x/images/a.png': begins or ends with a space; rename"),
         (
             ["images/a.png"],
             {"fractions": (0.6, 0.1, 0.1)},
-            "fractions: expected three shares that sum to 1, got 0.6, 0.1, 0.1; give for example 0.6 0.1 0.3",
+            "fractions: expected three shares that sum to 1, got 0.6, 0.1, 0.1",
         ),
         (
             ["images/a.png"],
             {"patient_pattern": "*"},
-            "patient pattern: '*' is no regular expression (nothing to repeat at position 0); mend it",
+            "patient pattern: '*' is no regular expression (nothing to repeat",
         ),
+        (["images/a.png"], {"patient_pattern": "a"}, "patient pattern: 'a' has 0 groups, expected one; put"),
+        (["images/a.png"], {"patient_pattern": "sub-(.)"}, "images/a.png: the patient pattern 'sub-(.)' finds nothing"),
         (
-            ["images/a.png"],
-            {"patient_pattern": "a"},
-            "patient pattern: 'a' has 0 groups, expected one; put the part that names the patient in parentheses",
-        ),
-        (
-            ["images/a.png"],
-            {"patient_pattern": "sub-(.)"},
-            "images/a.png: the patient pattern 'sub-(.)' finds nothing in the path; widen the pattern",
+            ["imagesTr/b_0001.nii"],
+            {},
+            "{}/imagesTr/b_0001.nii: is a further channel, garda reads one file per case; merge",
         ),
     ],
 )
@@ -210,7 +177,7 @@ def test_a_folder_that_does_not_fit_is_one_line(tmp_path: Path, files: list[str]
     arguments = {"folder": "."} | options
     with pytest.raises(DataError) as error:
         build_manifest.build_manifest(tmp_path / arguments.pop("folder"), tmp_path, **arguments)
-    assert str(error.value) == message.replace("{}", str(tmp_path))
+    assert str(error.value).startswith(message.replace("{}", str(tmp_path)))
 
 
 def test_the_folder_lies_below_the_data_folder(tmp_path: Path):

@@ -27,12 +27,11 @@ def test_a_black_image_with_a_few_bright_pixels_keeps_them():
 @pytest.mark.parametrize("shape", [(1, 1, 3, 3), (1, 3, 3, 40)])
 def test_an_image_too_small_for_bias_field_correction_is_one_line(shape: tuple[int, ...]):
     image = np.random.default_rng(0).random(shape).astype(np.float32)
-    with pytest.raises(DataError) as caught:
+    voxels = " x ".join(map(str, shape[1:]))
+    with pytest.raises(
+        DataError, match=f"^bias field correction: has {voxels} voxels, in which N4 finds no bias field"
+    ):
         preprocess.scale_intensity(image, None, Intensity(bias_field_correction=True))
-    assert str(caught.value) == (
-        f"bias field correction: has {' x '.join(map(str, shape[1:]))} voxels, in which N4 finds no bias field; "
-        "switch intensity.bias_field_correction off, or leave the case out"
-    )
 
 
 @pytest.mark.parametrize("depth", [1, 4])

@@ -21,97 +21,64 @@ def manifest(tmp_path: Path, rows: str, header: str = HEADER) -> Path:
     return file
 
 
-def test_a_manifest_is_read_as_it_was_written(tmp_path: Path):
-    file = tmp_path / "site.csv"
-    case = Case("c", "p", "train", "a/i.nii", ("a/l.nii",), (("a/i.nii", "0" * 64, 5), ("a/l.nii", "1" * 64, 6)), "")
-    other = Case("d", "q", "test", "a/j.nii", (), (), "")
-    write_manifest(file, [case, other])
-    read = read_manifest(file, TASK)
-    assert [(c.case, c.patient, c.split, c.image, c.labels, c.digests) for c in read] == [
-        (c.case, c.patient, c.split, c.image, c.labels, c.digests) for c in (case, other)
-    ]
-    assert read[1].where == f"{file}:3"
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("", "{file}: holds no case; add a row for each scan"),
-        (
-            "c,p,train,i.nii\n",
-            "{file}:2: the row has another number of cells than the header; quote cells that hold a comma",
-        ),
-        ("c,,train,i.nii,\n", "{file}:2: patient is empty; fill the cell"),
-        ("c,p,trian,i.nii,\n", "{file}:2: split is 'trian'; use one of train, val, test"),
-        ("c,p,train,/i.nii,\n", "{file}:2: path '/i.nii' is not below the data folder; give paths relative to --data"),
-        (
-            "c,p,train,../i.nii,\n",
-            "{file}:2: path '../i.nii' is not below the data folder; give paths relative to --data",
-        ),
-        ("c,p,train,i.nii,a;b\n", "{file}:2: 2 label files, the task wants 1; separate them by ';'"),
-        ("c,p,train,i,\nc,q,train,j,\n", "{file}:3: case 'c' stands twice; give every scan its own name"),
-        (
-            "c,p,train,i,\nd,p,test,j,\n",
-            "{file}:3: patient 'p' stands in train and in test; keep a patient in one split, or give the reason in "
-            "task.yaml under same_patient_in_splits",
-        ),
+        ("", ": holds no case; add a row"),
+        ("c,p,train,i.nii\n", ":2: the row has another number of cells than the header; quote"),
+        ("c,,train,i.nii,\n", ":2: patient is empty; fill"),
+        ("c,p,trian,i.nii,\n", ":2: split is 'trian'; use one of train, val, test"),
+        ("c,p,train,/i.nii,\n", ":2: path '/i.nii' is not below the data folder; give"),
+        ("c,p,train,../i.nii,\n", ":2: path '../i.nii' is not below the data folder; give"),
+        ("c,p,train,i\0,\n", ":2: path 'i\\x00' is not below the data folder; give"),
+        ("c,p,train,i.nii,a;b\n", ":2: 2 label files, the task wants 1; separate them by ';'"),
+        ("c,p,train,i,\nc,q,train,j,\n", ":3: case 'c' stands twice; give every scan its own name"),
+        ("c,p,train,i,\nd,p,test,j,\n", ":3: patient 'p' stands in train and in test; keep a patient in one split"),
+        ("c,p,train,i,\nd,p ,test,j,\n", ":3: patient 'p' stands in train and in test; keep a patient in one split"),
+        ("c,p,train,a/i,\nd,q,test,./a//i,\n", ":3: image './a//i' is also that of case 'c'; list every image once"),
+        (f"c,p,train,{'i' * 131073},\n", ":2: is no CSV (field larger than field limit (131072)); mend the quotes"),
+        ('c,p,train,i,\nd,q,test,"j,\n', ":3: is no CSV (unexpected end of data); mend the quotes of the row"),
     ],
 )
 def test_rows_that_do_not_fit(tmp_path: Path, rows: str, message: str):
     file = manifest(tmp_path, rows)
     with pytest.raises(DataError) as caught:
         read_manifest(file, TASK)
-    assert str(caught.value) == message.format(file=file)
+    assert str(caught.value).startswith(f"{file}{message}")
 
 
-def test_columns_and_files_that_do_not_fit(tmp_path: Path):
-    with pytest.raises(DataError, match="no such manifest; write one with `garda manifest`"):
-        read_manifest(tmp_path / "none.csv", TASK)
-    with pytest.raises(DataError, match="column 'label' is missing"):
-        read_manifest(manifest(tmp_path, "", "case,patient,split,image\n"), TASK)
-    with pytest.raises(DataError, match="unknown column 'sex'"):
-        read_manifest(manifest(tmp_path, "", "case,patient,split,image,label,sex\n"), TASK)
-    with pytest.raises(DataError, match="image_sha256 and image_bytes do not fit the files"):
-        read_manifest(
-            manifest(tmp_path, "c,p,test,i,,x,\n", "case,patient,split,image,label,image_sha256,image_bytes\n"), TASK
-        )
-    (tmp_path / "latin.csv").write_bytes(HEADER.encode() + b"\xe9,p,test,i,\n")
-    with pytest.raises(DataError, match="cannot be read as UTF-8 text"):
-        read_manifest(tmp_path / "latin.csv", TASK)
+RECORDED = "case,patient,split,image,label,image_sha256,image_bytes\n"
 
 
-def several(tmp_path: Path, rows: str, header: str = HEADER) -> list[str]:
-    with pytest.raises(Problems) as caught:
-        read_manifest(manifest(tmp_path, rows, header), TASK)
-    return str(caught.value).splitlines()
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such manifest; write one with `garda manifest`"),
+        ("case,patient,split,image\n", "column 'label' is missing"),
+        ("case,patient,split,image,label,sex\n", "unknown column 'sex'"),
+        (f"{'c' * 131073}\n", "is no CSV"),
+        (RECORDED + "c,p,test,i,,x,\n", "image_sha256 and image_bytes do not fit the files"),
+        (RECORDED + f"c,p,test,i,,{'AB' * 32},²\n", "image_sha256 and image_bytes do not fit the files"),
+        (HEADER + "\udce9,p,test,i,\n", "cannot be read as UTF-8 text"),
+    ],
+)
+def test_columns_and_files_that_do_not_fit(tmp_path: Path, content: str | None, message: str):
+    if content is not None:
+        (tmp_path / "m.csv").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(DataError, match=f"^{tmp_path}/m.csv.*: {message}"):
+        read_manifest(tmp_path / "m.csv", TASK)
 
 
 def test_every_bad_row_is_told_at_once(tmp_path: Path):
-    file = tmp_path / "site.csv"
-    assert several(tmp_path, "c,p,trian,i,\nd,q,test,j,\ne,,test,k,\nd,q,train,l,\n") == [
-        f"{file}:2: split is 'trian'; use one of train, val, test",
-        f"{file}:4: patient is empty; fill the cell",
-        f"{file}:5: case 'd' stands twice; give every scan its own name",
-        f"{file}:5: patient 'q' stands in test and in train; keep a patient in one split, or give the reason in "
-        "task.yaml under same_patient_in_splits",
-    ]
-
-
-def test_cells_that_csv_cannot_hold_are_one_line(tmp_path: Path):
-    file = manifest(tmp_path, f"c,p,train,{'i' * 131073},\n")
-    with pytest.raises(DataError) as caught:
+    file = manifest(tmp_path, "c,p,trian,i,\nd,q,test,j,\ne,,test,k,\nd,q,train,l,\n")
+    with pytest.raises(Problems) as caught:
         read_manifest(file, TASK)
-    assert (
-        str(caught.value) == f"{file}:2: is no CSV (field larger than field limit (131072)); mend the quotes of the row"
-    )
-    with pytest.raises(
-        DataError, match=r"site.csv:3: is no CSV \(unexpected end of data\); mend the quotes of the row$"
-    ):
-        read_manifest(manifest(tmp_path, 'c,p,train,i,\nd,q,test,"j,\n'), TASK)
-    with pytest.raises(DataError, match="is no CSV"):
-        read_manifest(manifest(tmp_path, "", f"{'c' * 131073}\n"), TASK)
-    with pytest.raises(DataError, match="is not below the data folder"):
-        read_manifest(manifest(tmp_path, "c,p,train,i\0,\n"), TASK)
+    assert [line.partition(";")[0] for line in str(caught.value).splitlines()] == [
+        f"{file}:2: split is 'trian'",
+        f"{file}:4: patient is empty",
+        f"{file}:5: case 'd' stands twice",
+        f"{file}:5: patient 'q' stands in test and in train",
+    ]
 
 
 def test_line_breaks_within_a_cell_belong_to_it(tmp_path: Path):
@@ -122,24 +89,12 @@ def test_line_breaks_within_a_cell_belong_to_it(tmp_path: Path):
 def test_spaces_around_a_cell_do_not_count(tmp_path: Path):
     file = manifest(tmp_path, " c , p,train , i.nii , l.nii\n", "case, patient ,split,image,label\n")
     (case,) = read_manifest(file, TASK)
-    assert (case.case, case.patient, case.split, case.image, case.labels) == ("c", "p", "train", "i.nii", ("l.nii",))
-    with pytest.raises(DataError, match="patient 'p' stands in train and in test"):
-        read_manifest(manifest(tmp_path, "c,p,train,i,\nd,p ,test,j,\n"), TASK)
-
-
-def test_one_image_is_one_case(tmp_path: Path):
-    file = manifest(tmp_path, "c,p,train,a/i.nii,\nd,q,test,./a//i.nii,\n")
-    with pytest.raises(DataError) as caught:
-        read_manifest(file, TASK)
-    assert str(caught.value) == f"{file}:3: image './a//i.nii' is also that of case 'c'; list every image once"
+    assert case == Case("c", "p", "train", "i.nii", ("l.nii",), (), f"{file}:2")
 
 
 def test_digests_are_compared_in_lower_case(tmp_path: Path):
-    header = "case,patient,split,image,label,image_sha256,image_bytes\n"
-    (case,) = read_manifest(manifest(tmp_path, f"c,p,test,i,, {'AB' * 32} , 5 \n", header), TASK)
+    (case,) = read_manifest(manifest(tmp_path, f"c,p,test,i,, {'AB' * 32} , 5 \n", RECORDED), TASK)
     assert case.digests == (("i", "ab" * 32, 5),)
-    with pytest.raises(DataError, match="do not fit the files"):
-        read_manifest(manifest(tmp_path, f"c,p,test,i,,{'AB' * 32},²\n", header), TASK)
 
 
 def test_a_manifest_is_written_whole_or_not_at_all(tmp_path: Path):
@@ -152,23 +107,16 @@ def test_a_manifest_is_written_whole_or_not_at_all(tmp_path: Path):
     assert len(list((tmp_path / "new").iterdir())) == 1
 
 
-def test_a_manifest_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_manifest_that_cannot_be_written_or_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("garda.core.files.os.replace", refuse)
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(RunFolderError, match=f"^{tmp_path}/site.csv: cannot be written \\(permission denied\\); give"):
         write_manifest(tmp_path / "site.csv", [Case("c", "p", "train", "i", (), (), "")])
-    assert str(caught.value) == (
-        f"{tmp_path}/site.csv: cannot be written (permission denied); give a folder that can be written"
-    )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_manifest_that_may_not_be_read_is_one_line(tmp_path: Path):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=f"^{tmp_path}: cannot be read \\(is a directory\\); give a manifest"):
         read_manifest(tmp_path, TASK)
-    assert str(caught.value) == f"{tmp_path}: cannot be read (is a directory); give a manifest that can be read"
 
 
 def test_a_reason_allows_one_patient_in_two_splits(tmp_path: Path):
@@ -250,9 +198,7 @@ def test_a_domain_has_a_name_that_fits_files_and_metrics(tmp_path: Path, name: s
         with pytest.raises(ConfigError) as caught:
             read_sequence(file)
         given = name.replace("\\n", "\n")
-        assert str(caught.value) == (
-            f"{file}: {key}: string should match pattern '{pattern}', got {given!r}; correct the value"
-        )
+        assert str(caught.value).startswith(f"{file}: {key}: string should match pattern '{pattern}', got {given!r}; ")
 
 
 def test_every_bad_manifest_is_told_at_once(tmp_path: Path):
@@ -261,11 +207,8 @@ def test_every_bad_manifest_is_told_at_once(tmp_path: Path):
     (tmp_path / "manifests" / "b.csv").unlink()
     with pytest.raises(Problems) as caught:
         read_sequence(file)
-    assert str(caught.value).splitlines() == [
-        f"{tmp_path}/manifests/a.csv:2: split is 'trian'; use one of train, val, test",
-        f"{tmp_path}/manifests/a.csv:3: patient is empty; fill the cell",
-        f"{tmp_path}/manifests/b.csv: no such manifest; write one with `garda manifest`",
-    ]
+    said = [line.removeprefix(f"{tmp_path}/manifests/").partition(";")[0] for line in str(caught.value).splitlines()]
+    assert said == ["a.csv:2: split is 'trian'", "a.csv:3: patient is empty", "b.csv: no such manifest"]
 
 
 def test_gaps_of_a_sequence(tmp_path: Path):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -90,9 +89,9 @@ def test_every_stored_orientation_gives_one_canonical_array_and_comes_back(tmp_p
     assert written.get_data_dtype() == np.uint8
 
 
-def test_image_and_label_may_be_stored_in_different_orientations(tmp_path: Path):
+def test_a_label_may_be_stored_in_another_orientation_and_up_to_rounding(tmp_path: Path):
     save_nifti(tmp_path / "i.nii", scan(), "LAS")
-    save_nifti(tmp_path / "l.nii", classes(), "SRP")
+    save_nifti(tmp_path / "l.nii", classes() + 1e-5, "SRP")
     volume = read(tmp_path, "i.nii", "l.nii")
     assert volume.label is not None and torch.equal(volume.label, canonical(classes()).long())
 
@@ -143,57 +142,8 @@ def test_a_written_map_carries_no_extension_of_the_image(tmp_path: Path):
 def test_channels_of_a_four_dimensional_nifti(tmp_path: Path):
     nib.save(nib.Nifti1Image(np.stack([scan(i) for i in range(3)], -1), np.eye(4)), tmp_path / "i.nii")
     assert read(tmp_path, "i.nii", task=COLOUR).image.shape == (4, 3, 6, 5)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=r"^m.csv:2: image i.nii has 3 channels, the task takes 1; store each channel"):
         read(tmp_path, "i.nii")
-    assert str(error.value) == (
-        "m.csv:2: image i.nii has 3 channels, the task takes 1; store each channel as its own file"
-    )
-
-
-def write_series(folder: Path, left_out: int | None = None, uid: str = "1.2.826.0.1.3680043.2.1125.1") -> None:
-    """A DICOM series of ``scan()``: stored LPS, axial."""
-    folder.mkdir(exist_ok=True)
-    array = canonical(scan()).numpy().astype(np.int16)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for index in range(len(array)):
-        image = sitk.GetImageFromArray(array[index : index + 1])
-        image.SetSpacing(SPACING)
-        tags = {"0008|0060": "MR", "0020|000d": f"{uid}.0", "0020|000e": uid, "0008|0018": f"{uid}.{index + 1}"}
-        place = {"0020|0032": f"1\\-12\\{11 + 2 * index}", "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(index)}
-        for tag, value in (tags | place).items():
-            image.SetMetaData(tag, value)
-        if index != left_out:
-            writer.SetFileName(str(folder / f"{uid[-1]}{index}.dcm"))
-            writer.Execute(image)
-
-
-def test_a_dicom_series_is_the_same_as_its_nifti(tmp_path: Path):
-    write_series(tmp_path / "series")
-    save_nifti(tmp_path / "i.nii", scan())
-    series, nifti = read(tmp_path, "series"), read(tmp_path, "i.nii")
-    assert torch.equal(series.image, nifti.image)
-    np.testing.assert_allclose(series.affine[:3, :3], nifti.affine[:3, :3], atol=1e-6)
-    assert series.spacing_mm == pytest.approx((2.0, 0.75, 0.5))
-    label = canonical(classes()).long()
-    write_label_map(label, series, tmp_path / "out.nii.gz")
-    again = read_volume(case("series", "out.nii.gz"), TASK, tmp_path, with_label=True)
-    assert again.label is not None and torch.equal(again.label, label)
-
-
-def test_a_dicom_folder_holds_one_whole_series(tmp_path: Path):
-    write_series(tmp_path / "series", left_out=1)
-    with pytest.raises(DataError) as error:
-        read(tmp_path, "series")
-    assert str(error.value) == (
-        "m.csv:2: image series has slices at uneven distances; add the missing slices, or take the surplus ones out"
-    )
-    write_series(tmp_path / "series", uid="1.2.826.0.1.3680043.2.1125.2")
-    with pytest.raises(DataError, match="image series holds 2 DICOM series; give every series a folder of its own"):
-        read(tmp_path, "series")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="image empty is a folder without a DICOM series; give an image file, or"):
-        read(tmp_path, "empty")
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd"])
@@ -247,13 +197,12 @@ def test_a_picture_comes_back_as_png(tmp_path: Path):
     ("image", "name"),
     [("a/s.nii.gz", "s.nii.gz"), ("S.NII", "S.nii"), ("s.mha", "s.nii.gz"), ("x.tif", "x.png"), ("x.png", "x.png")],
 )
-def test_label_maps_are_named_after_their_images(image: str, name: str):
+def test_label_maps_are_named_after_their_images(
+    image: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     assert prediction_name(Path(image)) == name
-
-
-def test_the_label_map_of_a_series_is_named_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert prediction_name(Path(".")) == f"{tmp_path.name}.nii.gz"
+    assert prediction_name(Path(".")) == f"{tmp_path.name}.nii.gz"  # a series' own folder
 
 
 def test_masks_are_painted_in_order_and_tell_the_labelled_slices(tmp_path: Path):
@@ -289,11 +238,8 @@ def test_affines_may_differ_by_a_thousandth(tmp_path: Path):
     save_nifti(tmp_path / "near.nii", classes(), affine=near)
     save_nifti(tmp_path / "far.nii", classes(), affine=far)
     assert read(tmp_path, "i.nii", "near.nii").label is not None
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=r"^m.csv:2: label far.nii has an affine 0.25 away from its image's; resample"):
         read(tmp_path, "i.nii", "far.nii")
-    assert str(error.value) == (
-        "m.csv:2: label far.nii has an affine 0.25 away from its image's; resample the label to the image's grid"
-    )
 
 
 def spoilt(value: float) -> np.ndarray:
@@ -302,45 +248,29 @@ def spoilt(value: float) -> np.ndarray:
     return array
 
 
-def without_second_row(nifti: bytes) -> bytes:
-    """The file with srow_y (bytes 296 to 311 of the header) all zero."""
-    return nifti[:296] + bytes(16) + nifti[312:]
-
-
-BAD_IMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda path: None, "does not exist; check the path and --data"),
-    (lambda path: path.write_bytes(b"no scan"), "cannot be read (ImageFileError); copy it again, it may be truncated"),
-    (
-        lambda path: path.write_bytes(nib.Nifti1Image(scan(), np.eye(4)).to_bytes()[:400]),
-        "cannot be read (OSError); copy it again, it may be truncated",
-    ),
-    (
-        lambda path: save_nifti(path, spoilt(np.nan)),
-        "holds NaN or infinite values; repair the image, or leave the case out",
-    ),
-    (
-        lambda path: save_nifti(path, spoilt(np.inf)),
-        "holds NaN or infinite values; repair the image, or leave the case out",
-    ),
-    (lambda path: save_nifti(path, np.ones(SHAPE)), "is constant; give another image, or leave the case out"),
-    (
-        lambda path: nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 1, 3)), np.eye(4)), path),
-        "has 5 dimensions; give a 3-D image, or a 4-D one whose last axis are channels",
-    ),
-    (lambda path: save_nifti(path, scan().astype(np.complex64)), "holds values of type complex64; store real numbers"),
-    (
-        lambda path: path.write_bytes(without_second_row(nib.Nifti1Image(scan(), np.eye(4)).to_bytes())),
-        "has an affine that cannot be inverted; mend the sform or qform in its header",
-    ),
+NIFTI = nib.Nifti1Image(scan(), np.eye(4)).to_bytes()
+BAD_IMAGES = [
+    (None, "does not exist; check the path and --data"),
+    (b"no scan", "cannot be read (ImageFileError); copy it again, it may be truncated"),
+    (NIFTI[:400], "cannot be read (OSError); copy it again, it may be truncated"),
+    (NIFTI[:296] + bytes(16) + NIFTI[312:], "has an affine that cannot be inverted; mend"),  # srow_y is zero
+    (spoilt(np.nan), "holds NaN or infinite values; repair the image, or leave the case out"),
+    (spoilt(np.inf), "holds NaN or infinite values; repair the image, or leave the case out"),
+    (np.ones(SHAPE), "is constant; give another image, or leave the case out"),
+    (np.zeros((2, 2, 2, 1, 3)), "has 5 dimensions; give a 3-D image, or a 4-D one whose last axis are channels"),
+    (scan().astype(np.complex64), "holds values of type complex64; store real numbers"),
 ]
 
 
-@pytest.mark.parametrize(("write", "message"), BAD_IMAGES)
-def test_a_bad_image_is_one_line(tmp_path: Path, write: Callable[[Path], object], message: str):
-    write(tmp_path / "i.nii")
+@pytest.mark.parametrize(("content", "message"), BAD_IMAGES)
+def test_a_bad_image_is_one_line(tmp_path: Path, content: np.ndarray | bytes | None, message: str):
+    if isinstance(content, np.ndarray):
+        nib.save(nib.Nifti1Image(content, np.eye(4)), tmp_path / "i.nii")
+    elif content is not None:
+        (tmp_path / "i.nii").write_bytes(content)
     with pytest.raises(DataError) as error:
         read(tmp_path, "i.nii")
-    assert str(error.value) == f"m.csv:2: image i.nii {message}"
+    assert str(error.value).startswith(f"m.csv:2: image i.nii {message}")
 
 
 def test_bad_pictures_and_unknown_formats_are_one_line(tmp_path: Path):
@@ -353,21 +283,18 @@ def test_bad_pictures_and_unknown_formats_are_one_line(tmp_path: Path):
     for name, message in (
         ("half.png", r"cannot be read \(OSError\); copy it again, it may be truncated"),
         ("pages.tif", "holds 3 pages; store every page as a file of its own"),
-        (
-            "scan.jpg",
-            "is of no known format; give .nii, .nii.gz, .mha, .mhd, .png, .tif, a DICOM series folder or its .zip",
-        ),
+        ("scan.jpg", "is of no known format; give .nii, .nii.gz, .mha, .mhd, .png, .tif, a DICOM series folder or"),
     ):
-        with pytest.raises(DataError, match=f"^m.csv:2: image {name} {message}$"):
+        with pytest.raises(DataError, match=f"^m.csv:2: image {name} {message}"):
             read(tmp_path, name)
 
 
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (classes() + 1, "holds the value 3, expected 0 to 2; "),
-        (classes() * 0.5, "holds the value 0.5, expected 0 to 2; "),
-        (np.where(classes() == 1, np.nan, 0.0), "holds the value nan, expected 0 to 2; "),
+        (classes() + 1, "holds the value 3, expected 0 to 2; correct the label, or map its values"),
+        (classes() * 0.5, "holds the value 0.5, expected 0 to 2; correct the label, or map its values"),
+        (np.where(classes() == 1, np.nan, 0.0), "holds the value nan, expected 0 to 2; correct the label"),
         (classes()[:, :5], "has 4 x 5 x 5 voxels, its image 4 x 6 x 5; give the label that was drawn on this image"),
         (np.stack([classes()] * 2, axis=-1), "has 2 channels; store class indices in one channel"),
     ],
@@ -377,16 +304,7 @@ def test_a_bad_label_is_one_line(tmp_path: Path, label: np.ndarray, message: str
     save_nifti(tmp_path / "l.nii", label)
     with pytest.raises(DataError) as error:
         read(tmp_path, "i.nii", "l.nii")
-    if message.endswith("; "):
-        message += "correct the label, or map its values under label.values in task.yaml"
-    assert str(error.value) == f"m.csv:2: label l.nii {message}"
-
-
-def test_label_values_are_compared_up_to_rounding(tmp_path: Path):
-    save_nifti(tmp_path / "i.nii", scan())
-    save_nifti(tmp_path / "l.nii", classes() + 1e-5)
-    label = read(tmp_path, "i.nii", "l.nii").label
-    assert label is not None and torch.equal(label, canonical(classes()).long())
+    assert str(error.value).startswith(f"m.csv:2: label l.nii {message}")
 
 
 def test_a_picture_is_no_label_of_a_scan(tmp_path: Path):
@@ -403,11 +321,9 @@ def test_check_tells_every_missing_and_changed_file_and_the_first_misfit(tmp_pat
     good = replace(row, digests=tuple((name, *readers.digest(tmp_path / name)) for name in ("i.nii", "l.nii")))
     assert check_case(row, TASK, tmp_path) == check_case(good, TASK, tmp_path) == []
     save_nifti(tmp_path / "l.nii", classes() + 1)
-    assert [str(problem) for problem in check_case(good, TASK, tmp_path)] == [
-        "m.csv:2: label l.nii is not the file that the manifest was made for (its SHA-256 or size differs); "
-        "restore the file, or make the manifest again",
-        "m.csv:2: label l.nii holds the value 3, expected 0 to 2; "
-        "correct the label, or map its values under label.values in task.yaml",
+    assert [f"{problem.where}: {problem.what}" for problem in check_case(good, TASK, tmp_path)] == [
+        "m.csv:2: label l.nii is not the file that the manifest was made for (its SHA-256 or size differs)",
+        "m.csv:2: label l.nii holds the value 3, expected 0 to 2",
     ]
     problems = check_case(case("x.nii", "y.nii"), TASK, tmp_path)
     assert [problem.what for problem in problems] == ["image x.nii does not exist", "label y.nii does not exist"]
@@ -417,12 +333,10 @@ def test_files_that_the_system_refuses_are_one_line(tmp_path: Path, monkeypatch:
     long = "n" * 300 + ".nii"
     reason = "cannot be read (file name too long); check the path and its permissions"
     assert [str(problem) for problem in check_case(case(long), TASK, tmp_path)] == [f"m.csv:2: image {long} {reason}"]
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=f"^m.csv:2: image {long} cannot be read"):
         read(tmp_path, long)
-    assert str(error.value) == f"m.csv:2: image {long} {reason}"
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=f"^{tmp_path / long}: cannot be read"):
         readers.digest(tmp_path / long)
-    assert str(error.value) == f"{tmp_path / long}: {reason}"
 
     save_picture(tmp_path / "i.png", classes()[..., 0])
     recorded = replace(case("i.png"), digests=(("i.png", *readers.digest(tmp_path / "i.png")),))
@@ -481,12 +395,8 @@ def test_a_meta_image_header_names_its_data_in_four_ways(tmp_path: Path, entry: 
 def test_an_image_too_small_for_bias_field_correction_names_its_row(tmp_path: Path):
     save_nifti(tmp_path / "i.nii", scan()[:, :3])
     task = TASK.model_copy(update={"intensity": Intensity(bias_field_correction=True)})
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=r"^m.csv:2: image i.nii has 4 x 3 x 5 voxels, in which N4 finds no bias field"):
         read(tmp_path, "i.nii", task=task)
-    assert str(error.value) == (
-        "m.csv:2: image i.nii has 4 x 3 x 5 voxels, in which N4 finds no bias field; "
-        "switch intensity.bias_field_correction off, or leave the case out"
-    )
 
 
 def spinal_cord(data: Path, site: str) -> list[Volume]:

@@ -14,6 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def write_phantom(
     names = tuple(SITES) if sites is None else tuple(sites)
     counts = {split: (PATIENTS if patients is None else patients).get(split, 0) for split in SPLITS}
     _check(names, counts, seed, slices)
-    plan = [(name, list_cases(name, counts)) for name in names]
+    plan = {name: list_cases(name, counts) for name in names}
+    people = [(name, number, case) for name, cases in plan.items() for number, case in enumerate(cases)]
     try:
         if out.exists() and any(out.iterdir()):
             raise DataError(out, "the folder is not empty", "give a new folder")
@@ -86,16 +88,12 @@ def write_phantom(
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
             unfinished = Path(temporary) / target.name
-            people = [(name, number, case) for name, cases in plan for number, case in enumerate(cases)]
-
-            def write(name: str, number: int, case: Case) -> None:
-                _write_case(unfinished, case, SITES[name], _random(seed, name, number), slices)
-
+            write = partial(_write_case, unfinished, seed, slices)
             with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy compute without Python's lock
                 for done, _ in enumerate(threads.map(write, *zip(*people, strict=True)), start=1):
                     if progress is not None:
                         progress(done, len(people))
-            write_manifests(unfinished / "manifests", dict(plan))
+            write_manifests(unfinished / "manifests", plan)
             os.replace(unfinished, target)
     except OSError as error:
         raise files.describe(error, out) from error
@@ -103,13 +101,33 @@ def write_phantom(
 
 
 def list_cases(site: str, patients: Mapping[Split, int]) -> tuple[Case, ...]:
-    """The manifest rows of one site: numbered patients, train before val before test."""
-    splits = [split for split in SPLITS for _ in range(patients[split])]
-    return tuple(_case(site, f"{site}_{number:03d}", split) for number, split in enumerate(splits))
+    """The manifest rows of one site: numbered patients, train before val before test.
+
+    >>> [(case.case, case.split) for case in list_cases("gre_3t", {"train": 1, "val": 0, "test": 1})]
+    [('gre_3t_000', 'train'), ('gre_3t_001', 'test')]
+
+    Raises:
+        KeyError: ``patients`` lacks a split.
+    """
+    cases = []
+    for number, split in enumerate(part for part in SPLITS for _ in range(patients[part])):
+        name = f"{site}_{number:03d}"
+        image, label = (f"{site}/{kind}/{name}.nii.gz" for kind in ("images", "labels"))
+        cases.append(Case(name, name, split, image, (label,), (), f"{site}.csv"))
+    return tuple(cases)
 
 
 def write_manifests(folder: Path, sites: Mapping[str, Sequence[Case]]) -> None:
-    """Write ``task.yaml`` and one CSV a site. Digests are left out: last bits may differ between machines."""
+    """Write ``task.yaml`` and one CSV a site. Digests are left out: last bits may differ between machines.
+
+    Args:
+        folder: where to; made where it is missing.
+        sites: rows of each manifest by the site's name, see :func:`list_cases`.
+
+    Raises:
+        RunFolderError: a manifest cannot be written.
+        OSError: ``task.yaml`` cannot be written.
+    """
     for name, cases in sites.items():
         manifest.write_manifest(folder / f"{name}.csv", cases)
     (folder / "task.yaml").write_text(yaml.safe_dump(TASK, sort_keys=False, default_flow_style=None), encoding="utf-8")
@@ -124,26 +142,11 @@ def _check(names: Sequence[str], patients: Mapping[Split, int], seed: int, slice
             raise ConfigError("phantom", f"{what} is {value}", f"give at least {least}")
 
 
-def _case(site: str, name: str, split: Split) -> Case:
-    return Case(
-        case=name,
-        patient=name,
-        split=split,
-        image=f"{site}/images/{name}.nii.gz",
-        labels=(f"{site}/labels/{name}.nii.gz",),
-        digests=(),
-        where=f"{site}.csv",
-    )
-
-
-def _random(seed: int, site: str, number: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence((seed, zlib.crc32(site.encode()), number)))
-
-
-def _write_case(folder: Path, case: Case, scanner: Scanner, random: np.random.Generator, slices: int) -> None:
-    image, label = acquire(Person.draw(random), scanner, slices, random)
-    _write_nifti(folder / case.image, image, scanner)
-    _write_nifti(folder / case.labels[0], label, scanner)
+def _write_case(folder: Path, seed: int, slices: int, site: str, number: int, case: Case) -> None:
+    random = np.random.default_rng(np.random.SeedSequence((seed, zlib.crc32(site.encode()), number)))
+    image, label = acquire(Person.draw(random), SITES[site], slices, random)
+    _write_nifti(folder / case.image, image, SITES[site])
+    _write_nifti(folder / case.labels[0], label, SITES[site])
 
 
 def _write_nifti(path: Path, volume: NDArray[np.int16] | Map, scanner: Scanner) -> None:

@@ -39,6 +39,10 @@ class Outline:
     def reach(self, points: Points, axes: complex) -> Reals:
         """How far out each point lies: 0 in the centre, 1 on the curve.
 
+        >>> circle = Outline((0, 0, 0, 0))
+        >>> circle.reach(np.array([0, 10, 20j], np.complex64), 20 + 20j)
+        array([0. , 0.5, 1. ], dtype=float32)
+
         Args:
             points: relative to the curve's centre, mm.
             axes: half axes of the ellipse, mm; the real part along the real axis.
@@ -78,13 +82,9 @@ class Scar:
     @classmethod
     def draw(cls, random: np.random.Generator) -> Scar:
         """A random scar."""
-        first = random.uniform(0, 0.7)
-        return cls(
-            direction=complex(np.exp(2j * np.pi * random.random())),
-            width=random.uniform(0.4, 1.1),
-            depth=random.uniform(0.4, 1.0),
-            heights=(first, first + random.uniform(0.3, 0.7)),
-        )
+        first, direction = random.uniform(0, 0.7), complex(np.exp(2j * np.pi * random.random()))
+        width, depth = random.uniform(0.4, 1.1), random.uniform(0.4, 1.0)
+        return cls(direction, width, depth, (first, first + random.uniform(0.3, 0.7)))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,14 @@ class Heart:
         )
 
     def paint(self, tissue: Map, label: Map, points: Points, height: float) -> None:
-        """Draw into ``tissue`` and ``label``; ``height`` runs from 0 (base) to 1 (apex)."""
+        """Draw into ``tissue`` and ``label``, both (H, W).
+
+        Args:
+            tissue: indices of :class:`Tissue`, changed in place.
+            label: class indices of :data:`CLASSES`, changed in place.
+            points: (H, W) positions relative to the heart's centre, mm.
+            height: 0 at the base, 1 at the apex.
+        """
         base = self.cavity_radius + self.wall
         taper = np.sqrt(1 - (0.84 * height) ** 2)  # a half ellipsoid, cut off short of its tip
         cavity = self.cavity_radius * taper
@@ -207,7 +214,7 @@ class Chest:
         )
 
     def paint(self, tissue: Map, points: Points, height: float) -> None:
-        """Draw into ``tissue``, inner layers over outer ones; ``height`` runs from 0 (base) to 1 (apex)."""
+        """Draw into ``tissue``, inner layers over outer ones; arguments as in :meth:`Heart.paint`."""
         back = 70.0  # the wall's centre lies behind the heart
         front = back + self.depth
         wall = front * self.outline.reach(points - 1j * back, complex(130, front)) - front  # mm outside the cavity
@@ -248,13 +255,10 @@ class Person:
     @classmethod
     def draw(cls, random: np.random.Generator) -> Person:
         """A random person."""
-        return cls(
-            chest=Chest.draw(random),
-            heart=Heart.draw(random),
-            place=complex(12 * np.sqrt(random.random()) * np.exp(2j * np.pi * random.random())),
-            turn=complex(np.exp(1j * random.uniform(-0.12, 0.12))),
-            septum=complex(np.exp(1j * random.uniform(-0.4, 0.4))),
-        )
+        chest, heart = Chest.draw(random), Heart.draw(random)
+        place = complex(12 * np.sqrt(random.random()) * np.exp(2j * np.pi * random.random()))
+        turn, septum = (complex(np.exp(1j * random.uniform(-most, most))) for most in (0.12, 0.4))
+        return cls(chest, heart, place, turn, septum)
 
     def slice(self, points: Points, height: float, random: np.random.Generator) -> tuple[Map, Map, Reals]:
         """Draw one slice.

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +33,7 @@ Values = NDArray[np.float64]
 class Tissue(IntEnum):
     """What a point of the anatomy consists of; the index into every array of :class:`Properties`."""
 
-    AIR = 0
-    LUNG = 1
-    FAT = 2
-    MUSCLE = 3
-    LIVER = 4
-    BLOOD = 5
-    MYOCARDIUM = 6
-    SCAR = 7
+    AIR, LUNG, FAT, MUSCLE, LIVER, BLOOD, MYOCARDIUM, SCAR = range(8)
 
 
 @dataclass(frozen=True)
@@ -70,14 +62,9 @@ class Properties:
             spread: log-normal scatter of T1 and T2, tissue by tissue; density scatters half as much.
             uptake: log-normal scatter of contrast agent in all tissues: dose, kidneys, time since injection.
         """
-        factor = np.exp(random.normal(0.0, spread, (3, len(Tissue))))
-        return Properties(
-            density=self.density * np.sqrt(factor[0]),
-            t1=self.t1 * factor[1],
-            t2=self.t2 * factor[2],
-            t2_star=self.t2_star * factor[2],
-            partition=self.partition * np.exp(random.normal(0.0, uptake)),
-        )
+        density, t1, t2 = np.exp(random.normal(0.0, spread, (3, len(Tissue))))
+        partition = self.partition * np.exp(random.normal(0.0, uptake))
+        return Properties(self.density * np.sqrt(density), self.t1 * t1, self.t2 * t2, self.t2_star * t2, partition)
 
     def enhanced(self, blood_rate: float) -> Properties:
         """The same tissues after contrast agent: 1/T1 grows in proportion to concentration.
@@ -91,10 +78,16 @@ class Properties:
 def properties(field: float) -> Properties:
     """The tissues at 1.5 T or 3 T; sources in the module's docstring.
 
+    >>> float(properties(3.0).t1[Tissue.BLOOD])
+    1932.0
+
     Args:
         field: field strength in tesla, 1.5 or 3.0.
+
+    Raises:
+        KeyError: another field strength.
     """
-    t1, t2, t2_star = np.array(_RELAXATION[field]).T
+    t1, t2, t2_star = np.array(_RELAXATION[field])
     return Properties(np.array(_DENSITY), t1, t2, t2_star, np.array(_PARTITION))
 
 
@@ -103,69 +96,23 @@ def properties(field: float) -> Properties:
 _DENSITY = (0.0, 0.20, 0.70, 0.80, 0.90, 0.95, 0.80, 0.80)
 _HAEMATOCRIT = 0.42
 _PARTITION = (0.0, 0.5, 0.1, 0.2, 0.5, 1.0, 0.254 / (1 - _HAEMATOCRIT), 0.685 / (1 - _HAEMATOCRIT))
-_RELAXATION = {  # T1, T2, T2* in ms
+_RELAXATION = {  # rows of T1, T2 and T2*, ms
     1.5: (
-        (1000, 100, 100),
-        (1219, 40, 2.11),
-        (343, 58, 30),
-        (1008, 44, 30),
-        (576, 46, 33),
-        (1441, 290, 150),
-        (962, 52, 40),
-        (1106, 57, 40),
+        (1000, 1219, 343, 1008, 576, 1441, 962, 1106),
+        (100, 40, 58, 44, 46, 290, 52, 57),
+        (100, 2.11, 30, 30, 33, 150, 40, 40),
     ),
     3.0: (
-        (1000, 100, 100),
-        (1300, 40, 0.74),
-        (382, 68, 20),
-        (1412, 50, 25),
-        (812, 42, 17),
-        (1932, 275, 80),
-        (1159, 45, 26),
-        (1333, 50, 26),
+        (1000, 1300, 382, 1412, 812, 1932, 1159, 1333),
+        (100, 40, 68, 50, 42, 275, 45, 50),
+        (100, 0.74, 20, 25, 17, 80, 26, 26),
     ),
 }
 
 
-def balanced_ssfp(density: Values, t1: Values, t2: Values, tr: float, te: float, flip: float) -> Values:
-    """Balanced steady-state free precession on resonance (Scheffler and Lehnhardt, Eur Radiol 13:2409, 2003, eq. 1).
-
-    With T1 = T2 = T the steady state is ``density * sin(flip) / (1 + exp(-tr / T))``.
-    """
-    angle, e1, e2 = np.deg2rad(flip), np.exp(-tr / t1), np.exp(-tr / t2)
-    steady = np.sin(angle) * (1 - e1) / (1 - (e1 - e2) * np.cos(angle) - e1 * e2)
-    return density * steady * np.exp(-te / t2)
-
-
-def spoiled_gradient_echo(density: Values, t1: Values, t2_star: Values, tr: float, te: float, flip: float) -> Values:
-    """Spoiled gradient echo (Ernst and Anderson, Rev Sci Instrum 37:93, 1966); largest at cos(flip) = exp(-tr / T1)."""
-    angle, e1 = np.deg2rad(flip), np.exp(-tr / t1)
-    return density * np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle)) * np.exp(-te / t2_star)
-
-
-def spin_echo(density: Values, t1: Values, t2: Values, tr: float, te: float) -> Values:
-    """Spin echo with 90 degree excitation; a turbo spin echo has the contrast of its effective echo time."""
-    return density * (1 - np.exp(-tr / t1)) * np.exp(-te / t2)
-
-
-def inversion_recovery(density: Values, t1: Values, tr: float, ti: float) -> Values:
-    """Longitudinal magnetisation ``ti`` after an inversion repeated every ``tr``; negative before it crosses zero.
-
-    It crosses zero at ``ti = T1 * ln(2 / (1 + exp(-tr / T1)))``, which is ``T1 * ln 2`` for long ``tr``.
-    """
-    return density * (1 - 2 * np.exp(-ti / t1) + np.exp(-tr / t1))
-
-
-class Sequence(Protocol):
-    """Turns tissues into signals."""
-
-    def signal(self, tissues: Properties) -> Values:
-        """One signal a tissue, shape (8,), arbitrary unit; may be negative, since magnitude is taken after sampling."""
-
-
 @dataclass(frozen=True)
 class BalancedSSFP:
-    """Cine imaging; blood is bright by its T2/T1, whether it flows or not.
+    """Balanced steady-state free precession, as in cine imaging: blood is bright by its T2/T1, whether it flows or not.
 
     Attributes:
         tr: repetition time, ms.
@@ -178,13 +125,25 @@ class BalancedSSFP:
     flip: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`balanced_ssfp`."""
-        return balanced_ssfp(tissues.density, tissues.t1, tissues.t2, self.tr, self.te, self.flip)
+        """The steady state on resonance (Scheffler and Lehnhardt, Eur Radiol 13:2409, 2003, eq. 1).
+
+        With T1 = T2 = T it is ``density * sin(flip) / (1 + exp(-tr / T))``.
+
+        >>> one, long = np.ones(8), np.full(8, 1e9)
+        >>> BalancedSSFP(tr=3, te=0, flip=90).signal(Properties(one, long, long, long, one))[:3]
+        array([0.5, 0.5, 0.5])
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
+        angle, e1, e2 = np.deg2rad(self.flip), np.exp(-self.tr / tissues.t1), np.exp(-self.tr / tissues.t2)
+        steady = np.sin(angle) * (1 - e1) / (1 - (e1 - e2) * np.cos(angle) - e1 * e2)
+        return tissues.density * steady * np.exp(-self.te / tissues.t2)
 
 
 @dataclass(frozen=True)
 class SpoiledGradientEcho:
-    """T1-weighted cine imaging; blood is bright only by inflow.
+    """Spoiled gradient echo, as in T1-weighted cine imaging: blood is bright only by inflow.
 
     Attributes:
         tr: repetition time, ms.
@@ -199,10 +158,16 @@ class SpoiledGradientEcho:
     inflow: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`spoiled_gradient_echo`; fresh blood has its full longitudinal magnetisation."""
-        still = spoiled_gradient_echo(tissues.density, tissues.t1, tissues.t2_star, self.tr, self.te, self.flip)
-        fresh = tissues.density * np.sin(np.deg2rad(self.flip)) * np.exp(-self.te / tissues.t2_star)
-        return _in_blood(still, fresh, self.inflow)
+        """The steady state (Ernst and Anderson, Rev Sci Instrum 37:93, 1966); fresh blood has its full magnetisation.
+
+        It is largest at cos(flip) = exp(-tr / T1).
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
+        angle, e1, decay = np.deg2rad(self.flip), np.exp(-self.tr / tissues.t1), np.exp(-self.te / tissues.t2_star)
+        still = tissues.density * np.sin(angle) * (1 - e1) / (1 - e1 * np.cos(angle)) * decay
+        return _in_blood(still, tissues.density * np.sin(angle) * decay, self.inflow)
 
 
 @dataclass(frozen=True)
@@ -220,8 +185,12 @@ class BlackBloodSpinEcho:
     outflow: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`spin_echo`."""
-        still = spin_echo(tissues.density, tissues.t1, tissues.t2, self.tr, self.te)
+        """Spin echo with 90 degree excitation; a turbo spin echo has the contrast of its effective echo time.
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
+        still = tissues.density * (1 - np.exp(-self.tr / tissues.t1)) * np.exp(-self.te / tissues.t2)
         return _in_blood(still, np.zeros_like(still), self.outflow)
 
 
@@ -245,9 +214,17 @@ class LateEnhancement:
     blood_rate: float
 
     def signal(self, tissues: Properties) -> Values:
-        """See :func:`inversion_recovery`; T1 as in :meth:`Properties.enhanced`."""
+        """Longitudinal magnetisation ``ti`` after an inversion repeated every ``tr``; negative before it crosses zero.
+
+        It crosses zero at ``ti = T1 * ln(2 / (1 + exp(-tr / T1)))``, which is ``T1 * ln 2`` for long ``tr``; T1 as in
+        :meth:`Properties.enhanced`.
+
+        Returns:
+            (8,) signals, arbitrary unit.
+        """
         t1 = tissues.enhanced(self.blood_rate).t1
-        return inversion_recovery(tissues.density, t1, self.tr, self.ti) * np.exp(-self.te / tissues.t2_star)
+        recovered = tissues.density * (1 - 2 * np.exp(-self.ti / t1) + np.exp(-self.tr / t1))
+        return recovered * np.exp(-self.te / tissues.t2_star)
 
 
 def _in_blood(still: Values, moving: Values, share: float) -> Values:
@@ -255,3 +232,6 @@ def _in_blood(still: Values, moving: Values, share: float) -> Values:
     mixed = still.copy()
     mixed[Tissue.BLOOD] = (1 - share) * still[Tissue.BLOOD] + share * moving[Tissue.BLOOD]
     return mixed
+
+
+Sequence = BalancedSSFP | SpoiledGradientEcho | BlackBloodSpinEcho | LateEnhancement

@@ -33,7 +33,11 @@ class Window:
     slope: float = 0.0
 
     def store(self, magnitude: Reals) -> NDArray[np.int16]:
-        """Values from 0 to ``top``, monotone in ``magnitude``."""
+        """Values from 0 to ``top``, monotone in ``magnitude``.
+
+        >>> Window(ceiling=1.0, top=100).store(np.array([0.0, 0.5, 2.0], np.float32))
+        array([  0,  50, 100], dtype=int16)
+        """
         shown = np.clip(magnitude / self.ceiling, 0, 1) ** self.gamma
         if self.slope:
             edge = np.tanh(self.slope / 4)
@@ -76,55 +80,15 @@ class Scanner:
         return line[None, :] + 1j * line[:, None]
 
 
-SITES = {
-    "bssfp_1p5t": Scanner(
-        field=1.5,
-        sequence=BalancedSSFP(tr=3.0, te=1.5, flip=60),
-        spacing=1.4,
-        matrix=144,
-        thickness=8,
-        blur=1.6,
-        bias=0.25,
-        noise=0.02,
-        window=Window(ceiling=1.1, top=1023),
-        axes="LPS",
-    ),
-    "gre_3t": Scanner(
-        field=3.0,
-        sequence=SpoiledGradientEcho(tr=6.0, te=2.5, flip=15, inflow=0.12),
-        spacing=1.7,
-        matrix=120,
-        thickness=8,
-        blur=2.2,
-        bias=0.5,
-        noise=0.05,
-        window=Window(ceiling=1.3, top=4095, gamma=0.8),
-        axes="RAS",
-    ),
-    "tse_1p5t": Scanner(
-        field=1.5,
-        sequence=BlackBloodSpinEcho(tr=1700, te=60, outflow=0.9),
-        spacing=1.8,
-        matrix=114,
-        thickness=10,
-        blur=2.4,
-        bias=0.35,
-        noise=0.04,
-        window=Window(ceiling=1.2, top=2047, slope=5),
-        axes="LAS",
-    ),
-    "lge_3t": Scanner(
-        field=3.0,
-        sequence=LateEnhancement(tr=1700, te=1.5, ti=340, blood_rate=2.0),
-        spacing=2.2,
-        matrix=94,
-        thickness=10,
-        blur=2.8,
-        bias=0.5,
-        noise=0.06,
-        window=Window(ceiling=0.9, top=511),
-        axes="RPI",
-    ),
+BSSFP = BalancedSSFP(tr=3.0, te=1.5, flip=60)
+GRE = SpoiledGradientEcho(tr=6.0, te=2.5, flip=15, inflow=0.12)
+TSE = BlackBloodSpinEcho(tr=1700, te=60, outflow=0.9)
+LGE = LateEnhancement(tr=1700, te=1.5, ti=340, blood_rate=2.0)
+SITES = {  # field, sequence, spacing, matrix, thickness, blur, bias, noise, window, axes
+    "bssfp_1p5t": Scanner(1.5, BSSFP, 1.4, 144, 8, 1.6, 0.25, 0.02, Window(ceiling=1.1, top=1023), "LPS"),
+    "gre_3t": Scanner(3.0, GRE, 1.7, 120, 8, 2.2, 0.5, 0.05, Window(ceiling=1.3, top=4095, gamma=0.8), "RAS"),
+    "tse_1p5t": Scanner(1.5, TSE, 1.8, 114, 10, 2.4, 0.35, 0.04, Window(ceiling=1.2, top=2047, slope=5), "LAS"),
+    "lge_3t": Scanner(3.0, LGE, 2.2, 94, 10, 2.8, 0.5, 0.06, Window(ceiling=0.9, top=511), "RPI"),
 }
 
 
@@ -169,6 +133,9 @@ def coil_shading(scanner: Scanner, random: np.random.Generator) -> Reals:
 def magnitude(signal: Reals, noise: float, random: np.random.Generator) -> Reals:
     """Magnitude of a signal under complex Gaussian noise: Rician (Gudbjartsson and Patz, Magn Reson Med 34:910, 1995).
 
+    >>> magnitude(np.array([-2.0, 3.0], np.float32), noise=0.0, random=np.random.default_rng(0))
+    array([2., 3.], dtype=float32)
+
     Args:
         signal: any shape; may be negative.
         noise: standard deviation in each channel.
@@ -179,7 +146,11 @@ def magnitude(signal: Reals, noise: float, random: np.random.Generator) -> Reals
 
 
 def majority(label: Map, fine: int) -> Map:
-    """The commonest class in each ``fine`` by ``fine`` block of (H, W); the lower one where two are equally common."""
+    """The commonest class in each ``fine`` by ``fine`` block of (H, W); the lower one where two are equally common.
+
+    >>> majority(np.array([[1, 3, 2, 2], [3, 3, 1, 1]], np.uint8), fine=2)
+    array([[3, 1]], dtype=uint8)
+    """
     shares = np.stack([_block_mean((label == index).astype(np.float32), fine) for index in range(len(CLASSES))])
     return shares.argmax(axis=0).astype(np.uint8)
 
