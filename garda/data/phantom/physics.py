@@ -234,4 +234,5 @@ def _in_blood(still: Values, moving: Values, share: float) -> Values:
     return mixed
 
 
+# Each has signal(tissues), which may be negative: magnitude is taken after sampling.
 Sequence = BalancedSSFP | SpoiledGradientEcho | BlackBloodSpinEcho | LateEnhancement
