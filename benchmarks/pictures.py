@@ -69,7 +69,7 @@ def draw(sequence: DomainSequence, data: Path, out: Path, target: str, picture: 
         show(axis, title, grey, labels)
     figure.subplots_adjust(left=0.004, right=0.996, bottom=0.01, top=0.9, wspace=0.02)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, facecolor="black")
+    figure.savefig(picture, facecolor="black", pil_kwargs={"optimize": True})
     plt.close(figure)
 
 

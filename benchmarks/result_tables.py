@@ -115,8 +115,8 @@ def splice(readme: str, folder: Path) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(" |".join(cell.replace("|", "\\|") for cell in line).rstrip() + "\n" for line in lines)
+    head, *body = (" |".join(cell.replace("|", "\\|") for cell in line).rstrip() for line in [heads, *rows])
+    return "\n".join([head, "|".join(["---"] * len(heads)), *body]) + "\n"
 
 
 def wrap(text: str) -> str:
