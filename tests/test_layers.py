@@ -80,7 +80,6 @@ def test_files_and_functions_can_be_held_in_the_head(file):
     [
         ("opened", "handover.verify"),  # reading a package from a path
         ("write_package", "runs.stage"),  # sealing, the end of a stage's order
-        ("forget_training", "runs.stage"),
         ("inspect_incoming", "runs.stage"),
         ("inspect_learnt", "runs.stage"),
     ],

@@ -26,16 +26,55 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())  # so that the rename never names a torn file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise describe(error, path) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())  # so that the rename never names a torn file
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path`` that takes the place of what is there when the block ends without an error.
+
+    Raises:
+        RunFolderError: no space is left, or the folder cannot be written.
+    """
+    draft = path.absolute().with_name(f".{path.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        with writing(path):
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            draft.mkdir()
+            yield draft
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses within the block is told as one line about ``path``, as a ``RunFolderError``."""
+    try:
+        yield
+    except OSError as error:
+        raise describe(error, path) from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it, where it is there.
+
+    Raises:
+        RunFolderError: something in it cannot be removed.
+    """
+    with writing(folder):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def write_csv(path: Path, heading: Sequence[str], lines: Iterable[Iterable[object]], note: str | None = None) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +49,6 @@ def write_bundle(exported: Exported, out: Path) -> None:
         RunFolderError: no space left, or the folder cannot be written.
     """
     _refuse(exported)
-    draft = out.absolute().with_name(f".{out.name}.{os.getpid()}.draft")
     notice = exported.notice.replace(CARD, README)
     texts = {
         "configs/metadata.json": json.dumps(metadata(exported), indent=2) + "\n",
@@ -66,15 +63,10 @@ def write_bundle(exported: Exported, out: Path) -> None:
     contents["models/model.pt"] = weights.getvalue()
     if exported.generator is not None:
         contents["models/generator.safetensors"] = exported.generator
-    try:
+    with files.replacing_folder(out) as draft:
         for name, written in contents.items():
             with files.replacing(draft / name) as temporary:
                 temporary.write_bytes(written)
-        os.replace(draft, out)
-    except OSError as error:
-        raise files.describe(error, out) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def metadata(exported: Exported) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _unfold(path: Path, folder: Path) -> None:
     """Extract a zipped package; every name is looked at before anything is written."""
     remedy = "ask for the package again"
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.writing(folder), zipfile.ZipFile(path) as archive:
             strange = next((name for name in archive.namelist() if name not in KNOWN), None)
             if strange is not None:
                 raise PackageError(path, f"holds {strange!r}, which is no part of a package", remedy)
@@ -159,8 +159,6 @@ def _unfold(path: Path, folder: Path) -> None:
             archive.extractall(folder)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError):
         raise PackageError(path, "is no zipped package, or damaged", remedy) from None
-    except OSError as error:
-        raise files.describe(error, folder) from error
 
 
 def _is_plain(archive: zipfile.ZipFile, size: int) -> bool:

@@ -63,13 +63,11 @@ def make_keys(private: Path) -> tuple[Path, str]:
         if file.exists():
             raise GardaError(file, "exists already", "give another name; a lost key cannot be made again")
     key = Ed25519PrivateKey.generate()
-    try:
+    with files.writing(private):
         private.parent.mkdir(parents=True, exist_ok=True)
         private.touch(0o600, exist_ok=False)
         private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         public.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    except OSError as error:
-        raise files.describe(error, private) from error
     return public, public_digits(key)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -69,10 +67,7 @@ class Knowledge:
         Raises:
             RunFolderError: no space left, or the folder cannot be written.
         """
-        draft = folder.with_name(f".{folder.name}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
-            draft.mkdir(parents=True)
+        with files.replacing_folder(folder) as draft:
             weights.save_weights(draft / "segmenter.safetensors", self.segmenter.state_dict())
             weights.save_weights(draft / "teacher.safetensors", self.source_segmenter.state_dict())
             if self.generator is not None:
@@ -82,12 +77,6 @@ class Knowledge:
             described = Metadata(domains=self.domains, draws=None if self.generator is None else self.generator.domains)
             for name, contents in {"knowledge.json": described.model_dump(mode="json"), **(beside or {})}.items():
                 files.write_json(draft / name, contents)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(draft, folder)
-        except OSError as error:
-            raise files.describe(error, folder) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
 
 def domain_state_limit(segmenter: nn.Module) -> int:

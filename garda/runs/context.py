@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,22 +108,10 @@ def training_folder(run: Run, domain: Domain) -> Iterator[Path]:
             yield folder
         return
     folder = run.training(domain)
-    try:
+    with files.writing(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
-    except OSError as error:
-        raise files.describe(error, folder) from error
     yield folder
-
-
-def forget_training(run: Run, domain: Domain) -> None:
-    """Delete the checkpoints of a stage; what cannot be removed is told, since it may hold a discriminator."""
-    folder = run.training(domain)
-    try:
-        if folder.exists():
-            shutil.rmtree(folder)
-    except OSError as error:
-        raise files.describe(error, folder) from error
 
 
 def open_phase(run: Run, domain: Domain, folder: Path, part: str) -> Phase:

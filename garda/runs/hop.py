@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -140,7 +139,7 @@ def adapt(hop: Hop) -> Verified:
         carry_out(run, planned, method, follow)
     if not distributed.is_rank_zero():
         return came
-    _remove(run.out)
+    files.remove_folder(run.out)
     with verify.open_package(hop.out) as goes:
         return _passed(hop, goes)
 
@@ -155,7 +154,7 @@ def _find_done(hop: Hop, came: Verified) -> Verified:
         done = False
     if not done:
         raise RunFolderError(hop.out, "exists already, and is not what this hop gives", "give another --out")
-    _remove(hop.work)
+    files.remove_folder(hop.work)
     return _passed(hop, found)
 
 
@@ -169,14 +168,6 @@ def _is_as_asked(hop: Hop, found: Verified) -> bool:
     audited = last.audit is not None or not hop.audited
     forced = last.forced or not hop.forced or last.decision != "refuse"
     return last.manifest == manifest and signed and audited and forced
-
-
-def _remove(work: Path) -> None:
-    try:
-        if work.exists():
-            shutil.rmtree(work)
-    except OSError as error:
-        raise files.describe(error, work) from error
 
 
 def _passed(hop: Hop, found: Verified) -> Verified:
@@ -236,14 +227,12 @@ def _publish(run: Run, domain: Domain, scores: Sequence[Score]) -> None:
 
 def _deliver(package: Path, out: Path) -> None:
     """The sealed package in its place, whole or not at all."""
-    try:
+    with files.writing(out):
         if out.suffix == ".zip":
             format.pack(package, out)
         else:
             out.parent.mkdir(parents=True, exist_ok=True)
             os.replace(package, out)
-    except OSError as error:
-        raise files.describe(error, out) from error
 
 
 def evaluate_package(

@@ -26,18 +26,15 @@ def claim(out: Path, planned: Plan) -> Iterator[None]:
         RunFolderError: the folder holds another plan (names the first key that differs), is in use by another process,
             or cannot be written.
     """
-    try:
+    with files.writing(out):
         out.mkdir(mode=0o700 if planned.package else 0o777, parents=True, exist_ok=True)  # a hop's is its owner's alone
         lock = (out / ".lock").open("w")
-    except OSError as error:
-        raise files.describe(error, out) from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderError(out, "is in use by another run", "wait for it, or give another --out") from None
-        except OSError as error:
-            raise files.describe(error, out / ".lock") from error
+        with files.writing(out / ".lock"):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(out, "is in use by another run", "wait for it, or give another --out") from None
         check_folder(out, planned)
         for torn in out.glob(TORN):
             torn.unlink(missing_ok=True)

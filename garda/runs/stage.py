@@ -88,7 +88,7 @@ def run_stage(
     if distributed.is_rank_zero():
         if run.audited and not format.is_package(kept):
             _audit(run, method, domain, known())
-        context.forget_training(run, domain)
+        files.remove_folder(run.training(domain))  # what cannot be removed is told: it may hold a discriminator
         scores = score(domain, known)
         write.write_package(
             kept,

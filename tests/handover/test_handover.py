@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console as RichConsole
 
+from garda.core import files
 from garda.core.console import Console
 from garda.core.errors import (
     CheckpointError,
@@ -374,11 +375,15 @@ def test_the_same_hop_with_other_options_is_not_called_done(pipeline, source, tm
 
 
 def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_path, monkeypatch):
-    def die(*args, **others):
-        raise KeyboardInterrupt
+    remove = files.remove_folder
+
+    def die(folder):
+        if folder.name == ".1.work":
+            raise KeyboardInterrupt
+        remove(folder)
 
     with monkeypatch.context() as patch:
-        patch.setattr("garda.runs.hop._remove", die)
+        patch.setattr(files, "remove_folder", die)
         with pytest.raises(KeyboardInterrupt):
             hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
     assert (tmp_path / ".1.work").stat().st_mode & 0o777 == 0o700

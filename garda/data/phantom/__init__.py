@@ -10,7 +10,6 @@ fails in hospitals: another contrast, another resolution, other noise, shading a
 from __future__ import annotations
 
 import os
-import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,22 +80,16 @@ def write_phantom(
     _check(names, counts, seed, slices)
     plan = {name: list_cases(name, counts) for name in names}
     people = [(name, number, case) for name, cases in plan.items() for number, case in enumerate(cases)]
-    try:
+    with files.writing(out):
         if out.exists() and any(out.iterdir()):
             raise DataError(out, "the folder is not empty", "give a new folder")
-        target = out.absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-            unfinished = Path(temporary) / target.name
-            write = partial(_write_case, unfinished, seed, slices)
-            with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy compute without Python's lock
-                for done, _ in enumerate(threads.map(write, *zip(*people, strict=True)), start=1):
-                    if progress is not None:
-                        progress(done, len(people))
-            write_manifests(unfinished / "manifests", plan)
-            os.replace(unfinished, target)
-    except OSError as error:
-        raise files.describe(error, out) from error
+    with files.replacing_folder(out) as draft:
+        write = partial(_write_case, draft, seed, slices)
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # numpy and scipy compute without Python's lock
+            for done, _ in enumerate(threads.map(write, *zip(*people, strict=True)), start=1):
+                if progress is not None:
+                    progress(done, len(people))
+        write_manifests(draft / "manifests", plan)
     return out / "manifests"
 
 
