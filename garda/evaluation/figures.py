@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,11 @@ def draw_curves(path: Path, comparison: Comparison) -> None:
     legend = 0.22 * math.ceil(len(comparison.rows) / 4)
     figure = _figure(3.4 * across, 2.6 * down + legend + 0.6)
     panels = _panels(figure, len(domains), down, across)
-    _draw_lines(panels, comparison)
+    for number, (row, marker) in enumerate(zip(comparison.rows, itertools.cycle(MARKERS), strict=False)):
+        values = continual.matrix(row.scores, domains, "dice").values
+        style = {"linestyle": "--" if row.bound else "-", "color": f"C{number % 10}", "marker": marker}
+        for axes, line in zip(panels, values.T, strict=False):
+            axes.plot(line, **style, markersize=4, linewidth=1.2, label=row.name)
     for index, (axes, domain) in enumerate(zip(panels, domains, strict=False)):
         axes.axvline(index, color="grey", linestyle=":", linewidth=1.0)
         axes.set_title(domain, fontsize="small")
@@ -88,15 +91,6 @@ def draw_curves(path: Path, comparison: Comparison) -> None:
     figure.supylabel("Dice, mean over classes, patients and seeds", fontsize="small")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="x-small")
     _finish(path, figure, comparison.note, "after stage")
-
-
-def _draw_lines(panels: Sequence[Any], comparison: Comparison) -> None:
-    looks = zip(comparison.rows, itertools.cycle(MARKERS), strict=False)
-    for number, (row, marker) in enumerate(looks):
-        values = continual.matrix(row.scores, comparison.domains, "dice").values
-        style = "--" if row.bound else "-"
-        for axes, line in zip(panels, values.T, strict=False):
-            axes.plot(line, style, color=f"C{number % 10}", marker=marker, markersize=4, linewidth=1.2, label=row.name)
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -59,7 +59,7 @@ class Wide:
         heading: names of the columns.
         rows: cells of text; a line break parts a mean from its interval.
         words: number of columns at the left that hold words.
-        staircase: whether row n shows what follows its first n + 1 numbers dimly: domains that are not met yet.
+        staircase: whether row n shows what follows its first n + 1 numbers dimly: domains that are not seen yet.
     """
 
     title: str
@@ -128,7 +128,7 @@ def _cell(measure: Measure, form: Format, alone: str = "") -> str:
 
 
 def matrix_table(matrix: Matrix, notes: str | None = None) -> RenderableType:
-    """Stages as rows, domains as columns; scores of domains that a stage has not met yet are dim.
+    """Stages as rows, domains as columns; scores of domains that a stage has not seen yet are dim.
 
     Args:
         matrix: the means, with the interval below each; a domain with one patient says so in its heading.
@@ -219,8 +219,8 @@ class _Blocks:
                 name = Text(wide.heading[column])
                 table.add_column(name, justify="left" if words else "right", overflow="fold", min_width=least)
             for number, row in enumerate(wide.rows):
-                met = wide.words + number if wide.staircase else len(row)
-                table.add_row(*(Text(row[column], style="dim" if column > met else "") for column in block))
+                seen = wide.words + number if wide.staircase else len(row)
+                table.add_row(*(Text(row[column], style="dim" if column > seen else "") for column in block))
             yield from console.render(table, options.update(no_wrap=False, overflow="fold"))
 
 

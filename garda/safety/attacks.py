@@ -58,10 +58,8 @@ class References:
 
     def nearness(self, space: Space, patients: Patients, device: torch.device) -> Tensor:
         """(S,) nearness in [-1, 1] of every slice of all patients to the nearest reference slice of another patient."""
-        found = []
-        for owners, nearness in space.similarities(self.images.to(device), patients):
-            found.append(nearness.masked_fill(self._owners[:, None] == owners, -1).amax(dim=0))
-        return torch.cat(found)
+        pairs = space.similarities(self.images.to(device), patients)
+        return torch.cat([near.masked_fill(self._owners[:, None] == owners, -1).amax(dim=0) for owners, near in pairs])
 
 
 def mean_scores(patients: Patients, score: Score, size: tuple[int, int], block: int, compute: Compute) -> Array:

@@ -187,7 +187,7 @@ class SourceBaseline(Config):
         noise: see :func:`garda.safety.quality.roughness`.
         foreground: share of foreground that its segmenter finds.
         replay: Dice of its segmenter on labelled replay; None without a generator.
-        look: distance of the replayed greys from the real ones; None without a generator.
+        look: distance of the greys replayed in its style from the real ones; None without a generator.
     """
 
     views: Views

@@ -159,16 +159,15 @@ def test_a_failed_write_leaves_the_scores_before_it(tmp_path: Path):
         yield SCORE
         raise RuntimeError("the segmenter fails")
 
-    metrics.write_scores(tmp_path / "scores.csv", [SCORE])
-    with pytest.raises(RuntimeError):
-        metrics.write_scores(tmp_path / "scores.csv", broken())
-    assert metrics.read_scores(tmp_path / "scores.csv") == [SCORE]
-
-
-def test_missing_scores_are_told(tmp_path: Path):
     path = tmp_path / "scores.csv"
+    with pytest.raises(RuntimeError):
+        metrics.write_scores(path, broken())
     with pytest.raises(RunFolderError, match="no such file; give the folder"):
         metrics.read_scores(path)
+    metrics.write_scores(path, [SCORE])
+    with pytest.raises(RuntimeError):
+        metrics.write_scores(path, broken())
+    assert metrics.read_scores(path) == [SCORE]
 
 
 @pytest.mark.parametrize(

@@ -128,14 +128,11 @@ def test_two_patients_learnt_by_heart_among_twenty_stand_out(control):
     assert run(control, members, outsiders).findings == ()
 
 
-def test_one_outlier_in_a_hundred_audits_where_nothing_is_learnt_by_heart():
+def test_one_outlier_in_a_hundred_audits_and_margins_of_the_best_matched_slices():
     random = np.random.default_rng(0)
     counts = [attacks.find_outliers("pixel", random.normal(size=30), 20).count for _ in range(1000)]
     assert 0 < np.mean(np.array(counts) > 0) < 0.025
     assert attacks.find_outliers("pixel", np.array([9.0, 0, 0, 1, -1, 0.5, -0.5, 0.2, 0]), 2).count == 1
-
-
-def test_a_margin_is_that_of_the_best_matched_slice():
     found = attacks.margins(torch.tensor([0.9, 0.5, 0.2]), torch.tensor([0.9, 0.0, 0.2]), torch.tensor([0, 0, 1]), 2)
     assert found.tolist() == pytest.approx([np.arctanh(0.5), 0])
     nearer_still = attacks.margins(torch.tensor([0.999]), torch.tensor([0.96]), torch.tensor([0]), 1)
@@ -237,15 +234,12 @@ def test_what_cannot_be_audited_is_refused(memorised, monkeypatch):
 
 def test_correlation_is_that_of_the_definition():
     slices, templates = torch.rand(2, 3, 12, 15), torch.rand(3, 3, 8, 9)
-    expected = torch.empty(3, 2)
-    for t, b in np.ndindex(3, 2):
-        centred = templates[t] - templates[t].mean(dim=(1, 2), keepdim=True)
-        best = -1.0
-        for row, column in np.ndindex(5, 7):
-            window = slices[b, :, row : row + 8, column : column + 9]
-            window = window - window.mean(dim=(1, 2), keepdim=True)
-            best = max(best, float((window * centred).sum() / window.norm() / centred.norm()))
-        expected[t, b] = best
+    centred = [template - template.mean(dim=(1, 2), keepdim=True) for template in templates]
+    expected = torch.full((3, 2), -1.0)
+    for t, b, row, column in np.ndindex(3, 2, 5, 7):
+        window = slices[b, :, row : row + 8, column : column + 9]
+        window = window - window.mean(dim=(1, 2), keepdim=True)
+        expected[t, b] = max(expected[t, b], (window * centred[t]).sum() / window.norm() / centred[t].norm())
     assert torch.allclose(Correlation(slices, (8, 9))(templates), expected, atol=1e-5)
 
 

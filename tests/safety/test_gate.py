@@ -58,9 +58,8 @@ METHOD = Plain(TASK, SharedSettings(), SharedSettings(), COMPUTE)
 
 def squares(corner: Tensor) -> Tensor:
     """(B, 1, SIDE, SIDE): 1 inside a square of 10 pixels at (B, 2) corners."""
-    rows, columns = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
-    inside = [(at >= c[:, None, None]) & (at < c[:, None, None] + 10) for at, c in zip((rows, columns), corner.T)]  # noqa: B905
-    return (inside[0] & inside[1]).float().unsqueeze(1)
+    rows, columns = ((torch.arange(SIDE) >= at[:, None]) & (torch.arange(SIDE) < at[:, None] + 10) for at in corner.T)
+    return (rows[:, :, None] & columns[:, None]).float().unsqueeze(1)
 
 
 STYLES = {
