@@ -157,10 +157,9 @@ def _checked(losses: Mapping[str, Tensor], phase: Phase, step: int) -> dict[str,
 
 
 def _save(objective: Objective, step: int, phase: Phase, seconds: float) -> None:
-    if distributed.is_follower():
-        return
-    with files.replacing(phase.checkpoint) as temporary:
-        temporary.write_bytes(_pack(objective, step, phase, seconds))
+    if not distributed.is_follower():
+        with files.replacing(phase.checkpoint) as temporary:
+            temporary.write_bytes(_pack(objective, step, phase, seconds))
 
 
 def _pack(objective: Objective, step: int, phase: Phase, seconds: float) -> memoryview:
@@ -276,6 +275,5 @@ def silenced() -> Iterator[None]:
     Python's filters are common to all threads: of two that change them at a time one undoes what the other has set, and
     a warning that quotes a DICOM header would be printed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         yield
