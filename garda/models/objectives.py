@@ -9,7 +9,9 @@ import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
+from torch.nn import functional as F
 
 from garda.core.config import Config
 from garda.data import augment
@@ -123,7 +125,7 @@ class SupervisedObjective:
             logits = self.segmenter(image[part])
         logits, label = logits.float(), label[part]
         dice_ce = settings.loss == "dice_ce"
-        loss = self._dice_ce(logits, label.unsqueeze(1)) if dice_ce else nn.functional.cross_entropy(logits, label)
+        loss = self._dice_ce(logits, label.unsqueeze(1)) if dice_ce else F.cross_entropy(logits, label)
         loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, decay=settings.decay)
         loop.backward_step(self._optimizer, loss)
         return {"segmentation": loss.detach()}
@@ -137,12 +139,7 @@ class DistillationObjective:
     """
 
     def __init__(
-        self,
-        student: nn.Module,
-        teacher: nn.Module,
-        generator: Generator,
-        settings: DistillationSettings,
-        compute: Compute,
+        self, student: Module, teacher: Module, generator: Generator, settings: DistillationSettings, compute: Compute
     ) -> None:
         """Prepare the student.
 
@@ -193,10 +190,10 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     >>> round(float(distillation(logits, logits, temperature=2.0)), 4)  # log 4, the entropy of four equal answers
     1.3863
     """
-    return nn.functional.cross_entropy(student / temperature, torch.softmax(teacher / temperature, dim=1))
+    return F.cross_entropy(student / temperature, torch.softmax(teacher / temperature, dim=1))
 
 
-def _optimizer(network: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+def _optimizer(network: Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     weights, rate, decay = network.parameters(), settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(weights, rate, momentum=0.9, weight_decay=decay)

@@ -156,10 +156,9 @@ def _checked(losses: Mapping[str, Tensor], phase: Phase, step: int) -> dict[str,
 
 
 def _save(objective: Objective, step: int, phase: Phase, seconds: float) -> None:
-    if not distributed.is_rank_zero():
-        return
-    with files.replacing(phase.checkpoint) as temporary:
-        temporary.write_bytes(_pack(objective, step, phase, seconds))
+    if distributed.is_rank_zero():
+        with files.replacing(phase.checkpoint) as temporary:
+            temporary.write_bytes(_pack(objective, step, phase, seconds))
 
 
 def _pack(objective: Objective, step: int, phase: Phase, seconds: float) -> memoryview:
@@ -273,6 +272,5 @@ def silenced() -> Iterator[None]:
     Python's filters are common to all threads: of two that change them at a time one undoes what the other has set, and
     a warning that quotes a DICOM header would be printed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         yield

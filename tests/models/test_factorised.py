@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from garda.core.errors import ConfigError
 from garda.data.dataset import Batch, Slices
@@ -13,7 +14,7 @@ from garda.models import factorised_training, unet
 from garda.models.factorised import FactorisedGenerator, FactorisedSettings
 from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings, ReconstructionObjective
 from garda.models.features import ReconstructionLoss, ReconstructionLossSettings
-from garda.models.flow_prior import FlowPrior
+from garda.models.flow_prior import FlowMatchingObjective, FlowPrior, PriorTrainingSettings
 from garda.models.generator import Anatomy
 from garda.models.unet import SegmenterSettings
 from garda.training.cache import Cache, Stage
@@ -119,18 +120,12 @@ def test_discs_come_back_with_their_labels_and_a_target_in_its_own_style(learnt)
 
 
 def test_the_prior_draws_the_codes_it_has_learnt():
-    prior = FlowPrior(1, 16)
-    optimizer = torch.optim.Adam(prior.parameters(), lr=6e-3)
-    for _ in range(90):
-        code = 2.0 + 0.1 * torch.randn(32, 1, 4, 4)
-        noise, time = torch.randn_like(code), torch.rand(32)
-        between = noise + (code - noise) * time.view(-1, 1, 1, 1)
-        loss = (prior(between, time) - (code - noise)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    settings = PriorTrainingSettings(steps=120, learning_rate=2e-2, average=10)
+    objective = FlowMatchingObjective(TASK, nn.Identity(), FlowPrior(1, 8), settings, COMPUTE)
+    for step in range(120):
+        objective.step(Batch(2.0 + 0.1 * torch.randn(32, 1, 4, 4), None), step)
     with torch.no_grad():
-        drawn = prior.draw(64, (4, 4))
+        drawn = objective.prior.draw(64, (4, 4))
     assert drawn.shape == (64, 1, 4, 4)
     assert abs(drawn.mean() - 2) < 0.2 and drawn.std() < 0.5
 

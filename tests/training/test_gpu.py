@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,16 +11,15 @@ import torch
 
 from garda.core.console import Console
 from garda.core.errors import Interrupted
-from garda.core.signals import Stopping
 from garda.data import manifest
 from garda.data.volume import read_volume
 from garda.handover import format, load, verify
 from garda.methods.registry import METHODS
 from garda.models import inference
 from garda.runs import predict
-from garda.runs.tracking import InMemory
 from garda.training.device import Compute, ComputeSettings
 from tests.support import sites
+from tests.support.fakes import StopAt
 from tests.support.sites import SITES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -69,20 +67,6 @@ def test_a_label_map_is_written_from_the_device(pipeline: Path, tmp_path: Path):
     assert np.asarray(nib.load(written).dataobj).max() < 4
 
 
-class StopAfter(InMemory):
-    """Asks for a stop once a number of losses has been logged."""
-
-    def __init__(self, stopping: Stopping, count: int) -> None:
-        super().__init__()
-        self._stopping, self._left = stopping, count
-
-    def losses(self, *given: Any) -> None:
-        super().losses(*given)
-        self._left -= 1
-        if self._left == 0:
-            self._stopping.exit_code = 143
-
-
 @pytest.mark.filterwarnings("ignore:.*does not have a deterministic implementation")
 def test_deterministic_runs_of_garda_repeat_and_resume_to_the_bit(
     pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -92,9 +76,9 @@ def test_deterministic_runs_of_garda_repeat_and_resume_to_the_bit(
     for name in ("one", "two"):
         sites.run_tiny(pipeline, tmp_path / name, method="garda", changes=changes)
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
-    stopping = Stopping()
+    stop = StopAt(f"1-{SITES[1]}-adapter", 1)
     with pytest.raises(Interrupted):
-        sites.run_tiny(pipeline, tmp_path / "cut", StopAfter(stopping, 12), stopping, method="garda", changes=changes)
+        sites.run_tiny(pipeline, tmp_path / "cut", stop, stop.stopping, method="garda", changes=changes)
     sites.run_tiny(pipeline, tmp_path / "cut", method="garda", changes=changes)
     assert weights(tmp_path / "cut") == weights(tmp_path / "one")
     torch.use_deterministic_algorithms(False)

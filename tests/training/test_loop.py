@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from garda.training.loop import Phase
 class Line:
     """Fits a line with noise in every step, so that a lost or repeated random number shows."""
 
-    def __init__(self) -> None:
-        self.network = nn.Linear(2, 1)
+    def __init__(self, inputs: int = 2) -> None:
+        self.network = nn.Linear(inputs, 1)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=0.1)
 
     def state(self):
@@ -129,14 +130,8 @@ def test_damaged_and_foreign_checkpoints(tmp_path: Path):
     here.checkpoint.write_bytes(whole)
     with pytest.raises(CheckpointError, match="was written with seed 1, not 2"):
         fit(tmp_path, 5, seed=2)
-
-    class Wider(Line):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = nn.Linear(3, 1)
-
     with pytest.raises(CheckpointError, match="belongs to another configuration"):
-        loop.fit(Wider, batch, 5, here)
+        loop.fit(partial(Line, 3), batch, 5, here)
 
 
 def test_no_space_left_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
