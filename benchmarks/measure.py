@@ -55,7 +55,7 @@ class Plain(Compute):
                 part.is_pad = True
         return unet.with_conv_transpose(module).to(device=self.device)
 
-    def place(self, image: Tensor) -> Tensor:
+    def to_device(self, image: Tensor) -> Tensor:
         """``image`` on the device."""
         return image.to(device=self.device).contiguous()
 

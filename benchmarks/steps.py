@@ -58,7 +58,7 @@ class Bench:
             lesson = self._settings.source  # type: ignore[attr-defined]
             return SupervisedObjective(task, self._settings.segmenter, lesson, compute), lesson.batch, 0  # type: ignore[attr-defined]
         if kind == "source generator":
-            images = GanObjective(task, "a", recipe.generator, recipe.images, compute)
+            images = GanObjective(task, "a", recipe.network, recipe.images, compute)
             return images, recipe.images.batch, recipe.images.r1_interval
         if kind == "target generator":
             style = GanStyleObjective(task, "b", self._generator(), self._encoder(), recipe.style, compute)
@@ -109,7 +109,7 @@ class Bench:
         return unet.build_segmenter(self._task, self._settings.segmenter)  # type: ignore[attr-defined]
 
     def _generator(self) -> nn.Module:
-        return GanObjective(self._task, "a", self._recipe.generator, self._recipe.images, self._compute).generator
+        return GanObjective(self._task, "a", self._recipe.network, self._recipe.images, self._compute).generator
 
     def _encoder(self) -> nn.Module:
         """The recipe's encoder; in place of VGG19's weights, which garda does not ship, random ones take as long."""

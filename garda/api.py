@@ -1,7 +1,5 @@
 """garda in Python: load a package, look at it, segment an array or a scan."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path

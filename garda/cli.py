@@ -1,7 +1,5 @@
 """The command line: parse, call, print. Heavy imports wait until a command needs them."""
 
-from __future__ import annotations
-
 import atexit
 import errno
 import gc

@@ -1,7 +1,5 @@
 """YAML files as frozen pydantic models; what does not fit is told with file, key and the nearest key."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

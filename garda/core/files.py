@@ -1,7 +1,5 @@
 """Files that are either whole or not there, and folders for what must not stay."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import fcntl

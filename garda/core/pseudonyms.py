@@ -3,8 +3,6 @@
 The key never lies in a run folder: who has the tables alone can neither read a name nor test a guess (HMAC, RFC 2104).
 """
 
-from __future__ import annotations
-
 import contextlib
 import hmac
 import os

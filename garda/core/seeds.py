@@ -1,7 +1,5 @@
 """Seeds for single purposes, all derived from one."""
 
-from __future__ import annotations
-
 import hashlib
 
 

@@ -4,8 +4,6 @@ Geometry moves image and label together; appearance changes the image alone. All
 global generator, which :func:`garda.training.loop.fit` seeds before every step.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

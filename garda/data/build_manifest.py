@@ -1,7 +1,5 @@
 """Manifests from folders of scans: images and their labels, splits by patient, digests of every file."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

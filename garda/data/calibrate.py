@@ -1,7 +1,5 @@
 """How much appearance randomisation a source bears: as much as leaves its classes apart."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 

@@ -1,7 +1,5 @@
 """What is read and found good before anything is learnt, and who may see which scan."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import replace

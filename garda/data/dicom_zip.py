@@ -1,7 +1,5 @@
 """Zipped DICOM studies: what lies in them, and how it is unpacked."""
 
-from __future__ import annotations
-
 import lzma
 import shutil
 import zipfile

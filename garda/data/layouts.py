@@ -1,7 +1,5 @@
 """Folder layouts in which scans and labels are handed on: plain pairs, nnU-Net's raw data, BIDS with derivatives."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Scan files to arrays and back: NIfTI, MetaImage, PNG and TIFF; DICOM by :mod:`garda.data.dicom`."""
 
-from __future__ import annotations
-
 import glob
 import gzip
 import hashlib

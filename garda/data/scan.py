@@ -1,7 +1,5 @@
 """One scan's file, folder or zipped study, what messages call it, and an image as it is stored."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

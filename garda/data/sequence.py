@@ -1,7 +1,5 @@
 """What is adapted to what: domains in order, learnt how; read from a pipeline YAML and checked."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Volumes: scans in one canonical orientation with scaled intensities, and label maps back in the scanner's space."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

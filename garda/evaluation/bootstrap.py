@@ -1,7 +1,5 @@
 """Means over patients, seeds and domains, with percentile bootstrap intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple

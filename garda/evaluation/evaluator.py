@@ -1,7 +1,5 @@
 """Scoring, one of the two roles of a stage: it reads labelled test scans and learns nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

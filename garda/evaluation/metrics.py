@@ -1,7 +1,5 @@
 """Whole-scan scores: Dice and the 95th percentile of the Hausdorff distance, a row for each scan and class."""
 
-from __future__ import annotations
-
 import csv
 import math
 import warnings

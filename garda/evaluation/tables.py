@@ -1,7 +1,5 @@
 """A run and a comparison as tables: for the terminal, as printed in CSV, and every number in CSV."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A MONAI bundle: a folder that MONAI alone can run, see https://docs.monai.io/en/stable/mb_specification.html."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ another entry, ``_target_`` a class. The grid is torch's own ``interpolate`` and
 ``CenterSpatialCrop`` cuts images with an odd side one pixel further.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The model card of a package, written from its ledger and nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from garda.data.task import Task

@@ -1,7 +1,5 @@
 """A package's network for programs that are not garda: what is exported, what is refused, and where it is written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 

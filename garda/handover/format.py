@@ -4,8 +4,6 @@ It holds knowledge, what decides its learning, scores, a card and the ledger. We
 nothing in it is code, and none of its files is looked at that does not belong to it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from collections.abc import Iterator

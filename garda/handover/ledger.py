@@ -5,8 +5,6 @@ accident: who may write the file can write all of it anew. Against that stand si
 and the comparison of a package's digest by another channel.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """What a package lets one do: its method on this machine's device, and its knowledge."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass

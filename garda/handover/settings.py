@@ -1,7 +1,5 @@
 """Everything that can be set for a run: what methods share, the gate, the audit, and a block for each method."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

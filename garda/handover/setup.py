@@ -1,7 +1,5 @@
 """What decides a run: ``setup.json`` of a package, ``plan.json`` of a run folder."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from pathlib import Path

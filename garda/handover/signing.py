@@ -3,8 +3,6 @@
 A line vouches for every file of its package and, by its chain, for every line before it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path

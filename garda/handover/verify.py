@@ -1,7 +1,5 @@
 """The first thing that the next site does: look whether a package is what its ledger says."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager

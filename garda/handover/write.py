@@ -1,7 +1,5 @@
 """The last thing that a stage does: what was learnt becomes a package with one more line in its ledger."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Li et al., "Revisiting batch normalization for practical domain adaptation", arXiv 1603.04779, 2016.
 """
 
-from __future__ import annotations
-
 import copy
 
 from monai.networks.nets import BasicUNet

@@ -4,8 +4,6 @@ Vu et al., "ADVENT: adversarial entropy minimization for domain adaptation in se
 (arXiv 1811.12833).
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

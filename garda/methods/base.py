@@ -1,7 +1,5 @@
 """What every method is: it learns the source, adapts to each target, and keeps nothing but its knowledge."""
 
-from __future__ import annotations
-
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Wang et al., "Continual test-time domain adaptation", CVPR 2022.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

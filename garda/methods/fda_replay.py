@@ -4,8 +4,6 @@ A style is what Yang and Soatto, "FDA: Fourier domain adaptation for semantic se
 images: the amplitudes of the lowest frequencies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 

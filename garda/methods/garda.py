@@ -12,8 +12,6 @@ The method follows generative appearance replay (Chen et al., Medical Image Anal
   target's real images, for which its own average predicts (:class:`AdapterObjective`).
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import replace

@@ -4,8 +4,6 @@ Chen et al., "Generative appearance replay for continual unsupervised domain ada
 102924, 2023.
 """
 
-from __future__ import annotations
-
 from garda.data.dataset import Slices
 from garda.methods.base import ReplayMethod
 from garda.methods.knowledge import Knowledge

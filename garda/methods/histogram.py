@@ -4,8 +4,6 @@ Nyul and Udupa, "On standardizing the MR image intensity scale", Magnetic Resona
 and Zhang, "New variants of a method of MRI scale standardization", IEEE TMI 19, 2000.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What kept knowledge says of itself, read without opening a network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from garda.core import files

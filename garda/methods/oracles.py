@@ -1,7 +1,5 @@
 """Oracles, outside the contract: what all images at once, or the labels of the targets, would give."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The methods by name."""
 
-from __future__ import annotations
-
 from garda.data.task import Task
 from garda.methods.adabn import AdaBN
 from garda.methods.advent import Advent

@@ -4,8 +4,6 @@ The rival: Ouyang et al., "Causality-inspired single-source domain generalizatio
 arXiv 2111.12525.
 """
 
-from __future__ import annotations
-
 from garda.core.config import Config
 from garda.data.augment import RandomisationSettings
 from garda.methods.base import Method

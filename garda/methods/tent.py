@@ -3,8 +3,6 @@
 Wang et al., "Tent: fully test-time adaptation by entropy minimization", ICLR 2021.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

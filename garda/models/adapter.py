@@ -6,8 +6,6 @@ of Chang et al. (CVPR 2019, domain-specific batch normalisation). Since the back
 domain's network stays as it was to the bit, whatever is learnt after it.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 

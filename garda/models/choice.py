@@ -3,8 +3,6 @@
 Every score is higher for better and reads only what a site has: its unlabelled images, and replay.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

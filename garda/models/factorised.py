@@ -5,8 +5,6 @@ Anatomy and appearance apart, after the spatial decomposition of Chartsias et al
 domain gets a branch of its own and never touches the decoder: older domains cannot be forgotten.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """Features of frozen networks: the encoders, the renormalisation of features, and the distance of images by them."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Literal

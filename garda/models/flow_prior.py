@@ -4,8 +4,6 @@ A velocity field v carries noise e to a code z along straight lines: at time t, 
 (equations 20 to 23 with sigma_min = 0: optimal transport paths).
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

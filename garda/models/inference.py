@@ -1,7 +1,5 @@
 """The segmentation of a whole volume, and the estimation of normalisation statistics."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """What a segmenter learns from: labels, or replayed images of a generator."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Anatomies with their labels, drawn once and shown in any domain's style."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

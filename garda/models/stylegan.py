@@ -4,8 +4,6 @@ Weights have equalised learning rates (Karras et al. 2018, section 4.1): stored 
 layer's fan-in when used.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """How the style generator learns: from a source's images, then from the style of a target's."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from functools import partial

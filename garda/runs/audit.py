@@ -4,8 +4,6 @@ The auditor is a role of its own: it reads a site's training scans and the scans
 looks for the ones among what the generator gives away, and learns nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 For research: it keeps the candidates' weights in the run folder and reads the target's test labels.
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import math

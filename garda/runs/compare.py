@@ -8,8 +8,6 @@
 The tables are made from every finished run in the folder, whichever call of the command made it.
 """
 
-from __future__ import annotations
-
 from garda.core import files
 from garda.core.console import Console
 from garda.core.errors import GardaError, TrainingError, raise_all

@@ -1,7 +1,5 @@
 """What a comparison is asked for, all of it checked before anything is learnt, and the rows that are finished."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -1,7 +1,5 @@
 """A run: what is asked for, who listens, and its folder."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

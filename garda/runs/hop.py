@@ -4,8 +4,6 @@ What is learnt is what :mod:`garda.runs.run` would have learnt at this place of 
 the same stages, the same knowledge before.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence

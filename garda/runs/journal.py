@@ -5,8 +5,6 @@ has been served and the ids that it gave to the run and its stages. An event can
 killed between sending and taking note; it then carries the same time, and a store takes it as the same.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

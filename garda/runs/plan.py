@@ -1,7 +1,5 @@
 """Whether a command may go on in a run folder."""
 
-from __future__ import annotations
-
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager

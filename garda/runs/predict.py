@@ -1,7 +1,5 @@
 """Segment new images with what a run has learnt."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path

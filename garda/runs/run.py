@@ -3,8 +3,6 @@
 What one stage does, and in which order, stands in :mod:`garda.runs.stage`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence

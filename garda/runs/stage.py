@@ -4,8 +4,6 @@ A stage has two roles. The learner sees a domain's training scans, never a test 
 sees labelled test scans and learns nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date

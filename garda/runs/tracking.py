@@ -1,7 +1,5 @@
 """What a run reports while it goes on, and a tracker that keeps it in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -7,8 +7,6 @@ reference generator reaches which has not learnt x: L(x, R(x|G_v)) - L(x, R(x|G_
 everything. A nearness here is 1 minus a distance.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

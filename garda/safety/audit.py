@@ -1,7 +1,5 @@
 """The audit of one domain of a generator, while the domain's images are still there."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial

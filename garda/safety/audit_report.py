@@ -1,7 +1,5 @@
 """What an audit is asked for, what it finds, and which of its figures pass their thresholds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -6,8 +6,6 @@ Before learning it looks at the incoming images (:func:`inspect_incoming`), afte
 :class:`~garda.safety.limits.GateSettings`, the same for all tasks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Patients' slices, read a few at a time, and means over a patient's slices."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

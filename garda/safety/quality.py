@@ -3,8 +3,6 @@
 Everything about a domain is a median over its slices, so that a few odd slices decide nothing.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Normalised cross-correlation of templates with slices over all shifts, and how images are turned and cut."""
 
-from __future__ import annotations
-
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The phases of a stage, and the cache in which runs share networks that equal settings make equal."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence

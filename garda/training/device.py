@@ -3,8 +3,6 @@
 Training code asks for ``prepare`` and ``autocast`` and never names a device.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress

@@ -4,8 +4,6 @@ Every step's random numbers are a function of the phase's seed and the step's nu
 any moment and goes on from an older checkpoint repeats the lost steps bit by bit.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import time

@@ -11,8 +11,6 @@ Outside of :func:`garda.training.distributed.together`, and in a run of one devi
 given as it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Network weights as safetensors files, which hold tensors and no code."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar

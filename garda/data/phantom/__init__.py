@@ -7,8 +7,6 @@ Four sites scan different random people with different sequences and scanners
 fails in hospitals: another contrast, another resolution, other noise, shading and windowing.
 """
 
-from __future__ import annotations
-
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence

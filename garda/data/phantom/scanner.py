@@ -1,7 +1,5 @@
 """Four scanners, and how a scanner turns a person into an image: signal, sampling, coil, noise, windowing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
