@@ -1,8 +1,8 @@
 """garda in Python: load a package, look at it, segment an array or a scan."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from garda.models import inference
 from garda.runs.predict import Scan
 
 
-@dataclass(frozen=True)
-class Segmentation:
+class Segmentation(NamedTuple):
     """What a network says of one image, on the image's own grid.
 
     Attributes:
@@ -37,8 +36,8 @@ class Package:
     >>> package = load_package("package.zip")
     >>> package.domains
     ('bssfp_1p5t', 'tse_1p5t')
-    >>> found = package.segment(np.random.rand(2, 80, 80), domain="tse_1p5t", spacing=(8.0, 1.5, 1.5))
-    >>> found.labels.shape, found.probabilities.shape
+    >>> labels, probabilities = package.segment(np.random.rand(2, 80, 80), domain="tse_1p5t", spacing=(8.0, 1.5, 1.5))
+    >>> labels.shape, probabilities.shape
     ((2, 80, 80), (4, 2, 80, 80))
 
     Attributes:

@@ -126,36 +126,24 @@ def _read_baseline(run: Run) -> SourceBaseline:
 def _score(
     run: Run, method: Method, scores: list[Score], before: Before | None, domain: Domain, known: Known
 ) -> list[Score]:
-    """Bring ``scores`` up to the stage, judge its choice, publish; gives the stage's own."""
-    unscored = find_unscored(run, domain, scores)
-    if unscored:
-        scores[:] = _add_scores(run, method, scores, before, domain, known, unscored)
+    """Bring ``scores`` up to the stage, judge its choice, publish; gives the stage's own.
+
+    A domain that is read as before is not segmented again.
+    """
+    if unscored := find_unscored(run, domain, scores):
+        names = {other.name for other in unscored}
+        others = [row for row in scores if row.stage != domain.index or row.domain not in names]
+        same = {name for name in names if before and method.reads_equally(before.knowledge(), known(), name)}
+        earlier = [row for row in scores if row.stage == domain.index - 1 and row.domain in same]
+        copied = [replace(row, stage=domain.index) for row in earlier]
+        changed = [other for other in unscored if other.name not in same]
+        rows = stage.score_domains(run, method, domain, known(), changed) if changed else []
+        scores[:] = sorted([*others, *copied, *rows], key=lambda row: row.stage)
         stage.warn_regression(run, domain, scores)
     if run.judging:
         _judge(run, method, domain, known)
     publish(run, domain, scores)
     return [row for row in scores if row.stage == domain.index]
-
-
-def _add_scores(
-    run: Run,
-    method: Method,
-    scores: Sequence[Score],
-    before: Before | None,
-    domain: Domain,
-    known: Known,
-    unscored: Sequence[Domain],
-) -> list[Score]:
-    """The scores with those of the unscored domains after a stage; what reads as before is not segmented again."""
-    names = {other.name for other in unscored}
-    others = [row for row in scores if row.stage != domain.index or row.domain not in names]
-    same = {name for name in names if before and method.reads_equally(before.knowledge(), known(), name)}
-    copied = [
-        replace(row, stage=domain.index) for row in scores if row.stage == domain.index - 1 and row.domain in same
-    ]
-    changed = [other for other in unscored if other.name not in same]
-    rows = stage.score_domains(run, method, domain, known(), changed) if changed else []
-    return sorted([*others, *copied, *rows], key=lambda row: row.stage)
 
 
 def find_unscored(run: Run, domain: Domain, scores: Sequence[Score]) -> list[Domain]:

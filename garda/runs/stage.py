@@ -78,10 +78,8 @@ def run_stage(
         what is known after the stage.
     """
     kept = run.kept(domain)
-    if distributed.on_rank_zero(lambda: not kept.exists()):
-        learnt = learn(run, method, domain, before)
-    else:
-        learnt = None
+    missing = distributed.on_rank_zero(lambda: not kept.exists())
+    learnt = learn(run, method, domain, before) if missing else None
     known = cache(lambda: learnt or method.load(kept))
     if distributed.is_rank_zero():
         if run.audited and not format.is_package(kept):
@@ -111,7 +109,9 @@ def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Kn
         slices = read_slices(run, method, domain, folder)
         if before is None:
             knowledge = method.learn_source(domain.name, slices, stage)
-            found = distributed.on_rank_zero(lambda: _describe_source(run, method, knowledge, slices))
+            measuring = (method, knowledge, slices, run.settings.gate, run.sequence.seed)
+            measured = distributed.on_rank_zero(lambda: gate.measure_baseline(*measuring))
+            found: dict[str, Any] = {"decision": "source", "reference": measured}
         elif before.source is None or isinstance(method, Oracle):
             knowledge, found = _adapt(run, method, domain, before, slices, stage, folder), {"decision": "ungated"}
         else:
@@ -131,11 +131,6 @@ def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Kn
             )
             knowledge.save(run.kept(domain), {OPEN: record.model_dump(mode="json")})
     return knowledge
-
-
-def _describe_source(run: Run, method: Method, knowledge: Knowledge, slices: Slices) -> dict[str, Any]:
-    measured = gate.measure_baseline(method, knowledge, slices, run.settings.gate, run.sequence.seed)
-    return {"decision": "source", "reference": measured}
 
 
 def _adapt(
