@@ -7,8 +7,6 @@ Writes ``docs/reference/settings.md`` from the settings' classes and their ``Att
 ``docs/results/*.csv``. With ``--check`` nothing is written: stale pages are named, and the exit code is 1.
 """
 
-from __future__ import annotations
-
 import argparse
 import enum
 import sys

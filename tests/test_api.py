@@ -1,7 +1,5 @@
 """garda in Python: what a package says of itself, and that it segments as the command line does."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

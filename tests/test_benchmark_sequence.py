@@ -1,7 +1,5 @@
 """The measurement of a long sequence, on a tiny one."""
 
-from __future__ import annotations
-
 import json
 import sys
 

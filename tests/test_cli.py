@@ -1,7 +1,5 @@
 """The command line: what it prints, where it stops, and what it imports."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """The documents: generated pages are up to date, links lead somewhere, and they stay short."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import re

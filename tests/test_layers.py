@@ -1,7 +1,5 @@
 """The house: its rooms and floors, what may import what, and what stands in one place alone."""
 
-from __future__ import annotations
-
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every shipped YAML is read, agrees with its manifests, and says how it is run and what came out."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

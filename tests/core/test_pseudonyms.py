@@ -1,7 +1,5 @@
 """Pseudonyms: stable under one key, unrelated under another; the key is the user's alone."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from concurrent.futures import ThreadPoolExecutor

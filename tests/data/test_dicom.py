@@ -1,7 +1,5 @@
 """DICOM both ways: series in folders and zipped studies in, DICOM-SEG out, and no header anywhere else."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """The phantom: signal equations and their contrasts, anatomy, acquisition, and the files it writes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel

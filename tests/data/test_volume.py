@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import errno
 import hashlib
 from dataclasses import replace

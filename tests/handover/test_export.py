@@ -1,7 +1,5 @@
 """A package's network in other programs' hands: MONAI runs the bundle, ONNX Runtime the file."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

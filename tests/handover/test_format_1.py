@@ -4,8 +4,6 @@
 signed both, and the label maps that version 0.1.0 predicted with them, in float32 and one thread.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zipfile

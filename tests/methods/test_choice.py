@@ -1,7 +1,5 @@
 """Which checkpoint of a target is chosen without a label, and how good that was."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from io import StringIO

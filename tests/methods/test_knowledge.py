@@ -1,7 +1,5 @@
 """What a domain adds to the knowledge on disk, and that nothing is lost there."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

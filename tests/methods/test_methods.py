@@ -1,7 +1,5 @@
 """What every method promises, whichever is registered: each stage is learnt once more, under another question."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """What sets each rival apart, and what could go wrong with it."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

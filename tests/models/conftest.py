@@ -1,7 +1,5 @@
 """What the suites of networks share."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

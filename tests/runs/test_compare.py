@@ -1,7 +1,5 @@
 """Comparing methods: which runs are made, which are refused, and what the tables say of those that are finished."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """Prediction: what is read ahead, what ONNX Runtime answers, and what is refused before an image is read."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """The script of three hospitals: what it leaves in their folders, and that it stops at a changed package."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

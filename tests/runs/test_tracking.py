@@ -1,7 +1,5 @@
 """Tracking: nothing is lost or doubled, whatever fails; MLflow shows a parent with its stages."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

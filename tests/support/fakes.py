@@ -1,7 +1,5 @@
 """Stand-ins, and what several suites ask of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache

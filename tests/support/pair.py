@@ -6,8 +6,6 @@ FOLDER holds ``source.yaml`` and ``target.yaml``; ``source/<method>`` is begun t
 the leader was told of losses goes to ``<which>/<method>.json``.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Scans of every format, a network that has learnt nothing, and packages of an older version."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tiny data sets and runs."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """On a CUDA device: the same networks, runs that resume and repeat, packages that any machine can use."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib
