@@ -91,6 +91,17 @@ def test_an_array_that_is_no_image_is_one_line(array, what, package):
         package.segment(np.random.rand(2, 80, 80))
 
 
+def test_the_example_of_the_readme_runs(image, capsys):
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    for name, own in (("to_siteC.zip", OLD / "garda.zip"), ("scan.nii.gz", image), ("siteB", SITES[1])):
+        assert name in code
+        code = code.replace(name, str(own))
+    exec(code, names := {})
+    assert names["labels"].shape == names["probabilities"].shape[1:]
+    assert capsys.readouterr().out.startswith(f"{SITES[:2]} # tiny")
+
+
 def test_import_garda_waits_with_torch():
     code = "import sys, garda; assert callable(garda.load); print({'torch', 'monai', 'numpy'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

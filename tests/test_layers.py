@@ -1,6 +1,7 @@
 """The house: its rooms and floors, what may import what, and what stands in one place alone."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -90,3 +91,14 @@ def test_what_stands_once(name, place):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", None)) == name
     }
     assert calls == {place}
+
+
+@pytest.mark.parametrize("room", sorted(FLOOR))
+def test_the_architecture_page_names_every_file_of_a_room_and_no_other(room):
+    page = (GARDA.parent / "docs/explain/architecture.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n### {room}\n")[2].partition("\n#")[0]
+    files = {file.stem for file in (GARDA / room).glob("*.py")} - {"__init__"}
+    files |= {folder.name for folder in (GARDA / room).iterdir() if (folder / "__init__.py").exists()}
+    assert {name for name in files if not re.search(rf"\b{name}\b", section)} == set()
+    named = {name.strip("/ ") for line in section.splitlines() for name in re.split("  +", line.strip())[0].split(",")}
+    assert named - {""} <= files
