@@ -29,7 +29,7 @@ demo: $(READY)
 	@echo "compare both in MLflow: $(BIN)/garda ui --out $(DEMO)"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile -m "not slow and not gpu" --cov=garda --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" --cov=garda --cov-report=term:skip-covered
 
 test-all: $(READY)
 	$(BIN)/python -m pytest --cov=garda --cov-report=term:skip-covered
