@@ -28,7 +28,7 @@ Curves = dict[str, list[float]]
 
 
 def learn(bench: Bench, kind: str, steps: int, change: float = 0.0) -> Curves:
-    """The losses of ``steps`` steps of one kind of lesson, each weight of which is changed by a share at first."""
+    """The losses of ``steps`` steps of one kind of training, each weight of which is changed by a share at first."""
     learner, size, _ = bench.learner(kind)
     torch.manual_seed(0)
     for part in learner.state().values():

@@ -188,7 +188,7 @@ def too_fast(subject: Subject, known: SourceBaseline) -> Iterator[Seen]:
             try:
                 after = method.adapt(before, first.name, slices, stages)
             except TrainingError as error:
-                print(f"{block}: {error}")  # refused as well, by the lesson itself
+                print(f"{block}: {error}")  # refused as well, by training itself
                 continue
         yield "learning rate", block, subject.learnt(before, after, slices, known)
 

@@ -57,7 +57,7 @@ class StageCost:
     Attributes:
         name: such as ``2-site-02``.
         kept: whether the gate let its knowledge in.
-        training: seconds of all its lessons.
+        training: seconds of all its training.
         scoring: seconds; scores that no stage can have changed are copied.
         whole: seconds of the whole stage.
         memory: bytes at the peak, see :func:`benchmarks.measure.peak`.

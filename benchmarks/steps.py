@@ -51,7 +51,7 @@ class Bench:
         self._recipe: GardaPaperSettings = settings.garda_paper  # type: ignore[attr-defined]
 
     def learner(self, kind: str) -> tuple[Objective, int, int]:
-        """What teaches one kind of lesson, images a step (0 for none), and steps between penalties (0 for none)."""
+        """What teaches one kind of training, images a step (0 for none), and steps between penalties (0 for none)."""
         torch.manual_seed(0)
         task, compute, recipe = self._task, self._compute, self._recipe
         if kind == "source segmenter":
@@ -76,7 +76,7 @@ class Bench:
         return Batch(torch.rand(size, task.channels, *task.size), torch.randint(len(task.classes), (size, *task.size)))
 
     def steps(self, kind: str) -> Iterator[tuple[str, Step]]:
-        """The kinds of steps of one lesson by name; one with the penalty and one without, where there is one."""
+        """The kinds of steps of one training by name; one with the penalty and one without, where there is one."""
         if kind == KINDS[-1]:
             torch.manual_seed(0)
             yield kind, self._prediction()

@@ -47,7 +47,7 @@ def check_batches(settings: BaseModel, blocks: Iterable[str], processes: int) ->
     """Refuse batches that the processes cannot share equally.
 
     Args:
-        settings: of a run; every ``batch`` in it counts, and half of it where a lesson has two kinds of images.
+        settings: of a run; every ``batch`` in it counts, and half of it where an objective has two kinds of images.
         blocks: the parts of the settings that the run reads.
         processes: their number.
 
