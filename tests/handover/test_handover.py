@@ -424,13 +424,7 @@ def test_weights_are_read_without_executing_code(finished, tmp_path):
 
 def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
     folder = tmp_path / "conspicuous"
-    shutil.copytree(pipeline.parent, folder)
-    for manifest in (folder / "data" / "manifests").glob("*.csv"):
-        text = manifest.read_text()
-        for number in range(4):
-            name = f"{manifest.stem}_{number:03d}"
-            text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
-        manifest.write_text(text)
+    sites.write_conspicuous(pipeline, folder)
     sites.run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
     hop.adapt(fakes.hop_to(folder / "pipeline.yaml", format.find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii", b"/tmp", b"P-", b"C-"]

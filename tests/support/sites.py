@@ -1,5 +1,6 @@
 """Tiny data sets and runs."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,3 +96,14 @@ def tiny_run(
     console = Console(RichConsole(quiet=True))
     data, pseudonyms = pipeline.parent / "data", Pseudonyms(b"a key for tests")
     return Run(sequence, data, out, tracker or InMemory(), console, stopping or Stopping(), pseudonyms)
+
+
+def write_conspicuous(pipeline: Path, folder: Path) -> None:
+    """A copy of the tiny data set whose cases and patients have names that nothing may repeat."""
+    shutil.copytree(pipeline.parent, folder)
+    for manifest in (folder / "data" / "manifests").glob("*.csv"):
+        text = manifest.read_text()
+        for number in range(4):
+            name = f"{manifest.stem}_{number:03d}"
+            text = text.replace(f"{name},{name},", f"Case-Mustermann-{number},Erika Mustermann {number},")
+        manifest.write_text(text)
