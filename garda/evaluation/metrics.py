@@ -30,7 +30,7 @@ class Score:
         case: pseudonym of the scan.
         seed: seed of the run.
         name: name of the class.
-        dice: Dice coefficient in [0, 1]; NaN where neither label nor prediction has the class.
+        dice: Dice coefficient (Dice 1945) in [0, 1]; NaN where neither label nor prediction has the class.
         hd95: 95th percentile of the Hausdorff distance in ``unit``; NaN where ``dice`` is.
         unit: ``mm``, or ``px`` where the scan's format has no spacing.
     """

@@ -47,7 +47,13 @@ def export_network(
 def read_exported(
     package: Path, domain: str | None = None, trusted: Collection[Trusted] = (), with_generator: bool = False
 ) -> Exported:
-    """One domain's network, from a package that has been found whole; arguments and errors as above."""
+    """One domain's network, from a package that has been found whole; arguments as above.
+
+    Raises:
+        PackageError: there is no package, or it is damaged.
+        CheckpointError: its weights are.
+        ConfigError: no such domain has been met, there is no generator, or scans are prepared for the network.
+    """
     with verify.open_package(package, trusted) as verified:
         folder = verified.folder
         learnt = load.load_package(folder)

@@ -24,7 +24,11 @@ def adapter_names(segmenter: BasicUNet) -> list[str]:
 
 
 def adapter_state_dict(segmenter: BasicUNet) -> dict[str, Tensor]:
-    """A copy of the adapter of a segmenter: weights as float16, running statistics as float32, on the CPU."""
+    """A copy of the adapter of a segmenter: weights as float16, running statistics as float32, on the CPU.
+
+    Returns:
+        By the segmenter's own names: (C,) statistics, scales and shifts, (C, C', 3, 3) kernels.
+    """
     state = segmenter.state_dict()
     kinds = {name: torch.float32 if "running" in name else torch.float16 for name in adapter_names(segmenter)}
     return {name: state[name].detach().cpu().to(kind, copy=True) for name, kind in kinds.items()}

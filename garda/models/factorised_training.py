@@ -108,7 +108,11 @@ class ReconstructionObjective:
         return {"generator": self.generator, "optimizer": self._optimizer}
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step on a labelled batch."""
+        """One step on a labelled batch; each loss is one number, detached.
+
+        Raises:
+            ValueError: the batch has no label.
+        """
         if batch.label is None:
             raise ValueError("ReconstructionObjective needs labels")
         settings, generator = self._settings, self.generator
@@ -157,7 +161,7 @@ class StyleObjective:
         return {"branch": self._branch, "optimizer": self._optimizer}
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step on a batch of the target's images."""
+        """One step on a batch of the target's images; the loss is one number, detached."""
         settings, image = self._settings, self._compute.to_device(batch.image)
         motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
         image = self._compute.to_device(augment.warp(image, motion)[sharding.shard(len(image))])

@@ -173,7 +173,7 @@ class FlowMatchingObjective:
         return {"prior": self._prior, "average": self._average, "optimizer": self._optimizer}
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step on a batch of images."""
+        """One step on a batch of images; the loss is one number, detached."""
         settings, image = self._settings, self._compute.to_device(batch.image)
         motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
         part = sharding.shard(len(image))

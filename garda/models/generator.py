@@ -78,7 +78,11 @@ class Generator(nn.Module, ABC):
         return None
 
     def kept_state(self) -> dict[str, Tensor]:
-        """The state as it is written: what was rounded takes half the room, and nothing is lost."""
+        """The state as it is written: what was rounded takes half the room, and nothing is lost.
+
+        Returns:
+            Tensors by name, each of the shape that ``state_dict`` gives it, such as (K, C, H, W) for a convolution.
+        """
         return self.state_dict()
 
     def labels(self, anatomy: Anatomy) -> Tensor | None:

@@ -148,7 +148,7 @@ def _decay(settings: GanSettings, count: int) -> float:
 
 
 class GanObjective(GanStep):
-    """Learn to draw the source."""
+    """Learn to draw the source (GarDA, section 3.2)."""
 
     def __init__(
         self, task: Task, domain: str, network: StyleSettings, settings: GanTrainingSettings, compute: Compute
@@ -160,7 +160,7 @@ class GanObjective(GanStep):
         self._task, self._geometry = task, settings.geometry
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step of the discriminator, then one of the generator on the same images."""
+        """One step of the discriminator, then one of the generator on the same images; each loss is one number."""
         count, part = len(batch.image), sharding.shard(len(batch.image))
         real = self._move(self._compute.to_device(batch.image)[part], count)
         domains = torch.zeros(len(real), dtype=torch.long)

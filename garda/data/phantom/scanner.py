@@ -31,7 +31,7 @@ class Window:
     slope: float = 0.0
 
     def store(self, magnitude: Reals) -> NDArray[np.int16]:
-        """Values from 0 to ``top``, monotone in ``magnitude``.
+        """Values from 0 to ``top``, monotone in ``magnitude``; of one shape (..., N), both.
 
         >>> Window(ceiling=1.0, top=100).store(np.array([0.0, 0.5, 2.0], np.float32))
         array([  0,  50, 100], dtype=int16)
