@@ -24,9 +24,8 @@ def package() -> garda.Package:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pipeline = sites.write_tiny(tmp_path_factory.mktemp("tiny"))
-    return pipeline.parent / "data" / SITES[1] / "images" / f"{SITES[1]}_000.nii.gz"
+def image(pipeline: Path) -> Path:
+    return sites.image(pipeline, 1)
 
 
 def test_a_package_says_what_it_is(package):

@@ -4,7 +4,6 @@ import csv
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,11 +12,6 @@ from garda.core.errors import ConfigError
 from garda.handover import format
 from tests.support import cli, sites
 from tests.support.sites import SITES
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def test_help_needs_no_heavy_import():

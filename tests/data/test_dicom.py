@@ -114,11 +114,6 @@ def saying(said: io.StringIO) -> Console:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def nifti(pipeline: Path) -> Path:
     return sorted((pipeline.parent / "data" / "tse_1p5t" / "images").glob("*.nii.gz"))[0]
 

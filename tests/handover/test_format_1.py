@@ -8,23 +8,17 @@ import json
 import re
 import zipfile
 from importlib.util import find_spec
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from garda.handover import format, setup, verify
-from tests.support import cli, scans, sites
+from tests.support import cli, sites
 from tests.support.scans import OLD
 from tests.support.sites import CONFIG, SITES
 
 PACKAGES = ("garda", "self_training")
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def old_setup(name: str) -> bytes:
@@ -43,11 +37,9 @@ def test_an_old_package_is_whole_and_signed(name, capsys):
     assert f"is a line of {SITES[1]}, and its key is trusted for {SITES[0]} alone" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "domain", "site"), [("garda", SITES[1], SITES[1]), ("self_training", "other", SITES[2])]
-)
+@pytest.mark.parametrize(("name", "domain", "site"), [("garda", SITES[1], 1), ("self_training", "other", 2)])
 def test_an_old_package_predicts_as_then(name, domain, site, pipeline, tmp_path):
-    image = pipeline.parent / "data" / site / "images" / f"{site}_000.nii.gz"
+    image = sites.image(pipeline, site)
     assert cli.garda("predict", OLD / f"{name}.zip", image, "--domain", domain, "--out", tmp_path) == 0
     now, then = (nib.load(folder / image.name) for folder in (tmp_path, OLD))
     assert np.array_equal(now.affine, then.affine)
@@ -58,8 +50,7 @@ def test_an_old_package_predicts_as_then(name, domain, site, pipeline, tmp_path)
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_an_old_package_goes_on_to_the_next_site_and_stays_what_it_is(name, pipeline, tmp_path, capsys):
-    data = pipeline.parent / "data"
-    manifest = data / "manifests" / f"{SITES[2]}.csv"
+    data, manifest = pipeline.parent / "data", sites.manifest(pipeline, 2)
     hop = ("adapt", OLD / f"{name}.zip", manifest, "--data", data, "--trust", OLD / "site.pub")
     assert cli.garda(*hop, "--out", tmp_path / "next") == 0
     found = verify.verify(tmp_path / "next")
@@ -81,10 +72,10 @@ def test_an_old_package_is_exported(name, tmp_path):
 
 
 @pytest.mark.skipif(find_spec("onnx") is None, reason="the network as one file needs garda[onnx]")
-def test_an_old_package_is_exported_as_one_network():
+def test_an_old_package_is_exported_as_one_network(exported_onnx):
     with format.opened(OLD / "garda.zip") as folder:
         digest = verify.verify(folder).digest
-    assert digest.encode() in scans.exported_onnx()  # it names the package that it comes from
+    assert digest.encode() in exported_onnx  # it names the package that it comes from
 
 
 def test_old_settings_come_in_todays_words():

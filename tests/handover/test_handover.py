@@ -3,14 +3,12 @@ import re
 import shutil
 import warnings
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console as RichConsole
+import torch
 
 from garda.core import files
-from garda.core.console import Console
 from garda.core.errors import (
     CheckpointError,
     ConfigError,
@@ -21,30 +19,18 @@ from garda.core.errors import (
     RunFolderError,
 )
 from garda.core.pseudonyms import Pseudonyms
-from garda.data import sequence
 from garda.evaluation import metrics
 from garda.handover import format, ledger, load, signing, verify
 from garda.handover.format import CARD, OPEN
 from garda.handover.signing import Trusted
 from garda.methods.base import Oracle
 from garda.methods.registry import METHODS
-from garda.runs import hop, predict, stage
-from garda.runs.run import run_sequence
+from garda.runs import hop, stage
 from tests.support import cli, fakes, sites
+from tests.support.errors import told
 from tests.support.fakes import StopAt
+from tests.support.scans import OLD
 from tests.support.sites import SITES
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("finished") / "run"
-    sites.run_tiny(pipeline, out, method="garda")
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +41,23 @@ def source(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def copy(package: Path, folder: Path) -> Path:
-    return Path(shutil.copytree(package, folder / "package"))
+@pytest.fixture(scope="module")
+def second(pipeline: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What leaves the second."""
+    path = tmp_path_factory.mktemp("second") / "1"
+    hop.adapt(fakes.hop_to(pipeline, source, 1, path))
+    return path
+
+
+@pytest.fixture
+def package(finished: Path, tmp_path: Path) -> Path:
+    """A copy of what leaves the last one, to be tampered with."""
+    return Path(shutil.copytree(format.find_stage(finished), tmp_path / "package"))
 
 
 @pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Oracle)])
-def test_hop_by_hop_is_the_sequence_to_the_bit(method, pipeline, tmp_path):
-    whole = tmp_path / "run"
-    sites.run_tiny(pipeline, whole, method=method)
+def test_hop_by_hop_is_the_sequence_to_the_bit(method, run_of, pipeline, tmp_path):
+    whole = run_of(method)
     hop.adapt(fakes.hop_to(pipeline, format.find_stage(whole, 0), 1, tmp_path / "1"))
     shutil.move(tmp_path / "1", tmp_path / "elsewhere")
     hop.adapt(fakes.hop_to(pipeline, tmp_path / "elsewhere", 2, tmp_path / "2.zip"))
@@ -100,22 +95,22 @@ def test_a_package_holds_the_scores_that_the_run_has(finished):
     assert (format.find_stage(finished) / "scores.csv").read_text().count("\n") == 1 + len(rows)
 
 
-def test_a_hospital_scores_what_it_has_labels_for_before_and_after(pipeline, source, finished, tmp_path):
-    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
-    entry = verify.verify(tmp_path / "1").entries[-1]
+def test_a_hospital_scores_what_it_has_labels_for_before_and_after(second, finished):
+    entry = verify.verify(second).entries[-1]
     assert {(result.stage, result.domain) for result in entry.scores} == {(0, SITES[1]), (1, SITES[1])}
     rows = [row for row in metrics.read_scores(finished / "scores.csv") if row.domain == SITES[1] and row.stage < 2]
     assert [result.dice for result in entry.scores] == pytest.approx([row.dice for row in rows])
 
 
-def test_the_same_hop_again_changes_nothing(pipeline, source, tmp_path):
-    made = fakes.hop_to(pipeline, source, 1, tmp_path / "1")
-    hop.adapt(made)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()}
-    hop.adapt(made)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "1").iterdir()} == before
-    with pytest.raises(RunFolderError, match="exists already, and is not what this hop gives; give another --out"):
-        hop.adapt(fakes.hop_to(pipeline, source, 2, tmp_path / "1"))
+def test_the_same_hop_again_changes_nothing_and_another_is_not_called_done(pipeline, source, second, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in second.iterdir()}
+    hop.adapt(fakes.hop_to(pipeline, source, 1, second))
+    assert {path: path.stat().st_mtime_ns for path in second.iterdir()} == before
+    what = "exists already, and is not what this hop gives; give another --out"
+    assert what in told(RunFolderError, hop.adapt, fakes.hop_to(pipeline, source, 2, second))
+    key, _ = sign(tmp_path, "a.key")
+    for options in ({"key": key}, {"audited": True}, {"pseudonyms": Pseudonyms(b"another key")}):
+        assert what in told(RunFolderError, hop.adapt, fakes.hop_to(pipeline, source, 1, second, **options))
 
 
 def test_a_stopped_hop_goes_on(pipeline, source, finished, tmp_path):
@@ -162,19 +157,17 @@ def test_a_run_killed_while_sealing_seals_again(name, pipeline, tmp_path, monkey
     assert len(verify.verify(format.find_stage(tmp_path / "run")).entries) == 3
 
 
-def test_every_change_is_found_and_named(finished, tmp_path):
-    for name in sorted(path.name for path in format.find_stage(finished).iterdir()):
-        package = copy(format.find_stage(finished), tmp_path / name)
-        contents = bytearray((package / name).read_bytes())
+def test_every_change_is_found_and_named(package):
+    for file in sorted(package.iterdir()):
+        whole = file.read_bytes()
+        contents = bytearray(whole)
         contents[len(contents) // 2] ^= 1
-        (package / name).write_bytes(bytes(contents))
-        with pytest.raises(GardaError) as caught:
-            verify.verify(package)
-        assert name in str(caught.value)
+        file.write_bytes(bytes(contents))
+        assert file.name in told(GardaError, verify.verify, package)
+        file.write_bytes(whole)
 
 
-def test_every_byte_of_a_ledger_counts(finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
+def test_every_byte_of_a_ledger_counts(package):
     whole = (package / "ledger.jsonl").read_bytes()
     for place in range(0, len(whole), 97):
         for bit in (0, 5):
@@ -215,15 +208,13 @@ def reseal(package: Path, number: int, **changes) -> None:
         (3, {"extra": 1}, "line 3: is damaged"),
     ],
 )
-def test_a_ledger_that_contradicts_itself_is_found(number, changes, what, finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
+def test_a_ledger_that_contradicts_itself_is_found(number, changes, what, package):
     reseal(package, number, **changes)
     with pytest.raises(PackageError, match=what):
         verify.verify(package)
 
 
-def test_a_refused_stage_cannot_have_changed_anything(finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
+def test_a_refused_stage_cannot_have_changed_anything(package):
     facts = json.loads((package / "knowledge.json").read_text())
     (package / "knowledge.json").write_text(json.dumps(facts | {"domains": facts["domains"][:2]}))
     reseal(package, 3, decision="refuse", reasons=["no"])
@@ -240,8 +231,7 @@ def test_a_refused_stage_cannot_have_changed_anything(finished, tmp_path):
         ("setup.json", "line 1: was learnt with other settings"),
     ],
 )
-def test_a_file_that_fits_its_digest_alone_is_found(name, what, finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
+def test_a_file_that_fits_its_digest_alone_is_found(name, what, package):
     text = (package / name).read_bytes()
     (package / name).write_bytes(text.replace(b"myocardium", b"ventricle0") if name == "setup.json" else text + b" ")
     reseal(package, 3)
@@ -249,8 +239,7 @@ def test_a_file_that_fits_its_digest_alone_is_found(name, what, finished, tmp_pa
         verify.verify(package)
 
 
-def test_a_package_of_a_newer_format_says_so(finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
+def test_a_package_of_a_newer_format_says_so(package):
     setup = json.loads((package / "setup.json").read_text()) | {"format": 3, "new": 1}
     (package / "setup.json").write_text(json.dumps(setup))
     with pytest.raises(PackageError, match="is of format 3, this version of garda knows 1 to 2; use the version"):
@@ -268,50 +257,34 @@ def test_the_digest_told_by_another_channel(finished):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_first_line_that_does_not_fit_is_named(number, finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
+def test_the_first_line_that_does_not_fit_is_named(number, package):
     lines = (package / "ledger.jsonl").read_text().splitlines()
     lines[number] = lines[number].replace('"patients": 2', '"patients": 9')
     (package / "ledger.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(PackageError) as caught:
-        verify.verify(package)
-    assert str(caught.value) == (
-        f"{package}/ledger.jsonl, line {number + 2}: does not follow: line {number + 1} has been changed; "
-        "ask for the package again"
-    )
+    what = f"line {number + 2}: does not follow: line {number + 1} has been changed; ask for the package again"
+    assert told(PackageError, verify.verify, package) == f"{package}/ledger.jsonl, {what}"
 
 
-def test_a_line_that_was_cut_off_or_put_in_is_found(finished, tmp_path):
-    for name, change in (("cut", lambda lines: lines[:-1]), ("first", lambda lines: lines[1:])):
-        package = copy(format.find_stage(finished), tmp_path / name)
-        lines = (package / "ledger.jsonl").read_text().splitlines()
-        (package / "ledger.jsonl").write_text("\n".join(change(lines)) + "\n")
-        with pytest.raises(PackageError):
-            verify.verify(package)
+def test_a_line_that_was_cut_off_or_put_in_is_found(package):
+    lines = (package / "ledger.jsonl").read_text().splitlines()
+    for left in (lines[:-1], lines[1:]):
+        (package / "ledger.jsonl").write_text("\n".join(left) + "\n")
+        told(PackageError, verify.verify, package)
 
 
-def test_other_settings_than_those_of_the_ledger_are_found(finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
+def test_other_settings_than_those_of_the_ledger_are_found(package):
     setup = json.loads((package / "setup.json").read_text())
     setup["settings"]["garda"]["target"]["learning_rate"] = 1.0
     (package / "setup.json").write_text(json.dumps(setup))
-    lines = ledger.read_lines(package)
-    last = json.loads(lines[-1])
-    last["kept"] = [record.model_dump() for record in format.contents(package)]
-    (package / "ledger.jsonl").write_bytes(b"\n".join([*lines[:-1], json.dumps(last, sort_keys=True).encode()]) + b"\n")
-    with pytest.raises(PackageError, match=r"line 1: was learnt with other settings than those of setup\.json"):
-        verify.verify(package)
+    reseal(package, 3)
+    said = told(PackageError, verify.verify, package)
+    assert "line 1: was learnt with other settings than those of setup.json" in said
 
 
 @pytest.mark.parametrize(("name", "what"), [("extra.pt", "is no part of a package"), (CARD, "is missing")])
-def test_a_file_too_many_or_too_few(name, what, finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
-    if (package / name).exists():
-        (package / name).unlink()
-    else:
-        (package / name).touch()
-    with pytest.raises(PackageError, match=what):
-        verify.verify(package)
+def test_a_file_too_many_or_too_few(name, what, package):
+    (package / name).unlink() if (package / name).exists() else (package / name).touch()
+    assert what in told(PackageError, verify.verify, package)
 
 
 def test_a_zipped_package_is_the_same_package_and_the_same_bytes(finished, tmp_path):
@@ -353,23 +326,13 @@ def test_nothing_hides_in_a_zip_file(way, finished, tmp_path):
         pass
 
 
-def test_a_package_holds_files_and_nothing_else(finished, tmp_path):
-    package = copy(format.find_stage(finished), tmp_path)
-    (package / "signatures.jsonl").symlink_to("nowhere")
-    with pytest.raises(PackageError, match=r"signatures\.jsonl: is no file of its own"):
-        verify.verify(package)
-    (package / "signatures.jsonl").unlink()
-    (package / "signatures.jsonl").mkdir()
-    with pytest.raises(PackageError, match=r"signatures\.jsonl: is no file of its own"):
-        verify.verify(package)
-
-
-def test_the_same_hop_with_other_options_is_not_called_done(pipeline, source, tmp_path):
-    hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1"))
-    key, _ = sign(tmp_path, "a.key")
-    for options in ({"key": key}, {"audited": True}, {"pseudonyms": Pseudonyms(b"another key")}):
-        with pytest.raises(RunFolderError, match="is not what this hop gives"):
-            hop.adapt(fakes.hop_to(pipeline, source, 1, tmp_path / "1", **options))
+def test_a_package_holds_files_and_nothing_else(package):
+    signatures = package / "signatures.jsonl"
+    signatures.symlink_to("nowhere")
+    assert "signatures.jsonl: is no file of its own" in told(PackageError, verify.verify, package)
+    signatures.unlink()
+    signatures.mkdir()
+    assert "signatures.jsonl: is no file of its own" in told(PackageError, verify.verify, package)
 
 
 def test_what_a_killed_hop_leaves_beside_its_package_goes(pipeline, source, tmp_path, monkeypatch):
@@ -411,21 +374,20 @@ def test_what_is_no_package_is_one_line(tmp_path):
             pass
 
 
-def test_weights_are_read_without_executing_code(finished, tmp_path):
-    import torch
-
-    package = copy(format.find_stage(finished), tmp_path)
+def test_weights_are_read_without_executing_code(package):
     torch.save({"w": torch.ones(1)}, package / "segmenter.safetensors")
     with pytest.raises(CheckpointError, match="is truncated or damaged"):
         load.load_package(package)
-    with Console() as console, pytest.raises(PackageError, match=r"segmenter\.safetensors: has been changed"):
-        predict.predict(package, [], tmp_path / "out", console)
+    what = "segmenter.safetensors: has been changed"
+    assert what in told(PackageError, sites.predict, package, [], package.parent / "out")
 
 
 def test_no_patient_no_path_and_no_day_travels(pipeline, tmp_path):
     folder = tmp_path / "conspicuous"
     sites.write_conspicuous(pipeline, folder)
-    sites.run_tiny(folder / "pipeline.yaml", tmp_path / "run", method="garda")
+    alone = folder / "pipeline.yaml"
+    alone.write_text(alone.read_text().replace(f"[{SITES[1]}, {SITES[2]}]", "[]"))
+    sites.run_tiny(alone, tmp_path / "run", method="garda")
     hop.adapt(fakes.hop_to(folder / "pipeline.yaml", format.find_stage(tmp_path / "run", 0), 1, tmp_path / "1"))
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii", b"/tmp", b"P-", b"C-"]
     for file in [*format.find_stage(tmp_path / "run").iterdir(), *(tmp_path / "1").iterdir()]:
@@ -444,60 +406,60 @@ def sign(folder: Path, name: str):
     return signing.read_private(folder / name), digits
 
 
-def test_signatures_say_whose_lines_they_are(pipeline, tmp_path):
-    (first, a), (second, b), (_, stranger) = (sign(tmp_path, name) for name in ("a.key", "b.key", "c.key"))
-    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
-    run_sequence(replace(run, key=first))
-    package = format.find_stage(tmp_path / "run", 0)
-    with pytest.raises(PackageError, match=f"ledger line 1: signed by a stranger, {a}"):
-        hop.adapt(fakes.hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(stranger)], key=second))
-    hop.adapt(fakes.hop_to(pipeline, package, 1, tmp_path / "1", trusted=[Trusted(a)], key=second))
+@pytest.fixture(scope="module")
+def signed(pipeline, tmp_path_factory: pytest.TempPathFactory):
+    """A run whose lines are signed, with its key and the key's digits."""
+    folder = tmp_path_factory.mktemp("signed")
+    key, digits = sign(folder, "a.key")
+    sites.run_tiny(pipeline, folder / "run", method="source_only", key=key)
+    return folder / "run", key, digits
+
+
+def test_signatures_say_whose_lines_they_are(signed, pipeline, tmp_path):
+    (run, _, a), (second, b), (_, stranger) = signed, sign(tmp_path, "b.key"), sign(tmp_path, "c.key")
+
+    def adapt(out: str, **more) -> None:
+        hop.adapt(fakes.hop_to(pipeline, format.find_stage(run, 0), 1, tmp_path / out, **more))
+
+    what = f"ledger line 1: signed by a stranger, {a}"
+    assert what in told(PackageError, adapt, "1", trusted=[Trusted(stranger)], key=second)
+    adapt("1", trusted=[Trusted(a)], key=second)
     found = verify.verify(tmp_path / "1", [Trusted(a), Trusted(b, SITES[1])])
     assert [(signature.line, signature.key) for signature in found.signatures] == [(1, a), (2, b)]
-    with pytest.raises(PackageError, match="ledger line 2: signed by a stranger"):
-        verify.verify(tmp_path / "1", [Trusted(a)])
+    what = "ledger line 2: signed by a stranger"
+    assert what in told(PackageError, verify.verify, tmp_path / "1", [Trusted(a)])
+    lines = enumerate(ledger.read_lines(tmp_path / "1"), 1)
+    signing.write_signatures(tmp_path / "1", [signing.sign_line(line, number, second) for number, line in lines])
     what = f"ledger line 1: is a line of {SITES[0]}, and its key is trusted for {SITES[1]} alone"
-    with pytest.raises(PackageError, match=what):  # b may sign for its own site alone
-        lines = ledger.read_lines(tmp_path / "1")
-        signing.write_signatures(
-            tmp_path / "1", [signing.sign_line(line, number, second) for number, line in enumerate(lines, 1)]
-        )
-        verify.verify(tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])
-    hop.adapt(fakes.hop_to(pipeline, package, 1, tmp_path / "unsigned", trusted=[Trusted(a)]))
-    with pytest.raises(PackageError, match="ledger line 2: nobody has signed it; ask its site to sign"):
-        verify.verify(tmp_path / "unsigned", [Trusted(a), Trusted(b)])
+    assert what in told(PackageError, verify.verify, tmp_path / "1", [Trusted(a, SITES[0]), Trusted(b, SITES[1])])
+    adapt("unsigned", trusted=[Trusted(a)])
+    what = "ledger line 2: nobody has signed it; ask its site to sign"
+    assert what in told(PackageError, verify.verify, tmp_path / "unsigned", [Trusted(a), Trusted(b)])
     assert len(verify.verify(tmp_path / "unsigned").signatures) == 1
 
 
-def test_a_key_that_comes_after_the_sealing_is_refused(pipeline, tmp_path):
-    (first, _), (second, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
-    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
-    run_sequence(replace(run, key=first))
-    run_sequence(replace(run, key=first))
-    run_sequence(run)
+def test_a_key_that_comes_after_the_sealing_is_refused(signed, pipeline, tmp_path):
+    run, first, _ = signed
+    shutil.copytree(run, tmp_path / "run")
+    for key in (first, None):
+        sites.run_tiny(pipeline, tmp_path / "run", method="source_only", key=key)
     with pytest.raises(RunFolderError, match="was sealed without this key's signature, and is not signed later; leave"):
-        run_sequence(replace(run, key=second))
+        sites.run_tiny(pipeline, tmp_path / "run", method="source_only", key=sign(tmp_path, "b.key")[0])
 
 
-def test_every_command_that_reads_a_package_asks_for_trusted_signatures(pipeline, tmp_path, capsys):
-    (key, _), (_, _) = (sign(tmp_path, name) for name in ("a.key", "b.key"))
-    run = sites.tiny_run(sequence.read_sequence(pipeline, method="garda"), pipeline, tmp_path / "run")
-    run_sequence(replace(run, key=key))
-    package, data = format.find_stage(tmp_path / "run"), pipeline.parent / "data"
-    manifest = data / "manifests" / f"{SITES[2]}.csv"
-    image = next((data / SITES[2] / "images").glob("*.nii.gz"))
-    for number, words in enumerate(
-        [
-            ("evaluate", package, manifest, "--data", data),
-            ("audit", package, manifest, "--data", data),
-            ("export", package, "--out", tmp_path / "0.zip"),
-            ("export", package, "--to", "bundle", "--out", tmp_path / "bundle"),
-            ("predict", package, image, "--out", tmp_path / "maps"),
-        ]
-    ):
-        assert cli.garda(*words, "--trust", tmp_path / "b.key.pub") == 2, number
-        assert "signed by a stranger" in capsys.readouterr().err
-        assert cli.garda(*words, "--trust", tmp_path / "a.key.pub") == 0, number
+@pytest.mark.parametrize("words", ["evaluate", "audit", "export", "export --to bundle", "predict"])
+def test_every_command_that_reads_a_package_asks_for_trusted_signatures(words, pipeline, tmp_path, capsys):
+    signing.make_keys(tmp_path / "b.key")
+    command, *options = words.split()
+    given = (
+        [sites.manifest(pipeline, 1), "--data", pipeline.parent / "data"] if command in ("evaluate", "audit") else []
+    )
+    given += [sites.image(pipeline, 1)] if command == "predict" else []
+    given += ["--out", tmp_path / "out.zip"] if command in ("export", "predict") else []
+    asked = (command, OLD / "garda.zip", *given, *options, "--trust")
+    assert cli.garda(*asked, tmp_path / "b.key.pub") == 2
+    assert "signed by a stranger" in capsys.readouterr().err
+    assert cli.garda(*asked, OLD / "site.pub") == 0
 
 
 def test_messages_name_the_zip_file_and_not_where_it_was_unpacked(finished, tmp_path):
@@ -522,27 +484,22 @@ def test_a_package_that_vanishes_while_it_is_learnt_from_gives_no_package(pipeli
     assert not (tmp_path / "1").exists()
 
 
-def test_widths_that_fit_no_machine_are_one_line(finished, tmp_path):
-    shutil.copytree(format.find_stage(finished), tmp_path / "package")
-    setup = json.loads((tmp_path / "package" / "setup.json").read_text())
+def test_widths_that_fit_no_machine_are_one_line(package):
+    setup = json.loads((package / "setup.json").read_text())
     setup["settings"]["segmenter"] = {"widths": [10**9] * 6}
-    (tmp_path / "package" / "setup.json").write_text(json.dumps(setup))
-    with pytest.raises(
-        ConfigError, match=r"setup.json: segmenter.widths.0: input should be less than or equal to 2048, got 1000000000"
-    ):
-        load.load_package(tmp_path / "package")
+    (package / "setup.json").write_text(json.dumps(setup))
+    what = "setup.json: segmenter.widths.0: input should be less than or equal to 2048, got 1000000000"
+    assert what in told(ConfigError, load.load_package, package)
 
 
-def test_a_signature_of_another_line_does_not_fit(pipeline, tmp_path):
-    key, digits = sign(tmp_path, "a.key")
-    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "run")
-    run_sequence(replace(run, key=key))
-    package = format.find_stage(tmp_path / "run")
+def test_a_signature_of_another_line_does_not_fit(signed, tmp_path):
+    run, _, digits = signed
+    package = Path(shutil.copytree(format.find_stage(run), tmp_path / "package"))
     lines = (package / "signatures.jsonl").read_text().splitlines()
     (package / "signatures.jsonl").write_text(lines[0].replace('"line": 1', '"line": 2') + "\n")
     for trusted in ([], [Trusted(digits)]):
-        with pytest.raises(PackageError, match="ledger line 2: the signature does not fit the line"):
-            verify.verify(package, trusted)
+        what = "ledger line 2: the signature does not fit the line"
+        assert what in told(PackageError, verify.verify, package, trusted)
 
 
 def test_keys_that_cannot_be_used(tmp_path):
@@ -558,36 +515,33 @@ def test_keys_that_cannot_be_used(tmp_path):
         signing.read_public(tmp_path / "none.pub")
 
 
-def test_what_cannot_be_adapted_is_told_and_nothing_is_written(pipeline, source, tmp_path):
-    sites.run_tiny(pipeline, tmp_path / "run", method="joint")
-    cases = [
-        (fakes.hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1", name="new"), "needs the images of earlier sites"),
-        (fakes.hop_to(pipeline, source, 0, tmp_path / "1"), "has been met already; give the site another --name"),
-        (fakes.hop_to(pipeline, source, 1, tmp_path / "1", name="a/b"), "'a/b' is no domain's name"),
-        (fakes.hop_to(pipeline, source, 1, tmp_path / "1", changes={"seed": 1}), "unknown key 'seed'"),
-        (
-            fakes.hop_to(pipeline, source, 1, tmp_path / "1", changes={"source": {"steps": 9}}),
-            "is what the package decides",
-        ),
-    ]
-    for made, what in cases:
-        with pytest.raises((PackageError, DataError, ConfigError), match=what):
-            hop.adapt(made)
-        assert {path.name for path in tmp_path.iterdir()} == {"run"}
+@pytest.mark.parametrize(
+    ("site", "more", "what"),
+    [
+        (0, {}, "has been met already; give the site another --name"),
+        (1, {"name": "a/b"}, "'a/b' is no domain's name"),
+        (1, {"changes": {"seed": 1}}, "unknown key 'seed'"),
+        (1, {"changes": {"source": {"steps": 9}}}, "is what the package decides"),
+        (1, {"name": "new", "package": "joint"}, "needs the images of earlier sites"),
+    ],
+)
+def test_what_cannot_be_adapted_is_told_and_nothing_is_written(site, more, what, pipeline, source, run_of, tmp_path):
+    package = run_of(more.pop("package")) if "package" in more else source
+    made = fakes.hop_to(pipeline, package, site, tmp_path / "1", **more)
+    assert what in told((PackageError, DataError, ConfigError), hop.adapt, made)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_package_is_scored_wherever_there_are_labels(pipeline, source, finished, tmp_path):
-    manifests = [pipeline.parent / "data" / "manifests" / f"{site}.csv" for site in SITES]
-    quiet = Console(RichConsole(quiet=True))
-    scores = hop.evaluate_package(source, manifests, pipeline.parent / "data", quiet, Pseudonyms(b"a key for tests"))
+    manifests, data = [sites.manifest(pipeline, site) for site in range(3)], pipeline.parent / "data"
+    scores = hop.evaluate_package(source, manifests, data, sites.quiet(), Pseudonyms(b"a key for tests"))
     assert scores == [row for row in metrics.read_scores(finished / "scores.csv") if row.stage == 0]
 
 
 def test_a_package_predicts_as_its_run(pipeline, source, finished, tmp_path):
-    image = next((pipeline.parent / "data" / SITES[1] / "images").glob("*_003.nii.gz"))
-    with Console(RichConsole(quiet=True)) as console:
-        (one,) = predict.predict(source, [image], tmp_path / "package", console)
-        (other,) = predict.predict(finished, [image], tmp_path / "run", console, stage=0)
+    images = [sites.image(pipeline, 1, 3)]
+    (one,) = sites.predict(source, images, tmp_path / "package")
+    (other,) = sites.predict(finished, images, tmp_path / "run", stage=0)
     assert one.read_bytes() == other.read_bytes()
 
 

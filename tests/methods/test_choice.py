@@ -1,9 +1,7 @@
 """Which checkpoint of a target is chosen without a label, and how good that was."""
 
 import math
-from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -13,11 +11,10 @@ from torch import Tensor, nn
 
 from garda.core.console import Console
 from garda.core.errors import CheckpointError, RunFolderError
-from garda.data import sequence
+from garda.evaluation import metrics
 from garda.models import choice
 from garda.models.choice import Candidate
 from garda.runs import choices
-from garda.runs.run import run_sequence
 from tests.support import fakes, sites
 from tests.support.sites import SITES
 
@@ -107,26 +104,20 @@ def test_a_stage_stands_in_the_table_once(tmp_path):
     assert (third.stage, third.chosen, math.isnan(third.dice)) == (2, True, True), "no test scan shows the class"
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory) -> Path:
-    """The tiny data set with one target."""
-    file = sites.write_tiny(tmp_path_factory.mktemp("sites"))
-    file.write_text(sites.TINY.replace(f", {SITES[2]}", ""))
-    return file
-
-
-def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(pipeline, tmp_path):
-    judged = sites.run_tiny(pipeline, tmp_path / "judged", method="garda", judging=True)
-    table = choices.read_candidates(tmp_path / "judged" / "candidates.csv")
-    assert [(line.stage, line.domain) for line in table] == [(1, SITES[1])] * 3
-    (chosen,) = (line for line in table if line.chosen)
-    assert chosen.dice == pytest.approx(fmean(row.dice for row in judged if (row.stage, row.domain) == (1, SITES[1])))
-    assert sites.run_tiny(pipeline, tmp_path / "plain", method="garda") == judged
-    assert not list((tmp_path / "plain").rglob("candidates*"))
+def test_a_run_judges_its_choices_and_chooses_as_one_that_does_not(pipeline, finished, tmp_path):
+    judged = sites.run_tiny(pipeline, tmp_path / "run", method="garda", judging=True)
+    table = choices.read_candidates(tmp_path / "run" / "candidates.csv")
+    assert [(line.stage, line.domain) for line in table] == [(stage, SITES[stage]) for stage in (1, 1, 1, 2, 2, 2)]
+    for chosen in (line for line in table if line.chosen):
+        rows = [row.dice for row in judged if (row.stage, row.domain) == (chosen.stage, chosen.domain)]
+        assert chosen.dice == pytest.approx(fmean(rows))
+    assert sum(line.chosen for line in table) == 2
+    assert metrics.read_scores(finished / "scores.csv") == judged
+    assert not list(finished.rglob("candidates*"))
 
 
 def test_a_run_without_candidates_says_that_nothing_is_judged(pipeline, tmp_path):
     told = StringIO()
-    run = sites.tiny_run(sequence.read_sequence(pipeline, method="source_only"), pipeline, tmp_path / "out")
-    run_sequence(replace(run, judging=True, console=Console(RichConsole(file=told, width=200))))
+    with Console(RichConsole(file=told, width=200)) as console:
+        sites.run_tiny(pipeline, tmp_path / "out", method="source_only", judging=True, console=console)
     assert "no choice is judged: no candidates were kept" in told.getvalue()

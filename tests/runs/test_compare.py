@@ -30,7 +30,6 @@ from garda.methods.registry import METHODS
 from garda.runs import compare, compare_plan
 from garda.runs.compare_plan import Request
 from garda.runs.context import Run
-from tests.support import sites
 from tests.support.cli import garda
 from tests.support.sites import SITES
 
@@ -40,11 +39,6 @@ LEARNS = [[0.9, 0.2, 0.4], [0.8, 0.6, 0.4], [0.7, 0.6, 0.4]]
 BEST = [[0.9, 0.2, 0.4], [0.9, 0.8, 0.4], [0.9, 0.8, 0.41]]
 FAST = {"tent": {"steps": 2}}
 SPREAD = (-0.05, 0.05)  # two patients, around each mean
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -5,18 +5,16 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import pytest
 import torch
-from rich.console import Console as RichConsole
-from torch import Tensor
+from torch import Tensor, nn
 
 from garda.core import files
-from garda.core.console import Console
 from garda.core.errors import DataError, Interrupted
 from garda.core.signals import Stopping
 from garda.data import volume as volumes
@@ -29,6 +27,7 @@ from garda.runs import predict
 from garda.training import loop
 from garda.training.device import Compute, ComputeSettings
 from tests.support import cli, scans, sites
+from tests.support.errors import told
 from tests.support.scans import TASK
 from tests.support.sites import SITES
 
@@ -36,15 +35,8 @@ WAIT = 20.0  # seconds, for what another thread does at once
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def run(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "run"
-    sites.run_tiny(pipeline, out, method="adabn")  # a network for every target
-    return out
+def run(run_of: Callable[[str], Path]) -> Path:
+    return run_of("adabn")  # which has a network for every target
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +44,23 @@ def exported(run: Path) -> Exported:
     return export.read_exported(run)
 
 
+@pytest.fixture(scope="module")
+def traced() -> Callable[[nn.Module, int], OnnxNetwork]:
+    """Networks in ONNX Runtime; equal ones are traced once, which takes seconds."""
+    made: dict[tuple[bytes, ...], OnnxNetwork] = {}
+
+    def trace(network: nn.Module, channels: int) -> OnnxNetwork:
+        weights = tuple(value.numpy().tobytes() for value in network.state_dict().values())
+        if weights not in made:
+            made[weights] = OnnxNetwork(network, channels)
+        return made[weights]
+
+    return trace
+
+
 @pytest.fixture
 def images(pipeline: Path) -> list[Path]:
-    return sorted((pipeline.parent / "data" / SITES[1] / "images").iterdir())[:3]
-
-
-def quiet() -> Console:
-    return Console(RichConsole(quiet=True))
+    return [sites.image(pipeline, 1, number) for number in range(3)]
 
 
 def dice(ours: Tensor, theirs: Tensor, index: int) -> float:
@@ -161,11 +163,10 @@ def test_the_next_scan_is_read_while_one_is_segmented(run, images, tmp_path, mon
         assert all(begun[image.name].wait(WAIT) for image in following)
         return own_segment(network, volume, *given)
 
-    with quiet() as console:
-        plain = [predict.predict(run, [image], tmp_path / "plain", console)[0] for image in images]
-        monkeypatch.setattr(predict, "read_volume", read_volume)
-        monkeypatch.setattr(inference, "segment", segment_volume)
-        written = predict.predict(run, images, tmp_path / "maps", console)
+    plain = sites.predict(run, images, tmp_path / "plain")
+    monkeypatch.setattr(predict, "read_volume", read_volume)
+    monkeypatch.setattr(inference, "segment", segment_volume)
+    written = sites.predict(run, images, tmp_path / "maps")
     assert order == [image.name for image in images]
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in plain]
 
@@ -179,8 +180,7 @@ def test_a_scan_that_vanishes_costs_no_label_map_before_it(run, images, tmp_path
         return own(case, *given, **more)
 
     monkeypatch.setattr(predict, "read_volume", read_volume)
-    with quiet() as console, pytest.raises(DataError, match="cannot be read; copy it again"):
-        predict.predict(run, images, tmp_path / "maps", console)
+    assert "cannot be read; copy it again" in told(DataError, sites.predict, run, images, tmp_path / "maps")
     assert [path.name for path in (tmp_path / "maps").iterdir()] == [images[0].name]
 
 
@@ -212,14 +212,15 @@ def segmented(monkeypatch: pytest.MonkeyPatch, run: Path, image: Path, out: Path
         return own(network, volume, *given)
 
     own = inference.segment
-    with monkeypatch.context() as patch, quiet() as console:
+    with monkeypatch.context() as patch:
         patch.setattr(inference, "segment", segment_volume)
-        (written,) = predict.predict(run, [image], out, console, **how)
+        (written,) = sites.predict(run, [image], out, **how)
     assert nib.load(written).shape == nib.load(image).shape
     return shown[0]
 
 
-def test_the_network_of_the_chosen_domain_runs_in_onnx_runtime(run, images, tmp_path, monkeypatch):
+def test_the_network_of_the_chosen_domain_runs_in_onnx_runtime(run, images, traced, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "OnnxNetwork", traced)
     answers = {}
     for domain in (SITES[0], SITES[1], OTHER):
         kinds = [
@@ -233,13 +234,14 @@ def test_the_network_of_the_chosen_domain_runs_in_onnx_runtime(run, images, tmp_
     assert not torch.allclose(answers[SITES[0]], answers[SITES[1]], atol=1e-2)
 
 
-def test_a_method_that_prepares_its_images_predicts_with_onnx_runtime(pipeline, images, tmp_path, monkeypatch):
-    sites.run_tiny(pipeline, tmp_path / "run", method="histogram")
+def test_a_method_that_prepares_its_images_predicts_with_onnx_runtime(run_of, images, traced, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "OnnxNetwork", traced)
+    run = run_of("histogram")
     (shown, ours), (other, theirs) = (
-        segmented(monkeypatch, tmp_path / "run", images[0], tmp_path / str(onnx), onnx=onnx) for onnx in (False, True)
+        segmented(monkeypatch, run, images[0], tmp_path / str(onnx), onnx=onnx) for onnx in (False, True)
     )
     assert torch.equal(shown, other) and torch.allclose(ours, theirs, atol=1e-4)
-    raw, _ = segmented(monkeypatch, tmp_path / "run", images[0], tmp_path / "raw", domain=SITES[0])
+    raw, _ = segmented(monkeypatch, run, images[0], tmp_path / "raw", domain=SITES[0])
     assert not torch.equal(shown, raw)
 
 
@@ -254,18 +256,18 @@ def test_without_onnx_runtime_nothing_is_read_or_written(missing, run, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["broken.nii.gz"]
 
 
-def test_the_command_line_takes_a_runtime_and_an_expected_digest(run, images, tmp_path, capsys, monkeypatch):
+def test_the_command_line_takes_a_runtime_and_an_expected_digest(run, images, traced, tmp_path, capsys, monkeypatch):
     package = format.find_stage(run)
     digest = format.package_digest(package)
-    words = ("predict", package, images[0], "--runtime", "onnx")
+    words = ("predict", package, images[0], "--domain", SITES[1], "--runtime", "onnx")
     assert cli.garda(*words, "--out", tmp_path / "no", "--expect", "0" * 64) == 2
     what = f"{package}: has the digest {digest}, not the expected one; ask which package it is\n"
     assert capsys.readouterr().err == what and not list(tmp_path.iterdir())
     made: list[int] = []
-    monkeypatch.setattr(predict, "OnnxNetwork", lambda *given: made.append(1) or OnnxNetwork(*given))
+    monkeypatch.setattr(predict, "OnnxNetwork", lambda *given: made.append(1) or traced(*given))
     assert cli.garda(*words, "--out", tmp_path / "maps", "--expect", digest.upper()) == 0
     assert made == [1] and (tmp_path / "maps" / images[0].name).exists()
-    assert cli.garda(*words[:3], "--out", tmp_path / "torch", "--runtime", "torch") == 0
+    assert cli.garda(*words[:5], "--out", tmp_path / "torch", "--runtime", "torch") == 0
     assert made == [1]
 
 
@@ -275,8 +277,6 @@ def test_a_folder_that_holds_label_maps_too_is_no_folder_of_images(run, pipeline
     for name in ("images", "labels"):
         (elsewhere / "one" / name).mkdir(parents=True)
     for folder, where in ((site, site), (elsewhere, elsewhere / "one")):
-        with pytest.raises(DataError) as caught:
-            predict.predict(run, [folder], tmp_path / "maps", quiet())
-        what = f"holds label maps too, in {where / 'labels'}; give {where / 'images'}"
-        assert str(caught.value) == f"{folder}: {what}"
+        what = f"{folder}: holds label maps too, in {where / 'labels'}; give {where / 'images'}"
+        assert told(DataError, sites.predict, run, [folder], tmp_path / "maps") == what
     assert not (tmp_path / "maps").exists()

@@ -1,10 +1,12 @@
 import io
+import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from garda.core.errors import (
     Problems,
     RunFolderError,
 )
-from garda.core.pseudonyms import Pseudonyms
+from garda.core.pseudonyms import Pseudonyms, load_key
 from garda.data import checks, volume
 from garda.data.sequence import read_sequence
 from garda.evaluation.metrics import Score, read_scores
@@ -35,31 +37,45 @@ from garda.methods import metadata
 from garda.methods.base import Oracle
 from garda.methods.registry import METHODS
 from garda.models import inference
-from garda.runs import mlflow, predict
-from garda.runs.run import run_sequence
+from garda.runs import mlflow
 from garda.runs.stage import warn_regression
-from garda.runs.tracking import InMemory
 from tests.support import sites
+from tests.support.errors import told
 from tests.support.fakes import StopAt
 from tests.support.sites import SITES
 
 STAGES = [f"{index}-{site}" for index, site in enumerate(SITES)]
+HURRIED = "name: tiny\nsettings: {checkpoint_seconds: 0.001}"
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
+def finished(run_of: Callable[[str], Path]) -> Path:
+    """The run of the pipeline's own method."""
+    return run_of("garda_paper")
+
+
+@pytest.fixture
+def again(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, to be changed or gone on with."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")
-def finished(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InMemory]:
-    out, tracker = tmp_path_factory.mktemp("finished") / "run", InMemory()
-    sites.run_tiny(pipeline, out, tracker)
-    return out, tracker
+def alone(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline's source alone."""
+    return sites.other_words(pipeline, tmp_path_factory.mktemp("alone"), f"[{SITES[1]}, {SITES[2]}]", "[]")
 
 
-def kept(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.safetensors"))}
+@pytest.fixture(scope="module")
+def shorter(pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pipeline with one target."""
+    return sites.other_words(pipeline, tmp_path_factory.mktemp("shorter"), f", {SITES[2]}", "")
+
+
+def kept(out: Path, stages: int = 3) -> dict[str, bytes]:
+    """What networks and statistics the first stages have left."""
+    files = [path for stage in STAGES[:stages] for path in (out / "stages" / stage).rglob("*.safetensors")]
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(files)}
 
 
 def without_names(file: Path) -> list[str]:
@@ -68,7 +84,7 @@ def without_names(file: Path) -> list[str]:
 
 
 def test_every_domain_is_scored_after_every_stage(finished):
-    out, tracker = finished
+    out, tracker = finished, pickle.loads(finished.with_name("tracker.pickle").read_bytes())
     scores = read_scores(out / "scores.csv")
     assert {(score.stage, score.domain) for score in scores} == {(i, site) for i in range(3) for site in SITES}
     assert len(scores) == 3 * 3 * 3  # stages, test patients, classes
@@ -82,10 +98,9 @@ def test_every_domain_is_scored_after_every_stage(finished):
 
 
 def test_nothing_but_knowledge_stays_of_a_stage(finished):
-    out, _ = finished
     for stage in STAGES:
-        assert [path.name for path in (out / "stages" / stage).iterdir()] == ["package"]
-    names = {path.name for path in (out / "stages").rglob("*") if path.is_file()}
+        assert [path.name for path in (finished / "stages" / stage).iterdir()] == ["package"]
+    names = {path.name for path in (finished / "stages").rglob("*") if path.is_file()}
     assert names == {*KNOWN} - {SIGNATURES}
 
 
@@ -93,11 +108,8 @@ def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp
     """Every byte of the run folder, MLflow's store, its artifacts and what was printed."""
     folder, out = tmp_path / "conspicuous", tmp_path / "run"
     sites.write_conspicuous(pipeline, folder)
-    run = sites.tiny_run(
-        read_sequence(folder / "pipeline.yaml"), folder / "pipeline.yaml", out, mlflow.open_tracker(out, print)
-    )
     with Console() as console:
-        run_sequence(replace(run, console=console))
+        sites.run_tiny(folder / "pipeline.yaml", out, mlflow.open_tracker(out, print), console=console)
     private = [b"Mustermann", b"conspicuous", *(f"{site}_0".encode() for site in SITES), b".nii"]
     files = [path for path in out.rglob("*") if path.is_file()]
     assert {"mlflow.db", "tracking.jsonl", "scores.csv"} <= {path.name for path in files}
@@ -107,166 +119,128 @@ def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp
     assert [word for word in private if word in (printed.out + printed.err).encode()] == []
 
 
-def test_the_same_command_changes_nothing(finished, pipeline):
-    out, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("package/*")}
-    scores = (out / "scores.csv").read_text()
-    sites.run_tiny(pipeline, out)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("package/*")} == before
-    assert (out / "scores.csv").read_text() == scores
+@pytest.mark.parametrize("changes", [{}, {"checkpoint_seconds": 5, "compute": {"precision": 32}}])
+def test_the_same_command_changes_nothing_even_with_other_settings_that_decide_no_result(changes, again, pipeline):
+    before = {path: path.stat().st_mtime_ns for path in again.rglob("package/*")}
+    scores = (again / "scores.csv").read_text()
+    sites.run_tiny(pipeline, again, changes=changes)
+    assert {path: path.stat().st_mtime_ns for path in again.rglob("package/*")} == before
+    assert (again / "scores.csv").read_text() == scores
 
 
 @pytest.mark.parametrize("part", ["segmenter", "generator"])
-@pytest.mark.parametrize("stage", [STAGES[0], STAGES[1]])
-def test_a_stopped_run_ends_with_equal_weights(finished, pipeline, tmp_path, stage, part):
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_run_stopped_in_its_last_stage_ends_with_equal_weights(finished, alone, shorter, tmp_path, stages, part):
+    pipeline, stage = [alone, shorter][stages - 1], STAGES[stages - 1]
     stop = StopAt(f"{stage}-{part}", 1)
     with pytest.raises(Interrupted):
         sites.run_tiny(pipeline, tmp_path / "run", stop, stop.stopping)
     assert (tmp_path / "run" / "stages" / stage / "training" / part / "checkpoint.pt").exists()
     sites.run_tiny(pipeline, tmp_path / "run")
-    assert kept(tmp_path / "run") == kept(finished[0])
-    assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
+    assert kept(tmp_path / "run") == kept(finished, stages)
+    scores = without_names(tmp_path / "run" / "scores.csv")
+    assert {*scores} <= {*without_names(finished / "scores.csv")} and len(scores) == 1 + 3 * stages**2
 
 
-def test_a_plan_that_appends_targets_goes_on(finished, pipeline, tmp_path):
-    shorter = pipeline.with_name("shorter.yaml")
-    shorter.write_text(pipeline.read_text().replace(f", {SITES[2]}", ""))
+def test_a_plan_that_appends_targets_goes_on(finished, pipeline, shorter, tmp_path):
     sites.run_tiny(shorter, tmp_path / "run")
     assert len(list((tmp_path / "run" / "stages").iterdir())) == 2
     sites.run_tiny(pipeline, tmp_path / "run")
-    assert kept(tmp_path / "run") == kept(finished[0])
-    assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished[0] / "scores.csv")
-    with pytest.raises(RunFolderError) as caught:
-        sites.run_tiny(shorter, tmp_path / "run")
-    assert str(caught.value) == (
+    assert kept(tmp_path / "run") == kept(finished)
+    assert without_names(tmp_path / "run" / "scores.csv") == without_names(finished / "scores.csv")
+    assert told(RunFolderError, sites.run_tiny, shorter, tmp_path / "run") == (
         f"{tmp_path}/run/plan.json: the folder holds another plan, domains differs; "
         "undo the change, or give a new --out folder"
     )
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", '{"domains": 3}', "{"])
-def test_a_damaged_plan_is_one_line(finished, pipeline, tmp_path, content):
-    shutil.copytree(finished[0], tmp_path / "run")
-    (tmp_path / "run" / "plan.json").write_text(content)
-    message = f"{tmp_path}/run/plan.json: is damaged; give a new --out folder, or restore the file"
-    with pytest.raises(RunFolderError) as caught:
-        sites.run_tiny(pipeline, tmp_path / "run")
-    assert str(caught.value) == message
-    with Console() as console, pytest.raises(RunFolderError) as caught:
-        predict.predict(tmp_path / "run", [], tmp_path, console)
-    assert str(caught.value) == message
+def test_a_damaged_plan_is_one_line(again, pipeline, tmp_path, content):
+    (again / "plan.json").write_text(content)
+    message = f"{again}/plan.json: is damaged; give a new --out folder, or restore the file"
+    assert told(RunFolderError, sites.run_tiny, pipeline, again) == message
+    assert told(RunFolderError, sites.predict, again, [], tmp_path) == message
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", "{"])
-def test_damaged_knowledge_is_one_line(finished, pipeline, tmp_path, content):
-    shutil.copytree(finished[0], tmp_path / "run")
-    file = tmp_path / "run" / "stages" / STAGES[2] / "package" / "knowledge.json"
+def test_damaged_knowledge_is_one_line(again, tmp_path, content):
+    file = again / "stages" / STAGES[2] / "package" / "knowledge.json"
     file.write_text(content)
-    with Console() as console, pytest.raises(PackageError) as caught:
-        predict.predict(tmp_path / "run", [], tmp_path / "out", console)
-    what = "has been changed: it is not the file of ledger line 3"
-    assert str(caught.value) == f"{file}: {what}; ask for the package again"
-    with pytest.raises(CheckpointError) as caught:
-        metadata.read_metadata(file.parent)
-    assert str(caught.value) == f"{file}: is damaged; copy the whole folder again"
+    what = "has been changed: it is not the file of ledger line 3; ask for the package again"
+    assert told(PackageError, sites.predict, again, [], tmp_path / "out") == f"{file}: {what}"
+    what = "is damaged; copy the whole folder again"
+    assert told(CheckpointError, metadata.read_metadata, file.parent) == f"{file}: {what}"
 
 
-def test_a_run_killed_at_its_very_start_goes_on(pipeline, tmp_path):
+def test_a_run_killed_at_its_very_start_goes_on(alone, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     (out / ".lock").touch()
     (out / ".plan.json.123.tmp").write_text('{"ga')
-    sites.run_tiny(pipeline, out, method="source_only")
+    sites.run_tiny(alone, out, method="source_only")
     assert not list(out.glob(".*.tmp"))
 
 
-def test_scores_that_are_missing_are_computed_again(finished, pipeline, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "run")
-    file = tmp_path / "run" / "scores.csv"
+def test_scores_that_are_missing_are_computed_again(again, pipeline):
+    file = again / "scores.csv"
     whole = file.read_text()
     file.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
-    sites.run_tiny(pipeline, tmp_path / "run")
+    sites.run_tiny(pipeline, again)
     assert file.read_text() == whole
     file.write_text(whole.replace("\n2,", "\n7,"))
     with pytest.raises(RunFolderError, match="holds stages of another run; delete it, it is computed again"):
-        sites.run_tiny(pipeline, tmp_path / "run")
+        sites.run_tiny(pipeline, again)
 
 
-def test_a_run_killed_between_learning_and_scoring(finished, pipeline, tmp_path, monkeypatch):
+def test_a_run_killed_between_learning_and_scoring(finished, alone, tmp_path, monkeypatch):
     def die(*args, **others):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("garda.runs.run.write_scores", die)
         with pytest.raises(KeyboardInterrupt):
-            sites.run_tiny(pipeline, tmp_path / "run")
-    sites.run_tiny(pipeline, tmp_path / "run")
-    assert kept(tmp_path / "run") == kept(finished[0])
-    assert (tmp_path / "run" / "scores.csv").read_text() == (finished[0] / "scores.csv").read_text()
-
-
-def test_another_users_key_is_refused(finished, pipeline):
-    run = sites.tiny_run(read_sequence(pipeline), pipeline, finished[0])
-    with pytest.raises(RunFolderError, match="the folder holds another plan, pseudonyms differs"):
-        run_sequence(replace(run, pseudonyms=Pseudonyms(b"another key")))
-
-
-class DeleteAfter:
-    """Deletes a domain's training files as soon as its stage has ended."""
-
-    def __init__(self, data: Path) -> None:
-        self.data, self.sequence = data, None
-
-    def stage_ended(self, stage, stage_index, metrics):
-        for case in self.sequence.domains[stage_index].split("train"):
-            for file in (case.image, *case.labels):
-                (self.data / file).unlink()
-
-    def start(self, run): ...
-    def losses(self, stage, step, values): ...
-    def artifact(self, path): ...
-    def finish(self, status): ...
+            sites.run_tiny(alone, tmp_path / "run")
+    sites.run_tiny(alone, tmp_path / "run")
+    assert kept(tmp_path / "run") == kept(finished, 1)
+    rows = [row for row in read_scores(finished / "scores.csv") if row.stage == 0 and row.domain == SITES[0]]
+    assert read_scores(tmp_path / "run" / "scores.csv") == rows
 
 
 @pytest.mark.parametrize("method", [name for name, known in METHODS.items() if not issubclass(known, Oracle)])
-def test_a_run_ends_though_each_domains_training_files_are_deleted_after_its_stage(method, finished, tmp_path):
-    pipeline = sites.write_tiny(tmp_path)
-    tracker = DeleteAfter(tmp_path / "data")
-    tracker.sequence = read_sequence(pipeline)
-    sites.run_tiny(pipeline, tmp_path / "run", tracker, method=method)
-    assert method != "garda_paper" or kept(tmp_path / "run") == kept(finished[0])
-    assert not list((tmp_path / "data" / SITES[0] / "images").glob("*_000.nii.gz"))
+def test_no_method_reads_a_targets_label_or_needs_the_training_files_of_a_stage_that_has_ended(method, run_of):
+    """Such files were unreadable or gone where this run was made."""
+    run = run_of(method)
+    data = run.with_name("tiny") / "data"
+    assert {score.stage for score in read_scores(run / "scores.csv")} == {0, 1, 2}
+    assert not [site for site in SITES if [*(data / site).glob("*/*_000.nii.gz")]]
+    assert [*data.glob("*/*/*_003.nii.gz")]
 
 
-def test_a_learner_never_sees_a_targets_label(pipeline, tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(pipeline.parent, folder)
-    sequence = read_sequence(folder / "pipeline.yaml")
-    for domain in sequence.targets:
-        for case in domain.split("train"):
-            (folder / "data" / case.labels[0]).write_bytes(b"no label at all")
+def test_a_learner_is_given_labels_of_the_source_alone(pipeline):
+    sequence = read_sequence(pipeline)
     learned = [case for case in checks.needed_cases(sequence, sequence.domains) if case.split == "train"]
     assert [bool(case.labels) for case in learned] == [True] * 2 + [False] * 4
-    sites.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
 
 
-def test_another_plan_is_refused_by_its_key(finished, pipeline):
-    with pytest.raises(RunFolderError, match=r"the folder holds another plan, settings.source.steps differs"):
-        sites.run_tiny(pipeline, finished[0], changes={"source": {"steps": 6}})
-    with pytest.raises(RunFolderError, match="another plan, seed differs"):
-        sites.run_tiny(pipeline, finished[0], seed=5)
-    with pytest.raises(RunFolderError, match="method differs"):
-        sites.run_tiny(pipeline, finished[0], method="source_only")
+def test_another_plan_is_refused_by_its_key(again, pipeline):
+    for key, other in (
+        ("settings.source.steps", {"changes": {"source": {"steps": 6}}}),
+        ("seed", {"seed": 5}),
+        ("method", {"method": "source_only"}),
+        ("pseudonyms", {"pseudonyms": Pseudonyms(b"another key")}),
+    ):
+        assert f"the folder holds another plan, {key} differs" in told(
+            RunFolderError, sites.run_tiny, pipeline, again, **other
+        )
 
 
 def test_bad_input_is_told_at_once_and_nothing_is_written(pipeline, tmp_path):
-    folder = tmp_path / "tiny"
-    shutil.copytree(pipeline.parent, folder)
-    images = sorted((folder / "data" / SITES[1] / "images").iterdir())
-    images[0].unlink()
-    images[1].write_bytes(images[1].read_bytes()[:50])
+    changed = sites.copy(pipeline, tmp_path / "tiny")
+    first, second = (sites.image(changed, 1, number) for number in (0, 1))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:50])
     with pytest.raises(Problems) as caught:
-        sites.run_tiny(folder / "pipeline.yaml", tmp_path / "run")
+        sites.run_tiny(changed, tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 2
     assert caught.value.exit_code == 2
     assert not (tmp_path / "run").exists()
@@ -293,13 +267,9 @@ def test_what_could_only_fail_later_is_refused_at_once(pipeline, tmp_path, chang
     assert not (tmp_path / "run").exists()
 
 
-def test_what_decides_no_result_may_change(finished, pipeline):
-    sites.run_tiny(pipeline, finished[0], changes={"checkpoint_seconds": 5, "compute": {"precision": 32}})
-
-
-def test_a_source_whose_labels_mark_nothing(tmp_path):
-    pipeline = sites.write_tiny(tmp_path)
-    task = tmp_path / "data" / "manifests" / "task.yaml"
+def test_a_source_whose_labels_mark_nothing(pipeline, tmp_path):
+    pipeline = sites.copy(pipeline, tmp_path / "tiny")
+    task = pipeline.parent / "data" / "manifests" / "task.yaml"
     words = "label: {masks: [rv, myo, lv], slice_labelled_by: rv}\n"
     task.write_text(task.read_text() + words)
     for manifest in task.parent.glob("*.csv"):
@@ -307,40 +277,28 @@ def test_a_source_whose_labels_mark_nothing(tmp_path):
         tripled = [";".join([row.rsplit(",", 1)[1]] * 3) for row in rows[1:]]
         body = [f"{row.rsplit(',', 1)[0]},{label}" for row, label in zip(rows[1:], tripled, strict=True)]
         manifest.write_text("\n".join([rows[0], *body]) + "\n")
-    for file in (tmp_path / "data").rglob("labels/*.nii.gz"):
+    for file in (pipeline.parent / "data").rglob("labels/*.nii.gz"):
         label = nibabel.load(file)
         nibabel.save(nibabel.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
-    with pytest.raises(DataError) as caught:
-        sites.run_tiny(pipeline, tmp_path / "run")
-    assert str(caught.value) == f"{SITES[0]}: no training label marks anything; give labels with a class"
+    what = f"{SITES[0]}: no training label marks anything; give labels with a class"
+    assert told(DataError, sites.run_tiny, pipeline, tmp_path / "run") == what
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(pipeline, tmp_path):
     (tmp_path / "thesis.txt").write_text("do not touch")
-    with pytest.raises(RunFolderError) as caught:
-        sites.run_tiny(pipeline, tmp_path)
-    assert str(caught.value) == f"{tmp_path}: holds something that is not a run of garda; give a new --out folder"
+    what = f"{tmp_path}: holds something that is not a run of garda; give a new --out folder"
+    assert told(RunFolderError, sites.run_tiny, pipeline, tmp_path) == what
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_missing_data_folder(pipeline, tmp_path):
-    sequence = read_sequence(pipeline)
-    run = sites.tiny_run(sequence, tmp_path / "elsewhere" / "pipeline.yaml", tmp_path / "run")
-    with pytest.raises(DataError, match="no folder that can be read; give the scans' folder under --data"):
-        run_sequence(run)
-
-
-def test_a_folder_without_any_of_the_scans_is_one_line(pipeline, tmp_path):
-    sequence = read_sequence(pipeline)
-    run = replace(sites.tiny_run(sequence, pipeline, tmp_path / "run"), data=pipeline.parent)
-    with pytest.raises(DataError) as caught:
-        run_sequence(run)
-    image = sequence.source.split("train")[0].image
+def test_a_missing_data_folder_and_one_without_any_of_the_scans_are_one_line(pipeline, tmp_path):
+    what = "no folder that can be read; give the scans' folder under --data"
+    assert what in told(DataError, sites.run_tiny, pipeline, tmp_path / "run", data=tmp_path / "none")
+    said = told(DataError, sites.run_tiny, pipeline, tmp_path / "run", data=pipeline.parent)
+    image = read_sequence(pipeline).source.split("train")[0].image
     remedy = "give the folder that the manifests' paths are relative to"
-    assert re.fullmatch(
-        rf"{pipeline.parent}: holds none of the \d+ scans, such as {image}; {remedy}", str(caught.value)
-    )
+    assert re.fullmatch(rf"{pipeline.parent}: holds none of the \d+ scans, such as {image}; {remedy}", said)
     assert not (tmp_path / "run").exists()
 
 
@@ -348,9 +306,8 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
     sequence = read_sequence(pipeline)
     case = sequence.targets[0].split("test")[0]
     image = pipeline.parent / "data" / case.image
-    with Console() as console:
-        (written,) = predict.predict(finished[0], [image], tmp_path / "out", console)
-        (earlier,) = predict.predict(finished[0], [image], tmp_path / "early", console, stage=0)
+    (written,) = sites.predict(finished, [image], tmp_path / "out")
+    (earlier,) = sites.predict(finished, [image], tmp_path / "early", stage=0)
     there, here = nibabel.load(image), nibabel.load(written)
     assert here.shape == there.shape and np.array_equal(here.affine, there.affine)
     assert set(np.unique(np.asarray(here.dataobj))) <= {0, 1, 2, 3}
@@ -360,14 +317,12 @@ def test_label_maps_lie_in_the_images_space(finished, pipeline, tmp_path):
 
 
 def test_a_site_is_named_for_prediction(finished, pipeline, tmp_path):
-    image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
-    with Console() as console:
-        for name in (SITES[0], "other"):
-            (written,) = predict.predict(finished[0], [image], tmp_path / name, console, domain=name)
-            assert written.exists()
-        with pytest.raises(ConfigError) as caught:
-            predict.predict(finished[0], [image], tmp_path / "typo", console, domain="bssfp")
-    assert str(caught.value) == f"--domain: 'bssfp' has not been met; use one of {', '.join(SITES)}, other"
+    images = [sites.image(pipeline, 0)]
+    for name in (SITES[0], "other"):
+        (written,) = sites.predict(finished, images, tmp_path / name, domain=name)
+        assert written.exists()
+    what = f"--domain: 'bssfp' has not been met; use one of {', '.join(SITES)}, other"
+    assert told(ConfigError, sites.predict, finished, images, tmp_path / "typo", domain="bssfp") == what
 
 
 def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp_path, monkeypatch):
@@ -387,24 +342,26 @@ def test_a_network_that_a_stage_left_as_it_was_is_not_scored_again(pipeline, tmp
             assert row == replace(rows[stage - 1, domain, name], stage=stage)
 
 
-def test_predictions_that_cannot_be_made(finished, pipeline, tmp_path):
-    image = next((pipeline.parent / "data" / SITES[0] / "images").iterdir())
-    with Console() as console:
-        with pytest.raises(DataError, match="exists already; give another --out folder, or remove it"):
-            predict.predict(finished[0], [image], image.parent / ".." / "images", console)
-        broken = tmp_path.parent / "broken.nii.gz"
-        broken.write_bytes(b"")
-        with pytest.raises(DataError, match=r"broken\.nii\.gz"):
-            predict.predict(finished[0], [image, broken], tmp_path, console)
-        with pytest.raises(DataError, match="as another image; predict them apart"):
-            predict.predict(finished[0], [image, image], tmp_path, console)
-        with pytest.raises(RunFolderError, match="has no stage 7; its stages are 0 to 2"):
-            predict.predict(finished[0], [image], tmp_path, console, stage=7)
-        with pytest.raises(DataError, match=r"^nowhere\.png: does not exist; check the path$"):
-            predict.predict(finished[0], [image, Path("nowhere.png")], tmp_path, console)
-        with pytest.raises(PackageError, match=r"is no package, ledger\.jsonl is missing; give a package, or a run"):
-            predict.predict(tmp_path, [image], tmp_path / "out", console)
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("names", "more", "what"),
+    [
+        ([], {"out": "images"}, "exists already; give another --out folder, or remove it"),
+        (["broken.nii.gz"], {}, "broken.nii.gz"),
+        (["scan.nii.gz"], {}, "as another image; predict them apart"),
+        ([], {"stage": 7}, "has no stage 7; its stages are 0 to 2"),
+        (["nowhere.png"], {}, "nowhere.png: does not exist; check the path"),
+        ([], {"run": "images"}, "is no package, ledger.jsonl is missing; give a package, or a run"),
+    ],
+)
+def test_predictions_that_cannot_be_made(names, more, what, finished, pipeline, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(sites.image(pipeline, 0), images / "scan.nii.gz")
+    (images / "broken.nii.gz").write_bytes(b"")
+    run = tmp_path / more.pop("run") if "run" in more else finished
+    given = [images / "scan.nii.gz", *(images / name for name in names)], tmp_path / more.pop("out", "maps")
+    assert what in told((DataError, PackageError, RunFolderError), sites.predict, run, *given, **more)
+    assert {path.name for path in tmp_path.rglob("*")} == {"images", "scan.nii.gz", "broken.nii.gz"}
 
 
 def command(pipeline: Path, out: Path) -> list[str]:
@@ -425,24 +382,22 @@ def command(pipeline: Path, out: Path) -> list[str]:
 )
 def test_kill_9_in_each_kind_of_stage(finished, pipeline, tmp_path, part):
     """The process is killed while a stage trains, at whatever step it has reached."""
-    hurried = pipeline.with_name("hurried.yaml")
-    hurried.write_text(pipeline.read_text() + "settings: {checkpoint_seconds: 0.001}\n")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    sites.run_tiny(hurried, whole)
+    hurried = sites.other_words(pipeline, tmp_path / "hurried", "name: tiny", HURRIED)
+    killed = tmp_path / "killed"
     process = subprocess.Popen(command(hurried, killed), stdout=subprocess.DEVNULL)
     checkpoint = killed / "stages" / part / "checkpoint.pt"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.005)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    subprocess.run(command(hurried, killed), check=True, stdout=subprocess.DEVNULL)
-    assert kept(killed) == kept(whole)
+    sites.run_tiny(hurried, killed, pseudonyms=Pseudonyms(load_key()))
+    assert kept(killed) == kept(finished)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_signals_end_with_a_checkpoint_and_their_exit_code(pipeline, tmp_path, number, code):
-    long = pipeline.with_name("long.yaml")
-    long.write_text(pipeline.read_text() + "settings: {source: {steps: 100000}, checkpoint_seconds: 0.5}\n")
+    settings = "name: tiny\nsettings: {source: {steps: 100000}, checkpoint_seconds: 0.5}"
+    long = sites.other_words(pipeline, tmp_path / "long", "name: tiny", settings)
     process = subprocess.Popen(
         command(long, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )

@@ -14,7 +14,6 @@ import yaml
 
 from garda.handover import format, ledger
 from garda.handover.format import KNOWLEDGE
-from tests.support import sites
 from tests.support.sites import CONFIG, SITES
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "hospital" / "three_hospitals.sh"
@@ -80,8 +79,8 @@ def garda() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny")).parent / "data"
+def phantom(pipeline: Path) -> Path:
+    return pipeline.parent / "data"
 
 
 def play(phantom: Path, work: Path, **surroundings: str) -> subprocess.CompletedProcess[str]:

@@ -2,7 +2,6 @@ import math
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from garda.safety import quality
 from garda.safety.gate import inspect_incoming, inspect_learnt, measure_baseline
 from garda.safety.limits import Check, GateDecision, GateSettings, SourceBaseline, Views, at_least, at_most, decide
 from garda.training.device import Compute, ComputeSettings
-from tests.support import fakes, sites
+from tests.support import fakes
 from tests.support.fakes import FakeSlices
 
 SIDE = 32
@@ -299,10 +298,9 @@ def test_every_method_goes_through_the_gate(name, monkeypatch):
     assert replayed == list(draws)
 
 
-def test_the_benchmark_prints_both_error_rates(tmp_path: Path, monkeypatch, capsys):
-    pipeline, data, run = sites.write_tiny(tmp_path), tmp_path / "data", tmp_path / "run"
-    sites.run_tiny(pipeline, run)
-    given = [pipeline, "--data", data, "--run", run, "--other", pipeline, data]
+def test_the_benchmark_prints_both_error_rates(pipeline, run_of, monkeypatch, capsys):
+    data = pipeline.parent / "data"
+    given = [pipeline, "--data", data, "--run", run_of("garda_paper"), "--other", pipeline, data]
     monkeypatch.setattr(sys, "argv", ["gate", *map(str, given)])
     main()
     *lines, own, wrong = capsys.readouterr().out.splitlines()

@@ -8,9 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 import yaml
-from rich.console import Console as RichConsole
 
-from garda.core.console import Console
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
 from garda.data.dataset import Batch, Slices
@@ -24,7 +22,8 @@ from garda.runs.hop import Hop
 from garda.runs.tracking import InMemory
 from garda.training.cache import Stage
 from garda.training.loop import Phase
-from tests.support.sites import CONFIG, SITES
+from tests.support import sites
+from tests.support.sites import CONFIG
 
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
 
@@ -63,9 +62,8 @@ class StopAt:
 
 
 def hop_to(pipeline: Path, package: Path, site: int, out: Path, **changes) -> Hop:
-    manifest = pipeline.parent / "data" / "manifests" / f"{SITES[site]}.csv"
-    console, pseudonyms = Console(RichConsole(quiet=True)), Pseudonyms(f"key of site {site}".encode())
-    made = Hop(package, manifest, pipeline.parent / "data", out, InMemory(), console, Stopping(), pseudonyms)
+    manifest, pseudonyms = sites.manifest(pipeline, site), Pseudonyms(f"key of site {site}".encode())
+    made = Hop(package, manifest, pipeline.parent / "data", out, InMemory(), sites.quiet(), Stopping(), pseudonyms)
     return replace(made, **changes)
 
 

@@ -1,9 +1,7 @@
 """Scans of every format, a network that has learnt nothing, and packages of an older version."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import nibabel as nib
 import numpy as np
@@ -15,7 +13,6 @@ from garda.data.volume import Volume, grid_for, read_volume
 from garda.handover.load import Exported
 from garda.models import unet
 from garda.models.unet import SegmenterSettings
-from tests.support import cli
 
 OLD = Path(__file__).parents[1] / "handover" / "version_0.1.0"
 WIDTHS = (4, 4, 4, 4, 4, 4)
@@ -58,12 +55,3 @@ def write_scans(folder: Path) -> Path:
     for name, shape, affine in (("flipped", (61, 75, 5), flipped), ("turned", (44, 6, 53), turned)):
         nib.save(nib.Nifti1Image(blobs(shape, len(name)).astype(np.int16), affine), folder / f"{name}.nii.gz")
     return folder
-
-
-@cache
-def exported_onnx() -> bytes:
-    """The network of ``OLD / "garda.zip"`` for its target as an ONNX file; to trace one takes seconds."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "network.onnx"
-        assert cli.garda("export", OLD / "garda.zip", "--to", "onnx", "--out", file) == 0
-        return file.read_bytes()

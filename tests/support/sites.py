@@ -1,7 +1,7 @@
 """Tiny data sets and runs."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from garda.core.signals import Stopping
 from garda.data import phantom
 from garda.data.sequence import DomainSequence, read_sequence
 from garda.evaluation.metrics import Score
+from garda.runs import predict as predicting
 from garda.runs.context import Run
 from garda.runs.run import run_sequence
 from garda.runs.tracking import InMemory, Tracker
@@ -72,17 +73,40 @@ def write_tiny(folder: Path) -> Path:
     return folder / "pipeline.yaml"
 
 
+def copy(pipeline: Path, folder: Path) -> Path:
+    """A copy of a data set and its pipeline, for a test that changes it; returns the pipeline."""
+    return Path(shutil.copytree(pipeline.parent, folder)) / pipeline.name
+
+
+def other_words(pipeline: Path, folder: Path, old: str, new: str) -> Path:
+    """A pipeline in ``folder`` over the same data and settings, with ``new`` in place of ``old``."""
+    folder.mkdir(exist_ok=True)
+    for name in ("data", "tiny.yaml"):
+        (folder / name).symlink_to(pipeline.parent / name)
+    (folder / pipeline.name).write_text(pipeline.read_text().replace(old, new))
+    return folder / pipeline.name
+
+
+def manifest(pipeline: Path, site: int) -> Path:
+    return pipeline.parent / "data" / "manifests" / f"{SITES[site]}.csv"
+
+
+def image(pipeline: Path, site: int, number: int = 0) -> Path:
+    """A scan of a site: 0 and 1 are for training, 3 is for tests."""
+    return pipeline.parent / "data" / SITES[site] / "images" / f"{SITES[site]}_{number:03d}.nii.gz"
+
+
+def quiet() -> Console:
+    return Console(RichConsole(quiet=True))
+
+
 def run_tiny(
-    pipeline: Path,
-    out: Path,
-    tracker: Tracker | None = None,
-    stopping: Stopping | None = None,
-    judging: bool = False,
-    **changes: Any,
+    pipeline: Path, out: Path, tracker: Tracker | None = None, stopping: Stopping | None = None, **changes: Any
 ) -> list[Score]:
-    """Run a pipeline of :func:`write_tiny` without a word."""
+    """Run a pipeline of :func:`write_tiny` without a word; ``changes`` are of the run, or of what is read of it."""
+    own = {field.name: changes.pop(field.name) for field in fields(Run) if field.name in changes}
     run = tiny_run(read_sequence(pipeline, **changes), pipeline, out, tracker, stopping)
-    return run_sequence(replace(run, judging=judging))
+    return run_sequence(replace(run, **own))
 
 
 def tiny_run(
@@ -93,14 +117,19 @@ def tiny_run(
     stopping: Stopping | None = None,
 ) -> Run:
     """A run of ``sequence`` on the data beside its pipeline."""
-    console = Console(RichConsole(quiet=True))
     data, pseudonyms = pipeline.parent / "data", Pseudonyms(b"a key for tests")
-    return Run(sequence, data, out, tracker or InMemory(), console, stopping or Stopping(), pseudonyms)
+    return Run(sequence, data, out, tracker or InMemory(), quiet(), stopping or Stopping(), pseudonyms)
+
+
+def predict(run: Path, images: list[Path], out: Path, **how: Any) -> list[Path]:
+    """Label maps of images, without a word."""
+    with quiet() as console:
+        return predicting.predict(run, images, out, console, **how)
 
 
 def write_conspicuous(pipeline: Path, folder: Path) -> None:
     """A copy of the tiny data set whose cases and patients have names that nothing may repeat."""
-    shutil.copytree(pipeline.parent, folder)
+    copy(pipeline, folder)
     for manifest in (folder / "data" / "manifests").glob("*.csv"):
         text = manifest.read_text()
         for number in range(4):

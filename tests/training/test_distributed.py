@@ -14,24 +14,22 @@ from torch import nn
 
 from garda import cli
 from garda.core.errors import ConfigError, Interrupted, Problems
+from garda.core.pseudonyms import Pseudonyms, load_key
 from garda.core.signals import Stopping
 from garda.handover.settings import parse_settings
+from garda.runs import hop
 from garda.runs.tracking import InMemory
 from garda.training import distributed, loop, sharding, weights
 from garda.training.loop import Phase
 from garda.training.sharding import BatchNorm2d
-from tests.support import sites
+from tests.support import fakes, sites
+from tests.support.fakes import StopAt
 from tests.support.pair import CHANGES, METHODS, losses
 from tests.support.sites import SITES
 
 ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "a", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
 MEETING = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def free_port() -> int:
@@ -106,6 +104,16 @@ def without_meeting() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in MEETING} | {"OMP_NUM_THREADS": "1"}
 
 
+class StopNow(StopAt):
+    """A tracker that asks for a stop at the first step it is told of."""
+
+    def __init__(self) -> None:
+        super().__init__(f"0-{SITES[0]}-segmenter", -1)
+
+    def losses(self, stage, step, values):
+        super().losses(stage, self.step, values)
+
+
 def test_the_command_starts_the_other_process_and_goes_on_with_another_number_of_them(pipeline, tmp_path):
     """Stopped with two by the signal that a cluster sends, ended with one."""
     words = garda(pipeline, tmp_path / "out", "--set", "source.steps=4000", "--set", "checkpoint_seconds=0.5")
@@ -123,27 +131,21 @@ def test_the_command_starts_the_other_process_and_goes_on_with_another_number_of
     assert len(children.split()) == 1
     step = torch.load(checkpoint, weights_only=True)["step"]
     assert step > 0
-    short = [word for word in words if word not in ("--devices", "2")]
     # the rest of the lesson alone would take a minute; that the checkpoint is taken up shows in the first step told
-    process = subprocess.Popen(short, env=without_meeting(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(1200):
-        time.sleep(0.1)
-        if torch.load(checkpoint, weights_only=True)["step"] > step or process.poll() is not None:
-            break
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
+    changes, stop = {"source": {"steps": 4000}, "checkpoint_seconds": 0.5}, StopNow()
+    own = {"method": "source_only", "changes": changes, "pseudonyms": Pseudonyms(load_key())}
+    with pytest.raises(Interrupted):
+        sites.run_tiny(pipeline, tmp_path / "out", stop, stop.stopping, **own)
     assert torch.load(checkpoint, weights_only=True)["step"] > step
 
 
 def test_a_hop_is_learnt_by_two_processes_as_by_one(pipeline, pair, tmp_path):
-    manifest = pipeline.parent / "data" / "manifests" / f"{SITES[2]}.csv"
-    program = str(Path(sys.executable).with_name("garda"))
-    words = [program, "adapt", str(pair[0] / "alone" / "garda"), str(manifest)]
-    for devices in ("1", "2"):
-        more = ["--data", str(pipeline.parent / "data"), "--out", str(tmp_path / devices), "--devices", devices]
-        done = subprocess.run([*words, *more], env=without_meeting(), capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert not done.stderr
+    hop.adapt(fakes.hop_to(pipeline, pair[0] / "alone" / "garda", 2, tmp_path / "1"))
+    program, package = str(Path(sys.executable).with_name("garda")), str(pair[0] / "alone" / "garda")
+    words = [program, "adapt", package, str(sites.manifest(pipeline, 2)), "--data", str(pipeline.parent / "data")]
+    words += ["--out", str(tmp_path / "2"), "--devices", "2"]
+    done = subprocess.run(words, env=without_meeting(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not done.stderr, done.stderr
     one, two = (weights.read_weights(tmp_path / devices / "statistics.safetensors") for devices in ("1", "2"))
     learnt = [name for name in one if name.startswith(f"{SITES[2]}/")]
     assert one.keys() == two.keys() and learnt
@@ -154,18 +156,19 @@ def test_a_hop_is_learnt_by_two_processes_as_by_one(pipeline, pair, tmp_path):
 def test_a_signal_to_all_processes_while_the_leader_scores_is_heard_by_the_leader(pipeline, tmp_path):
     """A terminal's Ctrl-C and a cluster's SIGTERM reach the followers too, which wait meanwhile."""
     words = garda(pipeline, tmp_path / "out")
-    slow = "import garda.runs.stage, time; garda.runs.stage.score_domains = lambda *given: time.sleep(60)"
+    scoring = tmp_path / "scoring"
+    slow = f"lambda *given: (__import__('pathlib').Path({str(scoring)!r}).touch(), time.sleep(60))"
+    slow = f"import garda.runs.stage, time; garda.runs.stage.score_domains = {slow}"
     words = [sys.executable, str(tmp_path / "garda"), *words[1:]]
     (tmp_path / "garda").write_text(f"{slow}\nfrom garda.cli import main\nmain()\n")
     process = subprocess.Popen(
         words, env=without_meeting(), stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
     )
-    kept = tmp_path / "out" / "stages" / f"0-{SITES[0]}" / "package" / "segmenter.safetensors"
     for _ in range(1200):
-        if kept.exists() or process.poll() is not None:
+        if scoring.exists() or process.poll() is not None:
             break
         time.sleep(0.1)
-    time.sleep(2)
+    time.sleep(0.5)
     os.killpg(process.pid, signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75, told

@@ -24,11 +24,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CUDA = {"compute": {"accelerator": "cuda"}}
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sites.write_tiny(tmp_path_factory.mktemp("tiny"))
-
-
 def weights(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in format.find_stage(run).glob("*.safetensors")}
 
