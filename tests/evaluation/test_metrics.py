@@ -13,6 +13,7 @@ from garda.data.manifest import Case
 from garda.data.sequence import Domain
 from garda.evaluation import evaluator, metrics
 from garda.evaluation.metrics import Score
+from tests.support.errors import told
 
 CLASSES = ("background", "cord")
 SPACING = (5.0, 0.5, 0.25)
@@ -160,8 +161,7 @@ def test_a_failed_write_leaves_the_scores_before_it(tmp_path: Path):
     path = tmp_path / "scores.csv"
     with pytest.raises(RuntimeError):
         metrics.write_scores(path, broken())
-    with pytest.raises(RunFolderError, match="no such file; give the folder"):
-        metrics.read_scores(path)
+    assert "no such file; give the folder" in told(RunFolderError, metrics.read_scores, path)
     metrics.write_scores(path, [SCORE])
     with pytest.raises(RuntimeError):
         metrics.write_scores(path, broken())
@@ -183,5 +183,4 @@ def test_damaged_scores_are_told(tmp_path: Path, damage, where: str, what: str):
     path = tmp_path / "scores.csv"
     metrics.write_scores(path, [SCORE, SCORE])
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RunFolderError, match=f"scores.csv{where}: {what}; delete the file"):
-        metrics.read_scores(path)
+    assert f"scores.csv{where}: {what}; delete the file" in told(RunFolderError, metrics.read_scores, path)

@@ -28,6 +28,7 @@ from garda.models.stylegan_training import (
 from garda.models.unet import SegmenterSettings
 from garda.training import loop
 from garda.training.device import Compute, ComputeSettings
+from tests.support.errors import told
 
 TINY = StyleSettings(latent=8, widths=((8, 8), (8,), (4,)))
 TASK = Task(name="t", classes=("background", "organ"), size=(16, 16))
@@ -82,10 +83,8 @@ def test_one_domains_row_is_never_read_for_another():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    with pytest.raises(ConfigError, match="3 resolutions cannot draw 18 x 16 pixels"):
-        StyleGenerator(1, (18, 16), TINY)
-    with pytest.raises(ConfigError, match="6 convolutions are too many for 16 x 16"):
-        Discriminator(1, (16, 16), (4,) * 6, ("a",))
+    assert "3 resolutions cannot draw 18 x 16 pixels" in told(ConfigError, StyleGenerator, 1, (18, 16), TINY)
+    assert "6 convolutions are too many for 16 x 16" in told(ConfigError, Discriminator, 1, (16, 16), (4,) * 6, ("a",))
 
 
 def test_published_widths_have_the_published_size():
@@ -285,10 +284,8 @@ def test_vgg19_comes_from_a_local_file_that_is_checked(tmp_path: Path):
             encoder(digest)
     original, image = VGG19Encoder(), torch.rand(1, 1, 32, 32)
     torch.save({f"features.{name}": value for name, value in original.features.state_dict().items()}, file)
-    with pytest.raises(CheckpointError, match="has the SHA-256"):
-        encoder("0")
+    assert "has the SHA-256" in told(CheckpointError, encoder, "0")
     features = encoder(hashlib.sha256(file.read_bytes()).hexdigest())(image)
     assert features.shape == (1, 512, 4, 4) and torch.equal(features, original(image))
     file.write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match="does not hold VGG19's weights"):
-        encoder(hashlib.sha256(b"no weights").hexdigest())
+    assert "does not hold VGG19's weights" in told(CheckpointError, encoder, hashlib.sha256(b"no weights").hexdigest())
