@@ -46,7 +46,7 @@ method: garda
 CONFIG = """
 compute: {accelerator: cpu, precision: bf16, threads: 1}
 segmenter: {widths: [8, 8, 8, 8, 8, 8]}
-source: {steps: 60, batch: 4, randomisation: {probability: 0.8}}
+source: {steps: 60, batch: 4, randomisation: {}, stopping: {every: 10, least: 20, patience: 20}}
 gate:  # networks of five steps recognise nothing
   sample: 4
   slices: [2, 1]
@@ -70,9 +70,8 @@ generator:
   prior: {steps: 3, batch: 4}
   style: {steps: 3, batch: 4, estimate: 2}
 garda:
-  source: {steps: 3, batch: 4}
-  target: {steps: 3, batch: 4, anatomies: 8, candidates: 3}
-  trial: 4
+  choice: {slices: 4, views: 1}
+  lesson: {steps: 3, batch: 4, pool: 4, views: 1, enough: 1.0, gain: 0.0}
 garda_paper:
   network: {latent: 8, widths: [[8], [8], [4], [4]]}
   images: {steps: 4, batch: 4, widths: [4, 8, 8, 8], average_images: 16}

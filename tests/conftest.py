@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from garda.data.sequence import Domain, read_sequence
-from garda.methods.base import Oracle
+from garda.methods.oracles import Oracle
 from garda.methods.registry import METHODS
 from garda.runs.tracking import InMemory
 from tests.support import cli, sites

@@ -49,7 +49,7 @@ def test_every_setting_of_every_method_has_its_row():
 
 def test_a_default_that_differs_at_one_place_is_told():
     page = settings_page.page()
-    assert "`garda.source`: steps `200`, learning_rate `0.001`." in page
+    assert "`generator.reconstruction.randomisation`: probability `0.9`" in page
     assert re.search(r"`shift` \|number≥0 \|`0.25`", page) and "shift `0.08`" in page
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from garda.data import augment
-from garda.data.augment import RandomisationSettings
+from garda.data import randomise
 from garda.data.dataset import Batch
+from garda.data.randomise import RandomisationSettings
 
 FEWEST = 10  # pixels of a class in a slice
 HALVINGS = 5  # of the range in which the strength is sought
@@ -74,17 +74,16 @@ def calibrate_strength(settings: RandomisationSettings, batches: Sequence[Batch]
     Raises:
         ValueError: a batch has no labels.
     """
-    always = settings.model_copy(update={"probability": 1.0})
 
     def left(strength: float) -> float:
-        weaker, shares = scale_strength(always, strength), []
+        weaker, shares = scale_strength(settings, strength), []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for batch in batches:
                 if batch.label is None:
                     raise ValueError("contrast needs labels")
                 before = contrast(batch.image, batch.label, classes)
-                after = contrast(augment.randomise_appearance(batch.image, weaker), batch.label, classes)
+                after = contrast(randomise.randomise_appearance(batch.image, weaker), batch.label, classes)
                 shares.append((after / before)[before > 0])
         found = torch.cat(shares)
         return float(found.mean()) if len(found) else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,8 +78,8 @@ class Slices:
         """Bytes of all images and labels."""
         return self._images.nbytes + (0 if self._labels is None else self._labels.nbytes)
 
-    def batch(self, step: int, size: int, seed: int) -> Batch:
-        """``size`` slices or patches for one step; a pure function of step, size and seed.
+    def batch(self, step: int, size: int, seed: int, scale: float = 1.0) -> Batch:
+        """``size`` slices or patches for one step; a pure function of all arguments.
 
         Every slice comes once before any comes again.
 
@@ -87,13 +87,16 @@ class Slices:
             step: the step's number, from 0.
             size: B.
             seed: decides the order of the slices, and where patches lie.
+            scale: of the sides of a patch, by ``task.size``; none is larger than the smallest slice.
 
         Returns:
-            (B, C, h, w) images of ``task.size``, and (B, h, w) labels where the domain is labelled.
+            (B, C, h, w) images of ``task.size`` times ``scale``, and (B, h, w) labels where the domain is labelled.
         """
+        smallest = (min(sides) for sides in zip(*self._shapes, strict=True))
+        sides = [min(round(side * scale), most) for side, most in zip(self.task.size, smallest, strict=True)]
         random = np.random.default_rng(derive_seed(seed, "batch", step))
         epochs = (divmod(step * size + i, len(self)) for i in range(size))
-        drawn = [self._window(int(_order(len(self), seed, epoch)[place]), random) for epoch, place in epochs]
+        drawn = [self._window(int(_order(len(self), seed, epoch)[place]), sides, random) for epoch, place in epochs]
         image = torch.from_numpy(np.stack([self._cut(self._images, window) for window in drawn]).astype(np.float32))
         if self._labels is None:
             return Batch(image, None)
@@ -120,10 +123,10 @@ class Slices:
         self._depths.append(int(kept.sum()))
         self._shapes.extend([image.shape[-2:]] * self._depths[-1])
 
-    def _window(self, index: int, random: np.random.Generator) -> tuple[int, slice, slice]:
-        """A slice's index, and the rows and columns of a random window of ``task.size`` in it."""
-        sides = zip(self._shapes[index], self.task.size, strict=True)
-        corners = ((int(random.integers(side - size + 1)), size) for side, size in sides)
+    def _window(self, index: int, sides: Sequence[int], random: np.random.Generator) -> tuple[int, slice, slice]:
+        """A slice's index, and the rows and columns of a random window in it."""
+        lengths = zip(self._shapes[index], sides, strict=True)
+        corners = ((int(random.integers(length - side + 1)), side) for length, side in lengths)
         rows, columns = (slice(corner, corner + size) for corner, size in corners)
         return index, rows, columns
 

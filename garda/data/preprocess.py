@@ -87,7 +87,7 @@ class Grid:
     size: tuple[int, int]
 
     @classmethod
-    def fit(cls, shape: Sequence[int], spacing_mm: Sequence[float] | None, task: Task) -> Grid:
+    def fit(cls, shape: Sequence[int], spacing_mm: Sequence[float] | None, task: Task, zoom: float = 1.0) -> Grid:
         """The grid on which ``task`` wants slices.
 
         >>> task = Task(name="t", classes=("background", "organ"), size=(64, 64), spacing_mm=(1.0, 1.0))
@@ -101,8 +101,9 @@ class Grid:
             shape: (H, W) of the slices, pixels.
             spacing_mm: their (row, column) spacing, mm; None where the format has none, and nothing is resampled.
             task: gives spacing, size, and whether larger slices are cropped (``crop``) or kept (``patch``).
+            zoom: factor by which slices are enlarged where nothing is resampled.
         """
-        rows, columns = shape
+        rows, columns = (max(1, round(count * zoom)) for count in shape)
         if spacing_mm is not None and task.spacing_mm is not None:
             steps = zip(shape, spacing_mm, task.spacing_mm, strict=True)
             rows, columns = (max(1, round(count * has / wants)) for count, has, wants in steps)

@@ -54,6 +54,7 @@ class Volume:
         affine: (4, 4), (slice, row, column, 1) indices to RAS coordinates in mm; the identity for a picture.
         spacing_mm: (slice, row, column) spacing; None for a picture.
         stored: how the array lies in its file.
+        zoom: factor by which slices are enlarged before a network reads them.
     """
 
     case: str
@@ -63,6 +64,7 @@ class Volume:
     affine: np.ndarray
     spacing_mm: tuple[float, float, float] | None
     stored: Frame
+    zoom: float = 1.0
 
 
 def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volume:
@@ -142,7 +144,7 @@ def _is_changed(file: ScanFile, recorded: Recorded | None) -> bool:
 def grid_for(volume: Volume, task: Task) -> Grid:
     """How a volume's slices lie on the network's grid, see :meth:`garda.data.preprocess.Grid.fit`."""
     spacing = None if volume.spacing_mm is None else volume.spacing_mm[1:]
-    return Grid.fit(volume.image.shape[-2:], spacing, task)
+    return Grid.fit(volume.image.shape[-2:], spacing, task, volume.zoom)
 
 
 def write_label_map(label: Tensor, like: Volume, path: Path) -> None:

@@ -6,8 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
-from monai.networks.nets import BasicUNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from garda.core.pseudonyms import Pseudonyms
 from garda.data import checks, volume
@@ -59,7 +58,7 @@ def score_scans(
     rows: list[Score] = []
 
     @lru_cache(maxsize=1)
-    def network(name: str) -> BasicUNet:
+    def network(name: str) -> nn.Module:
         return method.compute.prepare(method.network_for(knowledge, name)).eval()
 
     for number, (name, case) in enumerate(cases, start=1):

@@ -12,7 +12,7 @@ from garda.evaluation import bootstrap, continual
 from garda.evaluation.bootstrap import Interval
 from garda.evaluation.continual import Metric, PatientKey
 from garda.evaluation.metrics import Score
-from garda.methods.base import Oracle
+from garda.methods.oracles import Oracle
 from garda.methods.registry import METHODS
 
 METRICS: tuple[Metric, ...] = ("dice", "hd95")

@@ -11,6 +11,7 @@ import nibabel
 import numpy as np
 import torch
 from monai.utils import IgniteInfo
+from torch import nn
 
 from garda import __version__
 from garda.core import files
@@ -19,6 +20,7 @@ from garda.data.task import Task
 from garda.handover import bundle_config
 from garda.handover.format import CARD
 from garda.handover.load import Exported
+from garda.models.reading import Ensemble
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 README = "docs/README.md"
@@ -48,16 +50,19 @@ def write_bundle(exported: Exported, out: Path) -> None:
     """
     _refuse(exported)
     notice = exported.notice.replace(CARD, README)
+    network = exported.network.networks if isinstance(exported.network, Ensemble) else exported.network
+    state, networks = network.state_dict(), len(network) if isinstance(network, nn.ModuleList) else 1
+    config = bundle_config.inference(exported.task, exported.widths, networks, exported.zoom)
     texts = {
         "configs/metadata.json": json.dumps(metadata(exported), indent=2) + "\n",
-        "configs/inference.json": json.dumps(bundle_config.inference(exported.task, exported.widths), indent=2) + "\n",
+        "configs/inference.json": json.dumps(config, indent=2) + "\n",
         README: f"{exported.card}\n{USE.format(domain=exported.domain, digest=exported.digest)}",
         "docs/license.txt": notice,
         "LICENSE": notice,
     }
     contents = {name: text.encode() for name, text in texts.items()}
     weights = io.BytesIO()
-    torch.save(dict(exported.network.state_dict()), weights)  # the specification asks for a pickle of tensors alone
+    torch.save(dict(state), weights)  # the specification asks for a pickle of tensors alone
     contents["models/model.pt"] = weights.getvalue()
     if exported.generator is not None:
         contents["models/generator.safetensors"] = exported.generator

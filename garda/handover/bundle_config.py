@@ -25,7 +25,7 @@ COLOURS = (
 SIDES = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"
 
 
-def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
+def inference(task: Task, widths: Sequence[int], networks: int = 1, zoom: float = 1.0) -> dict[str, Any]:
     """The configuration as plain values, to be run in the bundle's folder.
 
     It reads scans (C, H, W, D) and writes label maps of class indices, uint8, on each scan's own grid.
@@ -33,6 +33,8 @@ def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
     Args:
         task: what is segmented; its plane is not ``acquired``, and it corrects no bias field.
         widths: channels of the network's six levels, see :class:`garda.models.unet.SegmenterSettings`.
+        networks: how many there are; of several, the mean of their probabilities counts.
+        zoom: factor by which slices are enlarged where nothing is resampled to a spacing.
 
     Raises:
         KeyError: the task's plane is ``acquired``.
@@ -48,6 +50,10 @@ def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
     window = {"spatial_dim": 2, "roi_size": [*task.size], "sw_batch_size": BATCH, "overlap": 0.25, "mode": "gaussian"}
     weights = {"load_path": "$@bundle_root + '/models/model.pt'", "load_dict": {"model": "@network"}}
     parts = {name: f"@{name}" for name in ("network", "inferer", "postprocessing")}
+    inferer: dict[str, Any] = {"inferer": _component("SliceInferer", **window)}
+    if networks > 1:  # the logarithm of a mean of probabilities is what its softmax gives back
+        mean = "sum(torch.softmax(@slice_inferer(image, each), dim=1) for each in several) / len(several)"
+        inferer = {"slice_inferer": inferer["inferer"], "inferer": f"$lambda image, several: ({mean}).log()"}
     return {
         "imports": ["$import glob", "$import os"],
         "bundle_root": ".",
@@ -56,14 +62,13 @@ def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
         "suffix": ".nii.gz",
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "datalist": "$sorted(glob.glob(os.path.join(@dataset_dir, '*' + @suffix)))",
-        "network_def": _component("BasicUNet", spatial_dims=2, **network, norm="batch", act="relu"),
-        "network": "$@network_def.to(@device)",
+        **_networks(network, networks),
         **_reading(task),
-        **_grid(task),
+        **_grid(task, zoom),
         "preprocessing": _preprocessing(task),
         "dataset": _component("Dataset", data="$[{'image': i} for i in @datalist]", transform="@preprocessing"),
         "dataloader": _component("DataLoader", dataset="@dataset", batch_size=1, num_workers=0),
-        "inferer": _component("SliceInferer", **window),
+        **inferer,
         "postprocessing": _postprocessing(),
         "handlers": [_component("CheckpointLoader", **weights, map_location="@device")],
         "evaluator": _component(
@@ -71,6 +76,14 @@ def inference(task: Task, widths: Sequence[int]) -> dict[str, Any]:
         ),
         "run": ["$@evaluator.run()"],
     }
+
+
+def _networks(arguments: dict[str, Any], count: int) -> dict[str, Any]:
+    """One network, or a list of them, on the device."""
+    made = [_component("BasicUNet", spatial_dims=2, **arguments, norm="batch", act="relu") for _ in range(count)]
+    if count == 1:
+        return {"network_def": made[0], "network": "$@network_def.to(@device)"}
+    return {"network_def": made, "network": "$torch.nn.ModuleList(@network_def).to(@device)"}
 
 
 def _component(target: str, **arguments: Any) -> dict[str, Any]:
@@ -97,10 +110,11 @@ def _reading(task: Task) -> dict[str, Any]:
     }
 
 
-def _grid(task: Task) -> dict[str, Any]:
+def _grid(task: Task, zoom: float) -> dict[str, Any]:
     """Slices (D, C, H, W) of a scan (C, H, W, D) to the network's :class:`garda.data.preprocess.Grid` and back."""
     missing = "max(0, wants - n)" if task.fit == "patch" else "wants - n"
-    sides = "list(scan.shape[1:3])" if task.spacing_mm is None else SIDES
+    enlarged = "list(scan.shape[1:3])" if zoom == 1 else f"[max(1, round(n * {zoom})) for n in scan.shape[1:3]]"
+    sides = enlarged if task.spacing_mm is None else SIDES
     repeated = "scan.repeat(3 // len(scan), 1, 1, 1)" if task.channels == 3 else "scan"
     return {
         "spacing": None if task.spacing_mm is None else [*task.spacing_mm],

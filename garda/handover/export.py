@@ -75,6 +75,7 @@ def read_exported(
         card=card,
         notice=notice,
         generator=weights,
+        zoom=learnt.method.zoom_for(learnt.knowledge, chosen),
     )
 
 

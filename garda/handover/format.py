@@ -17,16 +17,18 @@ from garda.evaluation.results import RESULTS
 from garda.handover import ledger
 from garda.handover.ledger import LEDGER, FileRecord
 from garda.handover.setup import FORMAT, Setup, read_plan
+from garda.methods.metadata import EXPERTS
 
 SETUP, CARD, NOTICE, SIGNATURES = "setup.json", "card.md", "NOTICE.md", "signatures.jsonl"
 DIGEST = "digest.txt"
 OPEN = "stage.json"  # beside the knowledge of a stage that has not been sealed yet
 GENERATOR = "generator.safetensors"
-WEIGHTS = ("segmenter.safetensors", "teacher.safetensors", GENERATOR, "statistics.safetensors")
+EXPERT_FILES = tuple(f"{name}.safetensors" for name in EXPERTS)
+WEIGHTS = ("segmenter.safetensors", "teacher.safetensors", *EXPERT_FILES, GENERATOR, "statistics.safetensors")
 KNOWLEDGE = (*WEIGHTS, "knowledge.json")
 CONTENTS = (*KNOWLEDGE, SETUP, RESULTS, CARD, NOTICE)
 KNOWN = (*CONTENTS, LEDGER, DIGEST, SIGNATURES)
-OPTIONAL = (GENERATOR, SIGNATURES)
+OPTIONAL = (GENERATOR, *EXPERT_FILES, SIGNATURES)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest date, in place of every file's own
 
 

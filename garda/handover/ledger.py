@@ -58,6 +58,7 @@ class StageRecord(Config):
         forced: whether the gate was overruled.
         reference: what the gate measured of the source, in the source's line alone.
         audit: figures of the privacy audit; None where none was made.
+        found: what each phase of training noted, by the phase's name: steps, numbers, and what was chosen by them.
     """
 
     stage: int = Field(ge=0)
@@ -75,6 +76,7 @@ class StageRecord(Config):
     forced: bool = False
     reference: SourceBaseline | None = None
     audit: dict[str, Any] | None = None
+    found: dict[str, dict[str, float | str]] = Field(default_factory=dict, exclude_if=lambda found: not found)
 
 
 class LedgerEntry(StageRecord):

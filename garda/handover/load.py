@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import BasicUNet
+from torch import nn
 
 from garda.core import config
 from garda.core.config import SettingsOrigin
@@ -90,9 +90,10 @@ class Exported:
         card: the package's, as Markdown.
         notice: the package's, as Markdown.
         generator: safetensors, where it was asked for.
+        zoom: factor by which slices are enlarged before the network reads them.
     """
 
-    network: BasicUNet
+    network: nn.Module
     widths: tuple[int, ...]
     task: Task
     name: str
@@ -102,11 +103,13 @@ class Exported:
     card: str
     notice: str
     generator: bytes | None = None
+    zoom: float = 1.0
 
 
-def on_cpu(network: BasicUNet) -> BasicUNet:
+def on_cpu(network: nn.Module) -> nn.Module:
     """A float32 copy in evaluation mode, with its memory in the plain order."""
-    copied = copy.deepcopy(network).to(device="cpu", dtype=torch.float32, memory_format=torch.contiguous_format)
+    plain = {"dtype": torch.float32, "memory_format": torch.contiguous_format}
+    copied = copy.deepcopy(network).to(device="cpu", **plain)  # type: ignore[call-overload]
     return copied.eval().requires_grad_(False)
 
 

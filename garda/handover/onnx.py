@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
 from garda import __version__
@@ -64,7 +63,7 @@ def require(option: str, *more: str) -> None:
         raise ConfigError(option, f"needs {' and '.join(missing)}", 'run: pip install "garda[onnx]"')
 
 
-def make_model(network: BasicUNet, channels: int) -> ModelProto:
+def make_model(network: nn.Module, channels: int) -> ModelProto:
     """A network as a graph from ``INPUT`` to ``OUTPUT`` whose batch, height and width are free.
 
     Nothing in it says where it was traced: no path, no stack trace.
@@ -100,11 +99,13 @@ def make_model(network: BasicUNet, channels: int) -> ModelProto:
 def describe(exported: Exported) -> dict[str, str]:
     """The model's properties; all but task, domain, package (its digest) and garda (its version) are JSON.
 
-    ``size`` is in pixels, ``spacing_mm`` in mm, rows before columns; ``percentiles`` of a scan become 0 and 1.
+    ``size`` is in pixels, ``spacing_mm`` in mm, rows before columns; ``percentiles`` of a scan become 0 and 1; slices
+    are enlarged by ``zoom`` where nothing is resampled to a spacing.
     """
     task, intensity = exported.task, exported.task.intensity
     texts = {"task": task.name, "domain": exported.domain, "package": exported.digest, "garda": __version__}
     values = {name: getattr(task, name) for name in ("channels", "classes", "size", "spacing_mm", "fit", "plane")}
+    values |= {"zoom": exported.zoom}
     values |= {name: getattr(intensity, name) for name in ("percentiles", "bias_field_correction")}
     return texts | {name: json.dumps(value) for name, value in values.items()}
 
@@ -112,7 +113,7 @@ def describe(exported: Exported) -> dict[str, str]:
 class OnnxNetwork(nn.Module):
     """A segmenter in float32, with as many CPU threads as torch has."""
 
-    def __init__(self, network: BasicUNet, channels: int) -> None:
+    def __init__(self, network: nn.Module, channels: int) -> None:
         """Export ``network``, whose images have so many channels, in memory.
 
         Raises:

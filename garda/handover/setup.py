@@ -9,7 +9,7 @@ from garda.core import config, files
 from garda.core.config import Config
 from garda.core.errors import RunFolderError
 
-FORMAT = 2  # of packages; those of format 1 are read, and stay what they are from hop to hop
+FORMAT = 3  # of packages; those of older formats are read, and stay what they are from hop to hop
 RENAMED_METHODS = {
     "adversarial": "advent",
     "batchnorm": "adabn",
@@ -30,7 +30,12 @@ RENAMED_SETTINGS = {  # the inner keys first
     "garda_paper.images.motion": "garda_paper.images.geometry",
     "gate.look": "gate.style",
 }
-GONE_SETTINGS = {"generator.family": "every method but garda_paper replays with the one generator"}
+GONE_SETTINGS = {
+    "generator.family": "every method but garda_paper replays with the one generator",
+    "garda.source": "the source is read by the network that reads it best",
+    "garda.target": "a target is read by the networks that read it best",
+    "garda.trial": "readings are chosen by garda.choice",
+}
 
 
 class PlannedDomain(Config):
@@ -112,8 +117,14 @@ def in_todays_words(setup: Setup) -> Setup:
     settings = copy.deepcopy(setup.settings)
     if _pop(settings, "generator.family") not in (None, "factorised"):
         raise ValueError("its method replays with a generator that this version has for garda_paper alone")
-    _pop(settings, "generator.style")
-    for old, new in RENAMED_SETTINGS.items():
+    if setup.format == 1:
+        _pop(settings, "generator.style")
+    for gone in GONE_SETTINGS:
+        _pop(settings, gone)
+    randomisation = (settings.get("source") or {}).get("randomisation")
+    if randomisation is not None:
+        randomisation.setdefault("regions", 0.0)
+    for old, new in RENAMED_SETTINGS.items() if setup.format == 1 else ():
         if (value := _pop(settings, old)) is not None:
             for part in reversed(new.split(".")):
                 value = {part: value}

@@ -1,8 +1,7 @@
 """What every method is: it learns the source, adapts to each target, and keeps nothing but its knowledge."""
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -10,17 +9,18 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from monai.networks.nets import BasicUNet
 from pydantic import Field, PositiveFloat, PositiveInt
+from torch import nn
 
 from garda.core.config import Config
 from garda.core.errors import ConfigError
 from garda.core.seeds import derive_seed
 from garda.data import calibrate
-from garda.data.augment import RandomisationSettings
 from garda.data.dataset import Batch, Slices
+from garda.data.randomise import RandomisationSettings
 from garda.data.task import Task
 from garda.data.volume import Volume
 from garda.methods.knowledge import Knowledge, domain_state_limit, load_knowledge
-from garda.models import objectives, unet
+from garda.models import objectives, reading, unet
 from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings
 from garda.models.generator import Generator, GeneratorTrainer
 from garda.models.objectives import (
@@ -30,6 +30,7 @@ from garda.models.objectives import (
     SupervisedTrainingSettings,
 )
 from garda.models.replay import Replay
+from garda.models.stopping import HeldOut
 from garda.models.unet import SegmenterSettings
 from garda.training import loop
 from garda.training.cache import Stage
@@ -92,23 +93,53 @@ class Method(Generic[S]):
     def __init__(self, task: Task, shared: SharedSettings, settings: S, compute: Compute) -> None:
         self.task, self.shared, self.settings, self.compute = task, shared, settings, compute
 
-    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Learn the labelled source: the segmenter and a copy that stays as it is, both in evaluation mode."""
-        settings = self.source_settings
+    def learn_source(self, domain: str, slices: Slices, held_out: Slices | None, stage: Stage) -> Knowledge:
+        """Learn the labelled source: the segmenter and a copy that stays as it is, both in evaluation mode.
+
+        Args:
+            domain: its name.
+            slices: labelled; they are learnt from.
+            held_out: labelled; they say when learning ends. None where there are too few.
+            stage: opens phases.
+        """
+        segmenter = self.train_segmenter("segmenter", self.source_settings, slices, held_out, stage)
+        return Knowledge(segmenter, copy.deepcopy(segmenter), None, (domain,))
+
+    def train_segmenter(
+        self, part: str, settings: SupervisedTrainingSettings, slices: Slices, held_out: Slices | None, stage: Stage
+    ) -> BasicUNet:
+        """A segmenter of the source, learnt in the phase ``part`` or taken from where runs share it.
+
+        Phases of equal seed and settings give equal networks, whatever the method.
+        """
 
         def learn(phase: Phase) -> BasicUNet:
             suited = self.calibrate_settings(settings, slices, phase)
 
             def build() -> SupervisedObjective:
-                return SupervisedObjective(self.task, self.shared.segmenter, suited, self.compute)
+                looks = self._hold_out(held_out, suited, phase)
+                return SupervisedObjective(self.task, self.shared.segmenter, suited, self.compute, looks)
 
-            return self.fit(build, slices, settings.steps, settings.batch, phase).segmenter
+            learnt = self.fit(build, slices, settings.steps, settings.batch, phase, lambda made: made.finished)
+            if learnt.held_out is not None and learnt.held_out.measured:
+                step, dice = learnt.held_out.measured[-1]
+                phase.note({"steps": step, "at_most": settings.steps, "held_out_dice": dice})
+            else:
+                phase.note({"steps": settings.steps, "at_most": settings.steps})
+            return learnt.learnt
 
+        phase = stage(part)
         # the names in the key decide where networks of earlier runs are found
-        key = {"segmenter": self.shared.segmenter.model_dump(mode="json"), "lesson": settings.model_dump(mode="json")}
-        segmenter = stage.cache.get_or_train("segmenter", key, stage("segmenter"), self.build_segmenter, learn)
-        self.compute.prepare(segmenter)
-        return Knowledge(segmenter, copy.deepcopy(segmenter), None, (domain,))
+        network_settings, lesson = (each.model_dump(mode="json") for each in (self.shared.segmenter, settings))
+        key = {"segmenter": network_settings, "lesson": lesson, "seed": phase.seed}
+        network = stage.cache.get_or_train("segmenter", key, phase, self.build_segmenter, learn)
+        return self.compute.prepare(network)
+
+    def _hold_out(self, slices: Slices | None, settings: SupervisedTrainingSettings, phase: Phase) -> HeldOut | None:
+        if slices is None or settings.stopping is None:
+            return None
+        seed, classes = derive_seed(phase.seed, "held out"), len(self.task.classes)
+        return HeldOut(slices, classes, settings.randomisation, settings.stopping, seed, self.compute)
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
         """Learn one unlabelled target: its name alone, unless a method says so; ``knowledge`` is left as it is."""
@@ -119,7 +150,7 @@ class Method(Generic[S]):
         """How the source segmenter learns."""
         return self.shared.source
 
-    def network_for(self, knowledge: Knowledge, domain: str) -> BasicUNet:
+    def network_for(self, knowledge: Knowledge, domain: str) -> nn.Module:
         """The network that reads a domain's images: one for all domains, unless a method keeps something for each.
 
         It depends on ``knowledge.segmenter`` and the domain's own ``knowledge.domain_state`` alone.
@@ -134,12 +165,23 @@ class Method(Generic[S]):
         """Whether two states of knowledge read a domain with networks that are equal to the bit."""
         if before.segmenter is after.segmenter and before.domain_state.get(domain) is after.domain_state.get(domain):
             return True  # no network needs to be put together to see that
+        if self.zoom_for(before, domain) != self.zoom_for(after, domain):
+            return False
         old, new = (self.network_for(knowledge, domain).state_dict() for knowledge in (before, after))
         return old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
 
+    def zoom_for(self, knowledge: Knowledge, domain: str) -> float:
+        """The factor by which a domain's images are enlarged before they are read: 1, unless a method says so."""
+        return 1.0
+
     def standardise(self, knowledge: Knowledge, volume: Volume, domain: str) -> Volume:
-        """What is done to a whole volume of a domain before it is segmented; nothing, unless a method says so."""
-        return volume
+        """What is done to a whole volume of a domain before it is segmented: :meth:`zoom_for` is noted, no more."""
+        return replace(volume, zoom=self.zoom_for(knowledge, domain))
+
+    def slice_network_for(self, knowledge: Knowledge, domain: str) -> nn.Module:
+        """As :meth:`network_for`, for (B, C, H, W) slices as they are, which are enlarged and made smaller again."""
+        network, zoom = self.network_for(knowledge, domain), self.zoom_for(knowledge, domain)
+        return network if zoom == 1 else reading.Zoomed(network, zoom).eval()
 
     def check(self) -> None:
         """Refuse, before anything is learnt, what could only fail hours later.
@@ -174,9 +216,16 @@ class Method(Generic[S]):
         return knowledge
 
     @staticmethod
-    def fit(build: Callable[[], O], slices: Slices, steps: int, batch: int, phase: Phase) -> O:
+    def fit(
+        build: Callable[[], O],
+        slices: Slices,
+        steps: int,
+        batch: int,
+        phase: Phase,
+        finished: Callable[[O], bool] = lambda objective: False,
+    ) -> O:
         """An objective trained on batches of one domain's slices, see :func:`garda.training.loop.fit`."""
-        return loop.fit(build, lambda step: slices.batch(step, batch, phase.seed), steps, phase)
+        return loop.fit(build, lambda step: slices.batch(step, batch, phase.seed), steps, phase, finished)
 
     def continue_training(self, start: BasicUNet, settings: SupervisedTrainingSettings) -> SupervisedObjective:
         """Supervision that begins with the weights of ``start``, which is left as it is."""
@@ -220,9 +269,9 @@ class ReplayMethod(Method[S]):
         """An untrained generator."""
         return self.trainer.build()
 
-    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
+    def learn_source(self, domain: str, slices: Slices, held_out: Slices | None, stage: Stage) -> Knowledge:
         """Segmenter from labels, then the generator."""
-        knowledge = super().learn_source(domain, slices, stage)
+        knowledge = super().learn_source(domain, slices, held_out, stage)
         generator = self.trainer.learn_source(domain, slices, stage, knowledge.source_segmenter)
         return replace(knowledge, generator=generator)
 
@@ -248,19 +297,3 @@ class ReplayMethod(Method[S]):
 
         learnt = loop.fit(build, lambda step: None, settings.steps, phase)
         return learnt.segmenter.eval().requires_grad_(False)
-
-
-class Oracle(Method[S], ABC):
-    """A method outside the contract, for comparison only: it sees the images of all domains met so far at once."""
-
-    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Not for an oracle, which needs the earlier domains too.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("an oracle adapts jointly")
-
-    @abstractmethod
-    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:
-        """Learn from the training slices of every domain met; the last of ``slices`` is the new one."""

@@ -1,189 +1,71 @@
-"""garda: one frozen backbone, a small adapter for each domain, and a generator in place of images that are gone.
+"""garda: several networks that learnt one source, for each site the one that reads it best, and what a lesson adds.
 
 The method follows generative appearance replay (Chen et al., Medical Image Analysis 89, 102924, 2023; published form:
-:mod:`garda.methods.garda_paper`) and goes about it in four parts:
+:mod:`garda.methods.garda_paper`) in what survives a site: networks, and a generator in place of images. Its rule is
+that no site ends worse than it would have without it:
 
-- *Backbone*: the segmenter learns the labelled source under randomised appearance, and never changes again.
-- *Adapters*: normalisation and first layers of the segmenter, one set for each domain (:mod:`garda.models.adapter`).
-  Nothing that is learnt later touches an earlier domain's.
-- *Generator*: draws labelled anatomies of the source in the style of any domain met; of a target, it learns the style
-  (:mod:`garda.models.factorised`).
-- *Objective*: a target's adapter learns from replayed anatomies in the target's style, with their labels, and from the
-  target's real images, for which its own average predicts (:class:`AdapterObjective`).
+- *Experts*: three networks learn the labelled source: from its images as they are (``plain``), under random curves
+  (``curves``), and under a mixture of kinds (``mixture``, the segmenter). They err differently.
+- *Reading*: of the experts, their mean and, where files have no spacing, enlarged images, a target is read as agrees
+  most with itself over random views (:mod:`garda.models.reading`); the source as its held-out labels say.
+- *Lesson*: where even that reading is not sure of itself, an adapter of its network (:mod:`garda.models.adapter`)
+  learns what the experts say on average over views (:mod:`garda.models.lesson`); it is kept if it agrees better with
+  itself, on other views.
+- *Generator*: draws labelled anatomies of the source in the style of any domain met
+  (:mod:`garda.models.factorised`); the gate and the audit look at it.
+
+Whatever is learnt later, a domain's reading stays as it was to the bit.
 """
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from monai.losses import DiceLoss
-from monai.networks.nets import BasicUNet
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
 
 from garda.core.config import Config
 from garda.core.seeds import derive_seed
-from garda.data import augment
-from garda.data.augment import AppearanceSettings, GeometrySettings, RandomisationSettings
-from garda.data.dataset import Batch, Slices
-from garda.data.task import Task
-from garda.methods.base import CONTRAST_BATCHES, ReplayMethod, TargetTrainingSettings
+from garda.data.dataset import Slices
+from garda.data.randomise import RandomisationSettings
+from garda.methods.base import ReplayMethod
 from garda.methods.knowledge import Knowledge
-from garda.models import adapter, choice
-from garda.models.choice import Candidate
-from garda.models.objectives import SupervisedObjective, SupervisedTrainingSettings
-from garda.models.replay import Replay
-from garda.training import distributed, loop, sharding
+from garda.models import adapter, reading
+from garda.models.lesson import LessonObjective, LessonSettings
+from garda.models.objectives import SupervisedTrainingSettings
+from garda.models.reading import Candidate, ChoiceSettings, Ensemble, Reading
+from garda.training import loop
 from garda.training.cache import Stage
-from garda.training.device import Compute
-from garda.training.loop import Stateful
 
-
-class StudentRandomisation(RandomisationSettings):
-    """How far the student's images are randomised; see :class:`garda.data.augment.RandomisationSettings`."""
-
-    probability: float = Field(default=0.5, ge=0, le=1)
-
-
-class AdapterTrainingSettings(TargetTrainingSettings):
-    """How the adapter of an unlabelled target learns.
-
-    Attributes:
-        steps: number of steps.
-        batch: replayed images a step, and as many real ones.
-        learning_rate: the highest, of AdamW; falls to 0 by a cosine.
-        candidates: how many times the averaged adapter is put aside, at equal distances, the last step included;
-            among several, label-free scores choose.
-        average: steps over which weights are averaged; the average predicts for real images, and is what is kept.
-        anatomies: size of the pool from which replayed anatomies are taken.
-        replay: weight of the loss on replayed images.
-        real: weight of the loss on real images.
-        geometry: augmentation of image and label.
-        randomisation: of the images that the student sees.
-        appearance: plain augmentation, after it.
-    """
-
-    learning_rate: PositiveFloat = 1e-3
-    candidates: PositiveInt = 1
-    average: PositiveInt = 33
-    anatomies: PositiveInt = 512
-    replay: NonNegativeFloat = 1.0
-    real: NonNegativeFloat = 1.0
-    geometry: GeometrySettings = GeometrySettings()
-    randomisation: StudentRandomisation = StudentRandomisation()
-    appearance: AppearanceSettings = AppearanceSettings()
-
-
-class Snapshots(dict[int, dict[str, Tensor]]):
-    """Adapters that were put aside during training, by step; part of a checkpoint."""
-
-    def state_dict(self) -> dict[int, dict[str, Tensor]]:
-        """All of them."""
-        return dict(self)
-
-    def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
-        """Take up what :meth:`state_dict` gave."""
-        self.update(state_dict)
-
-
-class AdapterObjective:
-    """Learn an unlabelled target's adapter from replayed images with their labels, and from its real images.
-
-    L = replay L_seg(replayed anatomies in the target's style, their labels) + real L_seg(real images, predictions),
-    where L_seg is cross entropy and soft Dice against soft labels. For a real image the student's own average predicts,
-    on the unchanged image (mean teacher, Tarvainen and Valpola, NeurIPS 2017). The student sees both kinds moved and
-    randomised.
-
-    Normalisation keeps the running statistics of the source's training, and learns its scales and shifts alone. Sites
-    differ not only in the scanner but also in how much of an image is object or background; statistics of the target's
-    images would take the one for the other.
-    """
-
-    def __init__(
-        self, student: BasicUNet, replay: Replay, task: Task, settings: AdapterTrainingSettings, compute: Compute
-    ) -> None:
-        """Prepare the student, of which only the adapter learns.
-
-        Args:
-            student: what learning begins with; left as it is.
-            replay: its generator has the target as its last domain.
-            task: what is segmented.
-            settings: how the adapter learns.
-            compute: device and precision.
-        """
-        self._student = adapter.mark_only_adapter_trainable(compute.prepare(copy.deepcopy(student)).eval())
-        self._average = AveragedModel(self._student, multi_avg_fn=loop.ema(settings.average), use_buffers=True)
-        self._average.eval().requires_grad_(False)
-        self._average.update_parameters(self._student)  # the first update copies
-        learnt = [parameter for parameter in self._student.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(learnt, settings.learning_rate, weight_decay=1e-4, fused=True)
-        self._dice = DiceLoss(include_background=False)
-        self._task, self._settings, self._compute = task, settings, compute
-        self.replay, self.snapshots = replay, Snapshots()
-
-    def state(self) -> Mapping[str, Stateful]:
-        """Student, its average, the optimizer and what was put aside; the pool follows from the phase's seed."""
-        networks = {"student": self._student, "average": self._average}
-        return {**networks, "optimizer": self._optimizer, "shares": self.snapshots}
-
-    def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
-        """One step on a batch of the target's images."""
-        settings, real = self._settings, self._compute.to_device(batch.image)
-        replayed, label = self.replay.batch(settings.batch, len(self.replay.generator.domains) - 1)
-        with torch.no_grad(), self._compute.autocast():
-            predicted = torch.softmax(self._average(real).float(), dim=1)
-        image, label = torch.cat([replayed, real]), torch.cat([label, predicted])
-        motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
-        image, label = augment.warp(image, motion), augment.warp(label, motion)
-        image = augment.randomise_appearance(image, settings.randomisation)
-        image = augment.change_appearance(image, settings.appearance)
-        part = sharding.shard(len(replayed), len(real))
-        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps)
-        with self._compute.autocast():
-            logits = self._student(self._compute.to_device(image[part])).float()
-        label, count = label[part], len(replayed) // distributed.world_size()
-        replay_loss = self._compare(logits[:count], label[:count])
-        real_loss = self._compare(logits[count:], label[count:])
-        loop.backward_step(self._optimizer, settings.replay * replay_loss + settings.real * real_loss)
-        self._average.update_parameters(self._student)
-        if (step + 1) * settings.candidates // settings.steps > step * settings.candidates // settings.steps:
-            self.snapshots[step + 1] = adapter.adapter_state_dict(self._average.module)
-        return {"replay": replay_loss.detach(), "real": real_loss.detach()}
-
-    def _compare(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Cross entropy and soft Dice of (B, K, H, W) logits against soft labels of that shape."""
-        return F.cross_entropy(logits, label) + self._dice(torch.softmax(logits, dim=1), label)
-
-
-class SourceAdapterSettings(SupervisedTrainingSettings):
-    """How the source's adapter learns; see :class:`garda.models.objectives.SupervisedTrainingSettings`."""
-
-    steps: PositiveInt = 200
-    learning_rate: PositiveFloat = 1e-3
+NAMES = ("plain", "curves", "mixture")  # of the experts, in the order of a reading's mask
+MASK, ZOOM = "reading.experts", "reading.zoom"  # a domain's state
+PLAUSIBLE = "plausible.shares"  # of the source
+NEAR = 0.05  # of agreement, within which experts teach together with the best
+PATCHES = 24  # by which a reading is chosen where slices are larger than the network's input
+WINDOW = 2.0  # sides of the patches by which a reading is chosen, by the task's
 
 
 class GardaSettings(Config):
-    """How adapters learn; backbone and generator learn by the shared settings.
+    """How the experts differ, and how one of them is chosen.
 
     Attributes:
-        source: how the source's adapter learns from its labels.
-        target: how a target's adapter learns.
-        trial: real images, and replayed ones, by which one of several candidates is chosen.
+        curves: randomisation of the expert of that name.
+        choice: how a domain's reading is chosen.
+        lesson: how an adapter learns a target that no reading is sure of.
     """
 
-    source: SourceAdapterSettings = SourceAdapterSettings()
-    target: AdapterTrainingSettings = AdapterTrainingSettings()
-    trial: int = Field(default=64, ge=2)
+    curves: RandomisationSettings = RandomisationSettings(probability=0.8, regions=0.0)
+    choice: ChoiceSettings = ChoiceSettings()
+    lesson: LessonSettings = LessonSettings()
 
 
 class Garda(ReplayMethod[GardaSettings]):
-    """A frozen backbone, an adapter for every domain met, and a generator that gains a style with every target.
+    """Experts of one source, and for every domain met the reading that was chosen for it.
 
-    Domain state: the adapter, see :func:`garda.models.adapter.adapter_state_dict`. A domain that has not been met is
-    read by the segmenter as the source's first phase left it.
+    Domain state: ``reading.experts``, (3,) uint8, which experts' mean reads the domain; ``reading.zoom``, how far
+    images are enlarged; an adapter, where a lesson has been kept; of the source, ``plausible.shares`` too, see
+    :func:`garda.models.reading.plausible_shares`. A domain that has not been met is read by the mixture. In packages of
+    format 1 and 2 a domain's state is an adapter of the one network alone.
     """
 
     Settings = GardaSettings
@@ -195,57 +77,130 @@ class Garda(ReplayMethod[GardaSettings]):
         remedy = "widen the inner layers, or narrow the first two"
         self.check_state("segmenter.widths", "a domain's adapter", size, remedy)
 
-    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """Backbone and generator, then the source's adapter from its labels."""
-        knowledge = super().learn_source(domain, slices, stage)
-        phase = stage("adapter")
-        settings = self.calibrate_settings(self.settings.source, slices, phase)
+    @property
+    def source_settings(self) -> SupervisedTrainingSettings:
+        """The mixture's."""
+        chosen = self.shared.source.randomisation or RandomisationSettings()
+        return self.shared.source.model_copy(update={"randomisation": chosen})
 
-        def build() -> SupervisedObjective:
-            objective = self.continue_training(knowledge.segmenter, settings)
-            adapter.mark_only_adapter_trainable(objective.segmenter)
-            return objective
-
-        learnt = self.fit(build, slices, settings.steps, settings.batch, phase)
-        return replace(knowledge, domain_state={domain: adapter.adapter_state_dict(learnt.segmenter)})
+    def learn_source(self, domain: str, slices: Slices, held_out: Slices | None, stage: Stage) -> Knowledge:
+        """The mixture and the generator, the other experts, and the source's own reading."""
+        knowledge = super().learn_source(domain, slices, held_out, stage)
+        experts = {}
+        for name, randomisation in (("plain", None), ("curves", self.settings.curves)):
+            settings = self.shared.source.model_copy(update={"randomisation": randomisation})
+            experts[name] = self.train_segmenter(name, settings, slices, held_out, stage)
+        phase = stage("choice")
+        shown = slices.batch(0, min(len(slices), self.settings.choice.slices), derive_seed(phase.seed, "shares"))
+        known = held_out or slices
+        asked = known.batch(0, min(len(known), self.settings.choice.slices), derive_seed(phase.seed, "own"))
+        if shown.label is None or asked.label is None:
+            raise ValueError("the source needs labels")
+        knowledge = replace(knowledge, experts=experts)
+        target = F.one_hot(asked.label, len(self.task.classes)).movedim(3, 1).float()
+        readings = reading.score(self._experts(knowledge), asked.image, target, self.compute)
+        chosen = reading.choose(readings, self.settings.choice)
+        phase.note({"chosen": chosen.name, "by": "held-out labels", **{each.name: each.agreement for each in readings}})
+        state = {PLAUSIBLE: reading.plausible_shares(shown.label, len(self.task.classes)), **_state(chosen)}
+        return replace(knowledge, domain_state={domain: state})
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
-        """The target's style, then its adapter, which begins as the backbone's own."""
-        settings, source = self.settings.target, knowledge.source_segmenter
+        """The target's style, then the reading of its images."""
         if knowledge.generator is None:
             raise TypeError("garda adapts a generator")
-        generator = self.trainer.learn_style(knowledge.generator, domain, slices, stage, source)
-        phase = stage("adapter")
+        generator = self.trainer.learn_style(knowledge.generator, domain, slices, stage, knowledge.source_segmenter)
+        generator.round_style()
+        readings = self._read(knowledge, slices, stage)
+        chosen = reading.choose(readings, self.settings.choice)
+        candidates = {each: _state(each) for each in readings}
+        lesson = self.settings.lesson
+        if chosen.agreement < lesson.enough and lesson.steps:
+            learnt, own = self._teach(knowledge, chosen, readings, slices, stage)
+            candidates[learnt] = own
+            if learnt.plausible and learnt.agreement >= chosen.agreement + lesson.gain:
+                chosen = learnt
+        numbers = {each.name: each.agreement for each in candidates if each.plausible}
+        stage("choice").note({"chosen": chosen.name, "by": "views", **numbers})
+        stage.offer(
+            [
+                Candidate(each.name, own, {"agreement": each.agreement, "plausible": each.plausible}, each is chosen)
+                for each, own in candidates.items()
+            ]
+        )
+        return knowledge.with_domain(domain, candidates[chosen], generator=generator)
 
-        def build() -> AdapterObjective:
-            replay = self.draw_pool(replace(knowledge, generator=generator), settings.anatomies)
-            replayed = (replay.batch(settings.batch, len(knowledge.domains)) for _ in range(CONTRAST_BATCHES))
-            batches = [Batch(image.cpu(), label.argmax(dim=1).cpu()) for image, label in replayed]
-            bearable = self.calibrate(settings.randomisation, batches, phase)
-            suited = settings.model_copy(update={"randomisation": bearable})
-            return AdapterObjective(knowledge.segmenter, replay, self.task, suited, self.compute)
+    def network_for(self, knowledge: Knowledge, domain: str) -> nn.Module:
+        """The experts of the domain's reading; the mixture where it has not been met."""
+        state = knowledge.domain_state.get(domain, {})
+        mask, own = state.get(MASK), {name: state[name] for name in state if name not in (MASK, ZOOM, PLAUSIBLE)}
+        if mask is None:
+            return adapter.apply_adapter(knowledge.segmenter, own)  # format 1 and 2, or nothing
+        experts = self._experts(knowledge)
+        chosen = [experts[name] for name, used in zip(NAMES, mask.tolist(), strict=True) if used]
+        if len(chosen) > 1:
+            return Ensemble(chosen).eval()
+        return adapter.apply_adapter(chosen[0], own) if own else chosen[0]
 
-        learnt = self.fit(build, slices, settings.steps, settings.batch, phase)
-        own = self._choose(knowledge, learnt, slices, stage)
-        generator.round_style()  # not earlier: the adapter has learnt from the style as it was learnt
-        return knowledge.with_domain(domain, own, generator=generator)
+    def zoom_for(self, knowledge: Knowledge, domain: str) -> float:
+        """The zoom of the domain's reading."""
+        own = knowledge.domain_state.get(domain, {})
+        return round(float(own[ZOOM]), 4) if ZOOM in own else 1.0
 
-    def network_for(self, knowledge: Knowledge, domain: str) -> BasicUNet:
-        """The backbone with the domain's adapter; with its own where the domain has not been met."""
-        return adapter.apply_adapter(knowledge.segmenter, knowledge.domain_state.get(domain, {}))
+    def _experts(self, knowledge: Knowledge) -> dict[str, nn.Module]:
+        found = {**knowledge.experts, "mixture": knowledge.segmenter}
+        return {name: self.compute.prepare(found[name]).eval() for name in NAMES if name in found}
 
-    def _choose(self, known: Knowledge, learnt: AdapterObjective, slices: Slices, stage: Stage) -> Mapping[str, Tensor]:
-        """The adapter, of those put aside, that label-free scores put first; of one, there is nothing to choose."""
-        if len(learnt.snapshots) == 1:
-            return next(iter(learnt.snapshots.values()))
-        seed, count = derive_seed(stage("adapter").seed, "choice"), self.settings.trial
-        torch.manual_seed(seed)
-        real = slices.batch(0, count, seed).image
-        replayed, label = learnt.replay.batch(count, len(known.domains))
-        candidates = []
-        for step, own in sorted(learnt.snapshots.items()):
-            network = self.compute.prepare(adapter.apply_adapter(known.segmenter, own)).eval()
-            scores = choice.score_candidate(network, real, replayed, label, self.compute)
-            candidates.append(Candidate(step, own, scores))
-        stage.offer(candidates)
-        return candidates[choice.choose(candidates)].own
+    def _teach(
+        self, knowledge: Knowledge, start: Reading, readings: Sequence[Reading], slices: Slices, stage: Stage
+    ) -> tuple[Reading, dict[str, Tensor]]:
+        """What a lesson makes of the best reading's network, or the best single one's, and the state to keep of it."""
+        settings, phase, experts = self.settings.lesson, stage("adapter"), self._experts(knowledge)
+        alone = [each for each in readings if each.plausible and each.zoom == 1 and len(each.experts) == 1]
+        first = start if len(start.experts) == 1 else max(alone, key=lambda each: each.agreement, default=start)
+        near = [each.experts[0] for each in alone if each.agreement > max(e.agreement for e in alone) - NEAR]
+        teachers, student = near or list(start.experts), first.experts[0] if len(first.experts) == 1 else "mixture"
+
+        def build() -> LessonObjective:
+            teacher = Ensemble(experts[name] for name in teachers).eval()
+            image = self._show(slices, settings.pool, start.zoom, derive_seed(phase.seed, "pool"))
+            return LessonObjective(experts[student], teacher, image, self.task, settings, self.compute)
+
+        learnt = loop.fit(build, lambda step: None, settings.steps, phase)
+        own = learnt.own
+        network = adapter.apply_adapter(experts[student], own)
+        (found,) = self._compare(knowledge, {student: self.compute.prepare(network).eval()}, start.zoom, slices, stage)
+        taught = replace(found, experts=(student,), lesson=True)
+        return taught, {**_state(taught), **own}
+
+    def _show(self, slices: Slices, count: int, zoom: float, seed: int) -> Tensor:
+        """(B, C, H, W) slices, or patches of the task's size, at a zoom."""
+        patches = self.task.fit == "patch"
+        image = slices.batch(0, count if patches else min(count, len(slices)), seed, 1 / zoom).image
+        return F.interpolate(image, self.task.size, mode="bilinear", antialias=True) if zoom != 1 else image
+
+    def _read(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> list[Reading]:
+        """Every reading of a target's slices: all at zoom 1, then the best at the others, where there are others."""
+        experts = self._experts(knowledge)
+        found = self._compare(knowledge, experts, 1.0, slices, stage)
+        best = reading.choose(found, self.settings.choice)
+        for zoom in self.settings.choice.zooms if self.task.spacing_mm is None else ():
+            some = self._compare(knowledge, {name: experts[name] for name in best.experts}, zoom, slices, stage)
+            found += [each for each in some if each.experts == best.experts]
+        return found
+
+    def _compare(
+        self, knowledge: Knowledge, experts: Mapping[str, nn.Module], zoom: float, slices: Slices, stage: Stage
+    ) -> list[Reading]:
+        settings, seed = self.settings.choice, stage("choice").seed
+        patches = self.task.fit == "patch"
+        count = min(len(slices), PATCHES if patches else settings.slices)
+        image = slices.batch(0, count, derive_seed(seed, "views"), WINDOW if patches else 1.0).image
+        shares = knowledge.domain_state[knowledge.domains[0]].get(PLAUSIBLE)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the same views of all
+            return reading.compare(experts, image, zoom, shares, settings, self.task, self.compute)
+
+
+def _state(chosen: Reading) -> dict[str, Tensor]:
+    mask = torch.tensor([name in chosen.experts for name in NAMES], dtype=torch.uint8)
+    return {MASK: mask, ZOOM: torch.tensor(chosen.zoom)}

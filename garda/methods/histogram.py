@@ -29,9 +29,9 @@ class Histogram(Method[Config]):
     Domain state of the source: ``landmarks``, (C, 11) float32 in [0, 1].
     """
 
-    def learn_source(self, domain: str, slices: Slices, stage: Stage) -> Knowledge:
+    def learn_source(self, domain: str, slices: Slices, held_out: Slices | None, stage: Stage) -> Knowledge:
         """Segmenter from labels, landmarks from the mean of the volumes' percentiles."""
-        knowledge = super().learn_source(domain, slices, stage)
+        knowledge = super().learn_source(domain, slices, held_out, stage)
         landmarks = np.mean([find_landmarks(volume) for volume in slices.volumes()], axis=0)
         return replace(knowledge, domain_state={domain: {"landmarks": torch.from_numpy(landmarks)}})
 

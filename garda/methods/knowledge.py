@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from garda.core import files
 from garda.core.errors import CheckpointError
 from garda.methods import metadata
-from garda.methods.metadata import Metadata
+from garda.methods.metadata import EXPERTS, Metadata
 from garda.models.generator import Generator
 from garda.training import weights
 
@@ -32,6 +32,7 @@ class Knowledge:
         domains: names of the domains met, in order; the first is the source.
         domain_state: what a method keeps of a domain, by domain and name; at most :func:`domain_state_limit` bytes
             a domain.
+        experts: further networks that have learnt the source, by name: some of ``EXPERTS``.
     """
 
     segmenter: BasicUNet
@@ -39,6 +40,7 @@ class Knowledge:
     generator: Generator | None
     domains: tuple[str, ...]
     domain_state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    experts: Mapping[str, BasicUNet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a domain state above the limit.
@@ -70,6 +72,8 @@ class Knowledge:
         with files.replacing_folder(folder) as draft:
             weights.save_weights(draft / "segmenter.safetensors", self.segmenter.state_dict())
             weights.save_weights(draft / "teacher.safetensors", self.source_segmenter.state_dict())
+            for name, expert in self.experts.items():
+                weights.save_weights(draft / f"{name}.safetensors", expert.state_dict())
             if self.generator is not None:
                 weights.save_weights(draft / "generator.safetensors", self.generator.kept_state())
             flat = {f"{domain}/{name}": t for domain, named in self.domain_state.items() for name, t in named.items()}
@@ -110,7 +114,9 @@ def load_knowledge(
         domain_state.setdefault(domain, {})[name] = tensor
     segmenter = weights.load_weights(folder / "segmenter.safetensors", build_segmenter())
     source_segmenter = weights.load_weights(folder / "teacher.safetensors", build_segmenter())
+    files_of = {name: folder / f"{name}.safetensors" for name in EXPERTS}
+    experts = {name: weights.load_weights(file, build_segmenter()) for name, file in files_of.items() if file.exists()}
     try:
-        return Knowledge(segmenter, source_segmenter, generator, kept.domains, domain_state)
+        return Knowledge(segmenter, source_segmenter, generator, kept.domains, domain_state, experts)
     except ValueError as error:
         raise CheckpointError(folder / "statistics.safetensors", str(error), "copy the file again") from None

@@ -7,6 +7,8 @@ from garda.core.config import Config
 from garda.core.errors import CheckpointError, RunFolderError
 from garda.data.sequence import DomainName
 
+EXPERTS = ("plain", "curves")  # networks that have learnt the source otherwise than the segmenter has
+
 
 class Metadata(Config):
     """The contents of ``knowledge.json``.

@@ -1,5 +1,6 @@
 """Oracles, outside the contract: what all images at once, or the labels of the targets, would give."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -9,13 +10,29 @@ from torch import Tensor
 from garda.core.config import Config
 from garda.data import dataset
 from garda.data.dataset import Batch, Slices
-from garda.methods.base import Oracle
+from garda.methods.base import Method, S
 from garda.methods.cotta import MeanTeacherObjective, MeanTeacherSettings
 from garda.methods.knowledge import Knowledge
 from garda.models.objectives import SupervisedObjective
 from garda.training import loop
 from garda.training.cache import Stage
 from garda.training.loop import Stateful
+
+
+class Oracle(Method[S], ABC):
+    """A method outside the contract, for comparison only: it sees the images of all domains met so far at once."""
+
+    def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
+        """Not for an oracle, which needs the earlier domains too.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("an oracle adapts jointly")
+
+    @abstractmethod
+    def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:
+        """Learn from the training slices of every domain met; the last of ``slices`` is the new one."""
 
 
 class JointSettings(MeanTeacherSettings):
@@ -57,7 +74,7 @@ class Joint(Oracle[JointSettings]):
         """Source and all targets met, each target with an equal share of the unlabelled slices."""
         phase, settings, start = stage("segmenter"), self.settings, knowledge.source_segmenter
         (_, source), *others = slices.items()
-        labelled = self.source_settings.model_copy(update={"steps": settings.steps})
+        labelled = self.source_settings.model_copy(update={"steps": settings.steps, "decay": True, "warm_up": 0})
         labelled = self.calibrate_settings(labelled, source, phase)
 
         def build() -> JointObjective:
@@ -92,10 +109,11 @@ class Supervised(Oracle[SupervisedSettings]):
     def adapt_jointly(self, knowledge: Knowledge, slices: Mapping[str, Slices], stage: Stage) -> Knowledge:
         """The segmenter as it is learns from all labels, from images in their own styles: without randomisation."""
         phase = stage("segmenter")
-        settings = self.source_settings.model_copy(update={"steps": self.settings.steps, "randomisation": None})
+        changes = {"steps": self.settings.steps, "decay": True, "warm_up": 0, "randomisation": None}
+        settings = self.source_settings.model_copy(update=changes)
 
         def batch(step: int) -> Batch:
             return dataset.mix(slices, step, settings.batch, phase.seed)
 
         learnt = loop.fit(lambda: self.continue_training(knowledge.segmenter, settings), batch, settings.steps, phase)
-        return replace(knowledge, segmenter=learnt.segmenter.eval().requires_grad_(False), domains=tuple(slices))
+        return replace(knowledge, segmenter=learnt.learnt.eval().requires_grad_(False), domains=tuple(slices))

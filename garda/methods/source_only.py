@@ -5,7 +5,7 @@ arXiv 2111.12525.
 """
 
 from garda.core.config import Config
-from garda.data.augment import RandomisationSettings
+from garda.data.randomise import RandomisationSettings
 from garda.methods.base import Method
 from garda.models.objectives import SupervisedTrainingSettings
 

@@ -12,12 +12,14 @@ from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
+from torch.nn import functional as F
 
 from garda.core.config import Config
 from garda.core.seeds import derive_seed
-from garda.data import augment
-from garda.data.augment import ImitatedGeometrySettings, RandomisationSettings
+from garda.data import augment, randomise
+from garda.data.augment import ImitatedGeometrySettings
 from garda.data.dataset import Batch, Slices
+from garda.data.randomise import RandomisationSettings
 from garda.models.factorised import AnatomyEncoder, FactorisedGenerator, FactorisedSettings
 from garda.models.features import ReconstructionLoss, ReconstructionLossSettings
 from garda.models.flow_prior import WARM_UP, FlowMatchingObjective, FlowPrior, PriorTrainingSettings
@@ -29,9 +31,10 @@ from garda.training.loop import Phase, Stateful
 
 
 class StyleRandomisation(RandomisationSettings):
-    """Styles that an appearance code can tell: mostly curves; see :class:`garda.data.augment.RandomisationSettings`."""
+    """Styles that an appearance code can tell: mostly curves; see :mod:`garda.data.randomise`."""
 
     probability: float = Field(default=0.9, ge=0, le=1)
+    regions: float = Field(default=0.0, ge=0, le=1)
     blur: NonNegativeFloat = 0.7
     coarser: float = Field(default=1.3, ge=1)
     noise: NonNegativeFloat = 0.02
@@ -120,8 +123,9 @@ class ReconstructionObjective:
         motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
         image, label = augment.warp(image, motion), augment.warp_label(label, motion)
         part = sharding.shard(len(image))
+        shares = F.one_hot(label, len(self._task.classes)).movedim(3, 1).float()
         first, second = (
-            self._compute.to_device(augment.randomise_appearance(image, settings.randomisation))[part] for _ in range(2)
+            self._compute.to_device(randomise.randomise(image, shares, settings.randomisation))[part] for _ in range(2)
         )
         with self._compute.autocast():
             code, style = generator.anatomy(first), generator.appearance(second)

@@ -1,23 +1,26 @@
 """What a segmenter learns from: labels, or replayed images of a generator."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import BasicUNet
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import Module
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from garda.core.config import Config
-from garda.data import augment
-from garda.data.augment import AppearanceSettings, GeometrySettings, RandomisationSettings
+from garda.data import augment, randomise
+from garda.data.augment import AppearanceSettings, GeometrySettings
 from garda.data.dataset import Batch
+from garda.data.randomise import RandomisationSettings
 from garda.data.task import Task
 from garda.models import unet
 from garda.models.generator import Generator
+from garda.models.stopping import HeldOut, StoppingSettings
 from garda.models.unet import SegmenterSettings
 from garda.training import loop, sharding
 from garda.training.device import Compute
@@ -31,7 +34,7 @@ class TrainingSettings(Config):
         steps: number of steps.
         batch: slices a step.
         optimizer: ``adamw``, or ``sgd`` with momentum 0.9.
-        learning_rate: at the first step; falls to 0 by a cosine where ``decay`` is True.
+        learning_rate: the highest; falls to 0 by a cosine where ``decay`` is True.
         weight_decay: of the optimizer.
     """
 
@@ -46,15 +49,25 @@ class TrainingSettings(Config):
 class SupervisedTrainingSettings(TrainingSettings):
     """How the source segmenter learns.
 
+    The rate does not fall, since nobody knows where training ends; the average of the last steps' weights is kept.
+
     Attributes:
+        steps: at most.
+        warm_up: steps over which the learning rate rises.
+        average: steps over which weights are averaged; 1 keeps the last.
+        stopping: when training ends earlier, by labels that are held out; None for never.
         loss: ``dice_ce`` is soft Dice plus cross entropy, ``ce`` cross entropy alone.
         geometry: augmentation of image and label; None for none.
         appearance: plain augmentation of the image; None for none.
         randomisation: appearance randomisation, before the plain augmentation; None for none.
     """
 
-    steps: PositiveInt = 600
+    steps: PositiveInt = 1200
     learning_rate: PositiveFloat = 2e-3
+    decay: bool = False
+    warm_up: NonNegativeInt = 50
+    average: PositiveInt = 50
+    stopping: StoppingSettings | None = StoppingSettings()
     loss: Literal["dice_ce", "ce"] = "dice_ce"
     geometry: GeometrySettings | None = GeometrySettings()
     appearance: AppearanceSettings | None = AppearanceSettings()
@@ -86,16 +99,44 @@ class SupervisedObjective:
     """
 
     def __init__(
-        self, task: Task, network: SegmenterSettings, settings: SupervisedTrainingSettings, compute: Compute
+        self,
+        task: Task,
+        network: SegmenterSettings,
+        settings: SupervisedTrainingSettings,
+        compute: Compute,
+        held_out: HeldOut | None = None,
     ) -> None:
+        """Build a segmenter.
+
+        Args:
+            task: what is segmented.
+            network: architecture.
+            settings: how it learns.
+            compute: device and precision.
+            held_out: says when it has learnt enough; None for after all steps.
+        """
         self.segmenter = compute.prepare(unet.build_segmenter(task, network)).train()
+        self.held_out = held_out
+        self._average = AveragedModel(self.segmenter, multi_avg_fn=loop.ema(settings.average), use_buffers=True)
+        self._average.eval().requires_grad_(False)
         self._task, self._settings, self._compute = task, settings, compute
         self._optimizer = _optimizer(self.segmenter, settings)
         self._dice_ce = DiceCELoss(softmax=True, to_onehot_y=True, include_background=False)
 
     def state(self) -> Mapping[str, Stateful]:
-        """Network and optimizer."""
-        return {"segmenter": self.segmenter, "optimizer": self._optimizer}
+        """Network, its average, optimizer, and what held-out labels have said."""
+        looks = {} if self.held_out is None else {"held_out": self.held_out}
+        return {"segmenter": self.segmenter, "average": self._average, "optimizer": self._optimizer, **looks}
+
+    @property
+    def learnt(self) -> BasicUNet:
+        """The network that is kept: the average."""
+        return cast(BasicUNet, self._average.module)
+
+    @property
+    def finished(self) -> bool:
+        """Whether held-out labels say that nothing more is learnt."""
+        return self.held_out is not None and self.held_out.stopped
 
     def step(self, batch: Batch, step: int) -> Mapping[str, Tensor]:
         """One step on a labelled batch.
@@ -115,7 +156,8 @@ class SupervisedObjective:
             motion = augment.draw_affine(len(image), settings.geometry, self._task.any_orientation, image.device)
             image, label = augment.warp(image, motion), augment.warp_label(label, motion)
         if settings.randomisation is not None:
-            image = augment.randomise_appearance(image, settings.randomisation)
+            shares = F.one_hot(label, len(self._task.classes)).movedim(3, 1).float()
+            image = randomise.randomise(image, shares, settings.randomisation)
         if settings.appearance is not None:
             image = augment.change_appearance(image, settings.appearance)
         part = sharding.shard(len(image))
@@ -124,8 +166,11 @@ class SupervisedObjective:
         logits, label = logits.float(), label[part]
         dice_ce = settings.loss == "dice_ce"
         loss = self._dice_ce(logits, label.unsqueeze(1)) if dice_ce else F.cross_entropy(logits, label)
-        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, decay=settings.decay)
+        set_rate(self._optimizer, settings, step)
         loop.backward_step(self._optimizer, loss)
+        self._average.update_parameters(self.segmenter)
+        if self.held_out is not None:
+            self.held_out.look(self._average, step + 1)
         return {"segmentation": loss.detach()}
 
 
@@ -169,7 +214,7 @@ class DistillationObjective:
         with self._compute.autocast():
             logits = self.segmenter(image)
         loss = distillation(logits.float(), answer, settings.temperature)
-        loop.cosine_lr(self._optimizer, settings.learning_rate, step, settings.steps, decay=settings.decay)
+        set_rate(self._optimizer, settings, step)
         loop.backward_step(self._optimizer, loss)
         return {"distillation": loss.detach()}
 
@@ -191,6 +236,12 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return F.cross_entropy(student / temperature, torch.softmax(teacher / temperature, dim=1))
 
 
+def set_rate(optimizer: torch.optim.Optimizer, settings: TrainingSettings, step: int) -> None:
+    """The learning rate of a step, see :func:`garda.training.loop.cosine_lr`."""
+    warm_up = settings.warm_up if isinstance(settings, SupervisedTrainingSettings) else 0
+    loop.cosine_lr(optimizer, settings.learning_rate, step, settings.steps, warm_up=warm_up, decay=settings.decay)
+
+
 def _optimizer(network: Module, settings: TrainingSettings) -> torch.optim.Optimizer:
     weights, rate, decay = network.parameters(), settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
@@ -203,5 +254,5 @@ def continue_training(
 ) -> SupervisedObjective:
     """An objective with labels whose network begins with the weights of ``start``, which is left as it is."""
     learner = SupervisedObjective(task, network, settings, compute)
-    learner.segmenter.load_state_dict(start.state_dict())
+    learner.segmenter.load_state_dict(start.state_dict())  # the first update of the average copies
     return learner

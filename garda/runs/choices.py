@@ -20,7 +20,7 @@ from garda.core import files
 from garda.core.errors import RunFolderError
 from garda.evaluation.measures import Row
 from garda.evaluation.tables import Wide
-from garda.models.choice import Candidate, choose
+from garda.models.reading import Candidate
 from garda.runs import compare_plan
 from garda.training import weights
 
@@ -30,27 +30,35 @@ _REMEDY = "delete it; garda run --judge-choice into this folder writes it again"
 
 def keep_candidates(folder: Path, candidates: Sequence[Candidate]) -> None:
     """Write candidates into ``folder``; errors as in :func:`garda.core.files.replacing`."""
-    tensors = {f"{candidate.step}/{name}": value for candidate in candidates for name, value in candidate.own.items()}
+    tensors = {f"{candidate.name}/{name}": value for candidate in candidates for name, value in candidate.own.items()}
     weights.save_weights(folder / "candidates.safetensors", tensors)
-    scores = {str(candidate.step): dict(candidate.scores) for candidate in candidates}
+    scores = {candidate.name: {**candidate.scores, "chosen": candidate.chosen} for candidate in candidates}
     files.write_json(folder / "candidates.json", scores)
 
 
 def load_candidates(folder: Path) -> list[Candidate]:
-    """Read what :func:`keep_candidates` wrote, in the order of their steps.
+    """Read what :func:`keep_candidates` wrote, in its order.
 
     Raises:
         CheckpointError: the weights are missing or damaged.
         RunFolderError: the scores are.
     """
     scores: Mapping[str, Mapping[str, float]] = files.read_json(folder / "candidates.json")
-    own: dict[str, dict] = {step: {} for step in scores}
+    own: dict[str, dict] = {candidate: {} for candidate in scores}
     for key, value in weights.read_weights(folder / "candidates.safetensors").items():
-        step, _, name = key.partition("/")
-        own.setdefault(step, {})[name] = value
+        candidate, _, name = key.partition("/")
+        own.setdefault(candidate, {})[name] = value
     if own.keys() != scores.keys():
         raise RunFolderError(folder, "candidates and their scores do not belong together", "give a new --out folder")
-    return [Candidate(int(step), own[step], scores[step]) for step in sorted(scores, key=int)]
+    return [
+        Candidate(
+            name,
+            own[name],
+            {key: float(value) for key, value in found.items() if key != "chosen"},
+            found["chosen"] == 1,
+        )
+        for name, found in scores.items()
+    ]
 
 
 def _nan(value: float) -> float:
@@ -65,7 +73,7 @@ class Judged(BaseModel):
     Attributes:
         stage: of the run.
         domain: its target.
-        step: training steps of the candidate.
+        candidate: its name.
         chosen: whether it is the one that was chosen.
         dice: its mean Dice over the target's test patients; NaN where none of them has the class.
     """
@@ -74,7 +82,7 @@ class Judged(BaseModel):
 
     stage: NonNegativeInt
     domain: str
-    step: NonNegativeInt
+    candidate: str
     chosen: bool
     dice: Annotated[float, Field(ge=0, le=1.001)] | Annotated[float, AfterValidator(_nan)]
 
@@ -94,10 +102,9 @@ def judge(
     Raises:
         RunFolderError: the table is damaged, or cannot be written.
     """
-    chosen = candidates[choose(candidates)].step
     lines = [line.model_dump() for line in read_candidates(path) if line.stage != stage]
     for candidate in candidates:
-        known = {"stage": stage, "domain": domain, "step": candidate.step, "chosen": candidate.step == chosen}
+        known = {"stage": stage, "domain": domain, "candidate": candidate.name, "chosen": candidate.chosen}
         lines.append({**known, "dice": dice(candidate), **candidate.scores})
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(lines[-1]), lineterminator="\n")
@@ -124,8 +131,8 @@ def read_candidates(path: Path) -> list[Judged]:
     return lines
 
 
-CHOICE_TITLE = "Dice of the checkpoint chosen without labels, and of the best one of its stage"
-COST_TITLE = "Dice by which choices without labels fall short of the best checkpoint"
+CHOICE_TITLE = "Dice of the reading chosen without labels, and of the best one of its stage"
+COST_TITLE = "Dice by which choices without labels fall short of the best"
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,6 @@ class Chosen:
         chosen: the candidate that was chosen.
         candidates: how many there were.
         best: the best candidate's Dice.
-        last: the last candidate's Dice.
     """
 
     row: str
@@ -146,7 +152,6 @@ class Chosen:
     chosen: Judged
     candidates: int
     best: float
-    last: float
 
     @property
     def short(self) -> float:
@@ -170,18 +175,18 @@ def find_choices(out: Path, rows: Sequence[Row]) -> list[Chosen]:
             dice = [line.dice for line in lines]
             if not any(map(math.isnan, dice)):
                 (chosen,) = (line for line in lines if line.chosen)
-                found.append(Chosen(row.name, seed, chosen, len(lines), max(dice), dice[-1]))
+                found.append(Chosen(row.name, seed, chosen, len(lines), max(dice)))
     return found
 
 
 def choice_table(choices: Sequence[Chosen]) -> Wide:
     """A line a choice."""
-    dice = ("Dice of the chosen", "of the best", "of the last", "short by")
-    heading = ("row", "seed", "domain", "candidates", "steps of the chosen", *dice)
+    dice = ("Dice of the chosen", "of the best", "short by")
+    heading = ("row", "seed", "domain", "candidates", "chosen", *dice)
     lines: list[tuple[str, ...]] = []
     for choice in choices:
-        numbers = (f"{value:.3f}" for value in (choice.chosen.dice, choice.best, choice.last, choice.short))
-        words = (choice.row, choice.seed, choice.chosen.domain, choice.candidates, choice.chosen.step)
+        numbers = (f"{value:.3f}" for value in (choice.chosen.dice, choice.best, choice.short))
+        words = (choice.row, choice.seed, choice.chosen.domain, choice.candidates, choice.chosen.candidate)
         lines.append((*map(str, words), *numbers))
     return Wide(CHOICE_TITLE, None, heading, lines, words=3)
 

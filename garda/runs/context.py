@@ -1,10 +1,11 @@
 """A run: what is asked for, who listens, and its folder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,9 +22,9 @@ from garda.handover.settings import Settings, parse_settings
 from garda.runs.tracking import Tracker
 from garda.training import distributed
 from garda.training.cache import Cache
-from garda.training.loop import Phase
+from garda.training.loop import Note, Phase
 
-SEED_LABELS = {"adapter": "share"}  # of phases whose name is not the label of their seed
+SEED_LABELS = {"adapter": "share", "plain": "segmenter"}  # of phases whose name is not the label of their seed
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Run:
     def scores_file(self) -> Path:
         """Every score of the run, a row each."""
         return self.out / "scores.csv"
+
+    @property
+    def notes_file(self) -> Path:
+        """What each phase has found out, by its name."""
+        return self.out / "notes.json"
 
     @property
     def seconds_file(self) -> Path:
@@ -124,6 +130,7 @@ def open_phase(run: Run, domain: Domain, folder: Path, part: str) -> Phase:
         progress=run.console.bar(name),
         checkpoint_seconds=run.settings.checkpoint_seconds,
         ended=partial(_note_seconds, run, name),
+        note=partial(_note, run, name),
     )
 
 
@@ -143,19 +150,35 @@ def open_cache(run: Run) -> Cache:
 
 
 def _note_seconds(run: Run, name: str, seconds: float) -> None:
+    _record(run.seconds_file, name, round(seconds, 3))
+
+
+def _note(run: Run, name: str, found: Mapping[str, Note]) -> None:
+    _record(run.notes_file, name, {key: round(v, 4) if isinstance(v, float) else v for key, v in found.items()})
+
+
+def _record(file: Path, name: str, found: Any) -> None:
     if distributed.is_rank_zero():
-        files.write_json(run.seconds_file, _read_seconds(run) | {name: round(seconds, 3)})
+        files.write_json(file, _read_records(file) | {name: found})
 
 
-def _read_seconds(run: Run) -> dict[str, float]:
-    noted: dict[str, float] = files.read_json(run.seconds_file) if run.seconds_file.exists() else {}
-    return noted
+def _read_records(file: Path) -> dict[str, Any]:
+    return files.read_json(file) if file.exists() else {}
 
 
 def seconds_of(run: Run, domain: Domain) -> dict[str, float]:
     """How long each phase of a stage took."""
+    return _of_stage(run.seconds_file, domain)
+
+
+def notes_of(run: Run, domain: Domain) -> dict[str, dict[str, Note]]:
+    """What each phase of a stage has noted."""
+    return _of_stage(run.notes_file, domain)
+
+
+def _of_stage(file: Path, domain: Domain) -> dict[str, Any]:
     name = f"{stage_name(domain)}-"
-    return {part.removeprefix(name): took for part, took in _read_seconds(run).items() if part.startswith(name)}
+    return {part.removeprefix(name): found for part, found in _read_records(file).items() if part.startswith(name)}
 
 
 def deleted_records(folder: Path) -> tuple[FileRecord, ...]:

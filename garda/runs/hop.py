@@ -32,7 +32,7 @@ from garda.handover.load import LoadedPackage
 from garda.handover.settings import make_plan
 from garda.handover.signing import Trusted
 from garda.handover.verify import Verified
-from garda.methods.base import Oracle
+from garda.methods.oracles import Oracle
 from garda.runs import context, stage
 from garda.runs.context import Run
 from garda.runs.run import carry_out

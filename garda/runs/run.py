@@ -24,8 +24,9 @@ from garda.handover import format, ledger, signing
 from garda.handover.settings import make_plan
 from garda.handover.setup import Plan
 from garda.methods import registry
-from garda.methods.base import Method, Oracle
-from garda.models.choice import Candidate
+from garda.methods.base import Method
+from garda.methods.oracles import Oracle
+from garda.models.reading import Candidate
 from garda.runs import choices, context, plan, stage
 from garda.runs.choices import CANDIDATES
 from garda.runs.context import Run

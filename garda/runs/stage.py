@@ -4,7 +4,7 @@ A stage has two roles. The learner sees a domain's training scans, never a test 
 sees labelled test scans and learns nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cache, partial
@@ -15,10 +15,12 @@ from typing import Any
 from garda import __version__
 from garda.core import files
 from garda.core.errors import TrainingError
-from garda.data import volume
+from garda.data import holdout, volume
 from garda.data.checks import without_label
 from garda.data.dataset import Slices
+from garda.data.manifest import Case
 from garda.data.sequence import Domain
+from garda.data.volume import Volume
 from garda.evaluation import continual, evaluator, results
 from garda.evaluation.evaluator import TestScans
 from garda.evaluation.metrics import Score
@@ -26,8 +28,9 @@ from garda.handover import format, write
 from garda.handover.format import OPEN
 from garda.handover.ledger import StageRecord
 from garda.handover.setup import Setup
-from garda.methods.base import Method, Oracle
+from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
+from garda.methods.oracles import Oracle
 from garda.runs import audit, choices, context
 from garda.runs.context import Run
 from garda.safety import gate, limits
@@ -106,15 +109,17 @@ def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Kn
     with context.training_folder(run, domain) as folder:
         offer = partial(choices.keep_candidates, run.kept(domain).parent) if run.judging else _no_choice
         stage = Stage(partial(context.open_phase, run, domain, folder), context.open_cache(run), offer)
-        slices = read_slices(run, method, domain, folder)
         if before is None:
-            knowledge = method.learn_source(domain.name, slices, stage)
+            slices, held_out = read_source(run, domain, folder)
+            knowledge = method.learn_source(domain.name, slices, held_out, stage)
             measuring = (method, knowledge, slices, run.settings.gate, run.sequence.seed)
             measured = distributed.on_rank_zero(lambda: gate.measure_baseline(*measuring))
             found: dict[str, Any] = {"decision": "source", "reference": measured}
         elif before.source is None or isinstance(method, Oracle):
+            slices = read_slices(run, method, domain, folder)
             knowledge, found = _adapt(run, method, domain, before, slices, stage, folder), {"decision": "ungated"}
         else:
+            slices = read_slices(run, method, domain, folder)
             knowledge, found = _adapt_gated(run, method, domain, before.knowledge(), before.source, slices, stage)
         if distributed.is_rank_zero():
             record = StageRecord(
@@ -127,6 +132,7 @@ def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Kn
                 scans=len(domain.split("train")),
                 slices=len(slices),
                 deleted=context.deleted_records(folder),
+                found=context.notes_of(run, domain),
                 **found,
             )
             knowledge.save(run.kept(domain), {OPEN: record.model_dump(mode="json")})
@@ -208,6 +214,23 @@ def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slice
     cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
     volumes = (volume.read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
     return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
+
+
+def read_source(run: Run, domain: Domain, folder: Path) -> tuple[Slices, Slices | None]:
+    """The source's slices that are learnt from, and those held out (:mod:`garda.data.holdout`); None without any."""
+    task = run.sequence.task
+
+    def read(cases: Iterable[Case]) -> Iterator[Volume]:
+        return (volume.read_volume(case, task, run.data, with_label=True) for case in cases)
+
+    def collect(volumes: Iterable[Volume]) -> Slices:
+        return Slices(volumes, task, with_labels=True, private_folder=folder)
+
+    train, held_out = holdout.split_cases(domain)
+    if held_out:
+        return collect(read(train)), collect(read(held_out))
+    kept, parts = holdout.split_slices(read(train))
+    return collect(kept), collect(parts) if parts else None
 
 
 def score_domains(

@@ -12,7 +12,7 @@ from torch import nn
 from garda.core import files
 from garda.core.errors import CheckpointError
 from garda.training import weights
-from garda.training.loop import Phase
+from garda.training.loop import Note, Phase
 from garda.training.weights import N
 
 
@@ -38,7 +38,7 @@ class Cache:
         Args:
             part: such as ``segmenter``.
             settings: what decides the network beside the context.
-            phase: where it is learnt; told the seconds that learning took, whichever run learnt it.
+            phase: where it is learnt; told the seconds and what was noted, whichever run learnt it.
             build: an untrained network of the same architecture.
             learn: learns it.
 
@@ -55,16 +55,19 @@ class Cache:
         digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode()).hexdigest()
         kept, metadata = (self.folder / f"{part}-{digest[:16]}.{kind}" for kind in ("safetensors", "json"))
         if metadata.exists():
-            seconds = files.read_json(metadata).get("seconds")
-            if not isinstance(seconds, float):
+            known = files.read_json(metadata)
+            seconds, noted = known.get("seconds"), known.get("noted")
+            if not isinstance(seconds, float) or not isinstance(noted, dict):
                 raise CheckpointError(metadata, "is damaged", "delete it, the network is learnt again")
             phase.ended(seconds)
+            phase.note(noted)
             return weights.load_weights(kept, build()).requires_grad_(False)
-        spent = [0.0]
-        network = learn(replace(phase, ended=spent.append)).eval().requires_grad_(False)
+        spent, found = [0.0], dict[str, Note]()
+        network = learn(replace(phase, ended=spent.append, note=found.update)).eval().requires_grad_(False)
         phase.ended(spent[-1])
+        phase.note(found)
         weights.save_weights(kept, network.state_dict())
-        files.write_json(metadata, {"seconds": spent[-1], **decided})
+        files.write_json(metadata, {"seconds": spent[-1], "noted": found, **decided})
         return network
 
 

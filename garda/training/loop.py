@@ -29,6 +29,7 @@ from garda.training import distributed, sharding
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
 Stateful = nn.Module | torch.optim.Optimizer  # what a checkpoint can hold
+Note = float | str
 LOSS_POINTS = 500  # logged points of one loss in one phase, at most
 
 
@@ -55,6 +56,7 @@ class Phase:
         progress: receives (steps done, steps in all) after every step.
         checkpoint_seconds: time between two checkpoints.
         ended: receives the seconds of training at the phase's end, those before an interruption included.
+        note: receives what the phase has found out, for the record; a phase that is repeated notes it again.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Phase:
     progress: Callable[[int, int], None] = lambda done, total: None
     checkpoint_seconds: float = 60.0
     ended: Callable[[float], None] = lambda seconds: None
+    note: Callable[[Mapping[str, Note]], None] = lambda found: None
 
     @property
     def checkpoint(self) -> Path:
@@ -75,7 +78,13 @@ class Phase:
 O = TypeVar("O", bound=Objective)  # noqa: E741
 
 
-def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: Phase) -> O:
+def fit(
+    build: Callable[[], O],
+    batch: Callable[[int], Any],
+    steps: int,
+    phase: Phase,
+    finished: Callable[[O], bool] = lambda objective: False,
+) -> O:
     """Build an objective inside the seeded phase and train it, or go on where a checkpoint ends.
 
     Of several processes (:mod:`garda.training.distributed`) all learn, and the checkpoints of rank zero count.
@@ -86,6 +95,7 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: 
             before is computed.
         steps: number of steps.
         phase: folder, seed and what listens.
+        finished: whether the objective ends before the last step; asked after each, and the same in all processes.
 
     Returns:
         The trained objective; its last checkpoint stays until the phase's folder is removed.
@@ -115,25 +125,34 @@ def fit(build: Callable[[], O], batch: Callable[[int], Any], steps: int, phase: 
     objective = build()
     step, before = _restore(objective, phase) if distributed.is_rank_zero() else (0, 0.0)
     step, before = _join(objective, step, before, phase)
-    stride = max(1, -(-steps // LOSS_POINTS))
-    saved = time.monotonic()
-    started = saved - before
-    with phase.stopping.deferred(), distributed.together(), prefetch(range(step, steps), batch) as batches:
-        for drawn in batches:
+    started = time.monotonic() - before
+    if step < steps and not finished(objective):
+        _learn(objective, batch, range(step, steps), phase, started, finished)
+    phase.ended(time.monotonic() - started)
+    return objective
+
+
+def _learn(
+    objective: O, batch: Callable[[int], Any], left: range, phase: Phase, started: float, finished: Callable[[O], bool]
+) -> None:
+    """The steps that are left, and the checkpoints; ``started`` is when learning would have begun without a break."""
+    stride, saved = max(1, -(-left.stop // LOSS_POINTS)), time.monotonic()
+    with phase.stopping.deferred(), distributed.together(), prefetch(left, batch) as batches:
+        for step, drawn in zip(left, batches, strict=False):
             torch.manual_seed(derive_seed(phase.seed, step))
             losses = _checked(objective.step(drawn, step), phase, step)
             if step % stride == 0:
                 phase.log(step, losses)
-            step += 1
-            phase.progress(step, steps)
+            last = step + 1 == left.stop or finished(objective)
+            phase.progress(left.stop if last else step + 1, left.stop)
             asked = distributed.largest(phase.stopping.exit_code or 0)  # a later signal is for the next step to see
-            if asked or step == steps or time.monotonic() - saved > phase.checkpoint_seconds:
-                _save(objective, step, phase, time.monotonic() - started)
+            if asked or last or time.monotonic() - saved > phase.checkpoint_seconds:
+                _save(objective, step + 1, phase, time.monotonic() - started)
                 saved = time.monotonic()
             if asked:
                 raise Interrupted(phase.name, asked)
-    phase.ended(time.monotonic() - started)
-    return objective
+            if last:
+                break
 
 
 def backward_step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

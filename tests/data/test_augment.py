@@ -1,7 +1,7 @@
 import torch
 
 from garda.data import augment
-from garda.data.augment import AppearanceSettings, GeometrySettings, RandomisationSettings
+from garda.data.augment import AppearanceSettings, GeometrySettings
 
 CPU = torch.device("cpu")
 STILL = GeometrySettings(probability=0.0)
@@ -52,39 +52,3 @@ def test_appearance_stays_in_range_and_can_be_nothing():
     assert changed.min() >= 0 and changed.max() <= 1 and not torch.allclose(changed, image, atol=0.01)
     nothing = AppearanceSettings(gamma=1.0, contrast=0.0, brightness=0.0, noise=0.0)
     assert torch.allclose(augment.change_appearance(image, nothing), image, atol=1e-5)
-
-
-def test_a_curve_takes_each_intensity_to_its_value():
-    image = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]).view(1, 1, 1, 5)
-    curve = torch.tensor([1.0, 0.2, 0.4]).view(1, 1, 3)
-    assert torch.allclose(augment.apply_curves(image, curve).flatten(), torch.tensor([1.0, 0.6, 0.2, 0.3, 0.4]))
-
-
-def test_curves_are_monotone_and_some_fall():
-    torch.manual_seed(0)
-    curves = augment.draw_curves(200, 3, RandomisationSettings(inversion=0.4))
-    slopes = curves.diff(dim=2).sign()
-    assert (slopes == slopes[:, :, :1]).all()
-    assert 0.3 < (slopes[:, 0, 0] < 0).float().mean() < 0.5
-    assert curves.min() >= 0 and curves.max() <= 1
-    assert (curves.amax(dim=2) - curves.amin(dim=2)).min() > 0.29
-    coloured = (curves != curves[:, :1]).flatten(1).any(dim=1).float().mean()
-    assert 0.4 < coloured < 0.6
-
-
-def test_randomised_images_stay_in_range_and_the_chosen_share_changes():
-    torch.manual_seed(0)
-    image = torch.rand(200, 3, 24, 16)
-    changed = augment.randomise_appearance(image, RandomisationSettings(probability=0.7))
-    assert changed.shape == image.shape
-    assert changed.min() >= 0 and changed.max() <= 1
-    assert 0.6 < (changed != image).flatten(1).any(dim=1).float().mean() < 0.8
-
-
-def test_randomisation_without_strength_is_a_curve_alone():
-    torch.manual_seed(0)
-    image = torch.rand(4, 1, 16, 16)
-    settings = RandomisationSettings(probability=1.0, bias=0.0, blur=0.0, coarser=1.0, noise=0.0, inversion=0.0)
-    changed = augment.randomise_appearance(image, settings)
-    for before, after in zip(image.flatten(1), changed.flatten(1), strict=True):
-        assert (after[before.argsort()].diff() >= -1e-5).all()

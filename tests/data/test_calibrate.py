@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from garda.data import augment, calibrate
-from garda.data.augment import RandomisationSettings
+from garda.data import calibrate, randomise
 from garda.data.dataset import Batch
+from garda.data.randomise import RandomisationSettings
 
 SETTINGS = RandomisationSettings()
 
@@ -22,8 +22,8 @@ def slices(difference: float, spread: float, count: int = 16) -> Batch:
 
 def left(settings: RandomisationSettings, batch: Batch, strength: float) -> Tensor:
     torch.manual_seed(3)
-    weaker = calibrate.scale_strength(settings.model_copy(update={"probability": 1.0}), strength)
-    changed = augment.randomise_appearance(batch.image, weaker)
+    weaker = calibrate.scale_strength(settings, strength)
+    changed = randomise.randomise_appearance(batch.image, weaker)
     assert batch.label is not None
     return (calibrate.contrast(changed, batch.label, 3) / calibrate.contrast(batch.image, batch.label, 3)).mean()
 

@@ -173,6 +173,7 @@ def test_onnx_runtime_is_told_what_the_network_reads_and_gives_its_logits(export
         "fit": '"crop"',
         "plane": '"axial"',
         "percentiles": "[0.5, 99.5]",
+        "zoom": "1.0",
         "bias_field_correction": "false",
     }
     assert session.get_inputs()[0].shape[1] == 1 and session.get_outputs()[0].shape[1] == 4

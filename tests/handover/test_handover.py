@@ -23,7 +23,7 @@ from garda.evaluation import metrics
 from garda.handover import format, ledger, load, signing, verify
 from garda.handover.format import CARD, OPEN
 from garda.handover.signing import Trusted
-from garda.methods.base import Oracle
+from garda.methods.oracles import Oracle
 from garda.methods.registry import METHODS
 from garda.runs import hop, stage
 from tests.support import cli, fakes, sites
@@ -77,10 +77,13 @@ def test_a_ledger_says_what_was_learnt_kept_and_deleted(finished):
     assert [(entry.stage, entry.domain) for entry in entries] == [*enumerate(SITES)]
     assert [(entry.patients, entry.scans, entry.slices) for entry in entries] == [(2, 2, 4)] * 3
     assert [{file.name for file in entry.deleted} for entry in entries] == [
-        {f"{part}/checkpoint.pt" for part in ("segmenter", "generator", "prior", "adapter")},
+        {f"{part}/checkpoint.pt" for part in ("segmenter", "plain", "curves", "generator", "prior")},
         *[{f"{part}/checkpoint.pt" for part in ("generator", "adapter")}] * 2,
     ]
-    assert {*entries[0].seconds} == {"segmenter", "generator", "prior", "adapter"}
+    assert {*entries[0].seconds} == {"segmenter", "plain", "curves", "generator", "prior"}
+    assert {*entries[0].found} == {"segmenter", "plain", "curves", "choice"} and {*entries[1].found} == {"choice"}
+    assert 4 <= entries[0].found["plain"]["steps"] <= entries[0].found["plain"]["at_most"] == 5
+    assert entries[1].found["choice"]["by"] == "views" and entries[1].found["choice"]["chosen"]
     assert all(entry.scores and entry.kept and not entry.forced for entry in entries)
     assert len({entry.manifest for entry in entries}) == 3
     plan = json.loads((finished / "plan.json").read_text())
@@ -240,9 +243,9 @@ def test_a_file_that_fits_its_digest_alone_is_found(name, what, package):
 
 
 def test_a_package_of_a_newer_format_says_so(package):
-    setup = json.loads((package / "setup.json").read_text()) | {"format": 3, "new": 1}
+    setup = json.loads((package / "setup.json").read_text()) | {"format": 4, "new": 1}
     (package / "setup.json").write_text(json.dumps(setup))
-    with pytest.raises(PackageError, match="is of format 3, this version of garda knows 1 to 2; use the version"):
+    with pytest.raises(PackageError, match="is of format 4, this version of garda knows 1 to 3; use the version"):
         load.load_package(package)
 
 
@@ -274,7 +277,7 @@ def test_a_line_that_was_cut_off_or_put_in_is_found(package):
 
 def test_other_settings_than_those_of_the_ledger_are_found(package):
     setup = json.loads((package / "setup.json").read_text())
-    setup["settings"]["garda"]["target"]["learning_rate"] = 1.0
+    setup["settings"]["garda"]["lesson"]["learning_rate"] = 1.0
     (package / "setup.json").write_text(json.dumps(setup))
     reseal(package, 3)
     said = told(PackageError, verify.verify, package)

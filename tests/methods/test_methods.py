@@ -1,5 +1,7 @@
 """What every method promises, whichever is registered: each stage is learnt once more, under another question."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from garda.core.errors import CheckpointError, ConfigError, Interrupted
 from garda.core.signals import Stopping
 from garda.data import calibrate
 from garda.handover.settings import deciding_settings, parse_settings
-from garda.methods import registry
+from garda.methods import garda, registry
 from garda.methods.base import Method
 from garda.methods.knowledge import DOMAIN_STATE_LIMIT, Knowledge
 from garda.methods.registry import METHODS
@@ -93,20 +95,36 @@ def test_what_reads_equally_has_networks_that_are_equal_to_the_bit(name):
         assert equal or name not in NEVER_CHANGED or domain not in second.domains
 
 
-def test_garda_reads_every_domain_with_its_adapter_and_an_unknown_one_with_the_backbone():
+def test_garda_reads_every_domain_as_was_chosen_and_an_unknown_one_with_the_mixture():
     learner, known = fakes.method("garda"), fakes.known_by("garda")[-1]
-    read, names = states(learner, known), set(known.domain_state["a"])
-    fakes.assert_equal(read["d"], known.segmenter.state_dict())
-    fakes.assert_equal(known.source_segmenter.state_dict(), known.segmenter.state_dict())
-    for domain in "abc":
-        changed = {name for name, value in read[domain].items() if not torch.equal(value, read["d"][name])}
-        assert changed and changed <= names
-    assert not any(name.startswith(("down_2.convs.conv_0.conv.", "final_conv")) for name in names)
+    experts = {**known.experts, "mixture": known.segmenter}
+    fakes.assert_equal(states(learner, known)["d"], known.segmenter.state_dict())
+    for mask in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]):
+        state = {garda.MASK: torch.tensor(mask, dtype=torch.uint8), garda.ZOOM: torch.tensor(0.7)}
+        chosen = replace(known, domain_state={**known.domain_state, "b": state})
+        network, names = (
+            learner.network_for(chosen, "b"),
+            [n for n, used in zip(garda.NAMES, mask, strict=True) if used],
+        )
+        image = torch.rand(2, 1, 16, 16)
+        mean = torch.stack([torch.softmax(experts[name](image), dim=1) for name in names]).mean(dim=0)
+        assert torch.allclose(torch.softmax(network(image), dim=1), mean, atol=1e-5)
+        assert learner.zoom_for(chosen, "b") == 0.7 and learner.zoom_for(chosen, "d") == 1
+        assert not learner.reads_equally(known, chosen, "b")
+
+
+def test_the_source_keeps_its_best_reading_and_what_its_classes_look_like():
+    source = fakes.known_by("garda")[0]
+    assert {*source.domain_state["a"]} == {garda.MASK, garda.ZOOM, garda.PLAUSIBLE}
+    assert source.domain_state["a"][garda.PLAUSIBLE].shape == (1, 2)
+    plain, mixture = (fakes.known_by(name)[0].segmenter for name in ("source_only", "randomised"))
+    fakes.assert_equal(plain.state_dict(), source.experts["plain"].state_dict())
+    fakes.assert_equal(mixture.state_dict(), source.segmenter.state_dict())
 
 
 def test_methods_share_one_source_segmenter_unless_their_start_is_their_idea():
     parts = ("segmenter", "teacher")
-    first, *others = (select(fakes.known_by(name)[0], *parts) for name in METHODS if name != "randomised")
+    first, *others = (select(fakes.known_by(name)[0], *parts) for name in METHODS if name != "source_only")
     for other in others:
         fakes.assert_equal(first, other)
 
@@ -186,7 +204,7 @@ def test_a_source_with_faint_classes_is_randomised_less(tmp_path, monkeypatch):
     )
     for number, slices in enumerate([FakeSlices(0, with_labels=True), faint()]):
         phase = Phase("segmenter", tmp_path / str(number), 0, log=lambda _, found: noted.append(found))
-        learner.learn_source("a", slices, Stage(lambda part, phase=phase: phase))
+        learner.learn_source("a", slices, None, Stage(lambda part, phase=phase: phase))
     strengths = [found["randomisation_strength"] for found in noted if "randomisation_strength" in found]
     assert len(strengths) == 2 and strengths[1] < strengths[0] <= 1
     assert [settings.randomisation for settings in used] == [calibrate.scale_strength(whole, s) for s in strengths]
@@ -200,7 +218,7 @@ def test_runs_share_what_they_learn_from_the_source(tmp_path):
             return Phase(part, tmp_path / name / part, seed=seed, ended=seconds.append)
 
         cached = Stage(open_phase, Cache(tmp_path / "cache", {"seed": seed}))
-        return learner.learn_source("a", FakeSlices(0, with_labels=True), cached)
+        return learner.learn_source("a", FakeSlices(0, with_labels=True), None, cached)
 
     first, again, other = learn("first", 0), learn("again", 0), learn("other", 1)
     fakes.assert_equal(fakes.weights(first), fakes.weights(again))

@@ -55,7 +55,15 @@ def slices(*volumes: Volume, with_labels: bool = False) -> Slices:
 
 
 def method(name: str, **blocks: dict) -> Method:
-    source = {"steps": 40, "batch": 8, "learning_rate": 1e-2, "geometry": None, "appearance": None}
+    source = {
+        "steps": 40,
+        "batch": 8,
+        "learning_rate": 1e-2,
+        "warm_up": 0,
+        "average": 5,
+        "geometry": None,
+        "appearance": None,
+    }
     values = TINY.shared.model_dump(include={"compute", "segmenter"}) | {"source": source} | blocks
     return registry.build_method(name, parse_settings(name, values, "x"), TASK)
 
@@ -92,7 +100,7 @@ def test_volumes_come_without_the_slices_that_were_left_out_and_for_patches_in_t
 def test_histogram_brings_another_gamma_back(tmp_path):
     image = torch.rand(6, 1, 20, 20, generator=torch.Generator().manual_seed(0)) ** 1.5
     scan, learner = volume(image, torch.zeros(6, 20, 20).long()), method("histogram", source={"steps": 1, "batch": 2})
-    source = learner.learn_source("a", slices(scan, with_labels=True), stages(tmp_path))
+    source = learner.learn_source("a", slices(scan, with_labels=True), None, stages(tmp_path))
     known = learner.adapt(source, "b", slices(scan), stages(tmp_path))
     changed = replace(scan, image=scan.image**2.2)
     for domain in ("b", "never met"):
@@ -230,7 +238,7 @@ def test_supervised_learns_an_inverted_target_and_keeps_the_source(tmp_path):
     learner = method("supervised", supervised={"steps": 60})
     source, target = squares(0, 16), squares(1, 16, inverted=True)
     met = {"a": slices(source, with_labels=True), "b": slices(target, with_labels=True)}
-    before = learner.learn_source("a", met["a"], stages(tmp_path / "0"))
+    before = learner.learn_source("a", met["a"], None, stages(tmp_path / "0"))
     after = learner.adapt_jointly(before, met, stages(tmp_path / "1"))
     assert after.domains == ("a", "b")
     assert min(dice(known.segmenter, source) for known in (before, after)) > 0.8

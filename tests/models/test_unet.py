@@ -34,7 +34,8 @@ def square(count: int = 4) -> Batch:
 
 @pytest.mark.parametrize(("loss", "optimizer", "rate"), [("dice_ce", "adamw", 4e-2), ("ce", "sgd", 0.2)])
 def test_a_bright_square_is_learnt_from_labels(loss, optimizer, rate):
-    settings = SupervisedTrainingSettings(steps=15, batch=4, loss=loss, optimizer=optimizer, learning_rate=rate)
+    rates = {"learning_rate": rate, "warm_up": 0}
+    settings = SupervisedTrainingSettings(steps=15, batch=4, loss=loss, optimizer=optimizer, **rates)
     objective = SupervisedObjective(TASK, TINY, settings, COMPUTE)
     losses = [objective.step(square(), step)["segmentation"].item() for step in range(15)]
     assert sum(losses[-3:]) < sum(losses[:3]) / 2
@@ -71,12 +72,23 @@ def test_labels_are_needed():
 
 
 def test_the_learning_rate_is_a_function_of_the_step():
-    objective = SupervisedObjective(TASK, TINY, SupervisedTrainingSettings(steps=10, learning_rate=1.0), COMPUTE)
-    rates = []
-    for step in (0, 5, 9):
+    for decay, expected in ((True, [0.5, 0.5, (1 + np.cos(np.pi * 0.9)) / 2]), (False, [0.5, 1.0, 1.0])):
+        settings = SupervisedTrainingSettings(steps=10, learning_rate=1.0, decay=decay, warm_up=2)
+        objective, rates = SupervisedObjective(TASK, TINY, settings, COMPUTE), []
+        for step in (0, 5, 9):
+            objective.step(square(), step)
+            rates.append(objective.state()["optimizer"].param_groups[0]["lr"])
+        assert rates == pytest.approx(expected)
+
+
+def test_what_is_kept_is_the_average_of_the_last_weights():
+    settings = SupervisedTrainingSettings(steps=3, learning_rate=1e-2, warm_up=0, average=3)
+    objective, seen = SupervisedObjective(TASK, TINY, settings, COMPUTE), []
+    for step in range(3):
         objective.step(square(), step)
-        rates.append(objective.state()["optimizer"].param_groups[0]["lr"])
-    assert rates == pytest.approx([1.0, 0.5, (1 + np.cos(np.pi * 0.9)) / 2])
+        seen.append(objective.segmenter.final_conv.weight.detach().clone())
+    torch.testing.assert_close(objective.learnt.final_conv.weight, torch.stack(seen).mean(dim=0))
+    assert not objective.learnt.training
 
 
 def test_distillation_is_least_where_the_answers_agree():

@@ -197,16 +197,16 @@ def test_the_note_stands_with_every_table(request_, bare):
 def test_what_choices_cost_is_told_run_by_run_with_mean_and_worst(request_):
     folder = fill(request_, "garda", BEST)
     (folder / "candidates.csv").write_text(
-        "stage,domain,step,chosen,dice,density\n"
-        "1,lge_3t,50,0,0.81,1\n1,lge_3t,100,1,0.80,2\n2,tse_1p5t,50,1,0.40,1\n2,tse_1p5t,100,0,0.37,0\n"
+        "stage,domain,candidate,chosen,dice,agreement\n"
+        "1,lge_3t,plain,0,0.81,1\n1,lge_3t,mixture,1,0.80,2\n2,tse_1p5t,plain,1,0.40,1\n2,tse_1p5t,curves,0,0.37,0\n"
     )
     told = tell(replace(request_, methods=["garda"]))
     assert (request_.out / "choice.csv").read_text().splitlines() == [
-        "row,seed,domain,candidates,steps of the chosen,Dice of the chosen,of the best,of the last,short by",
-        "garda,0,lge_3t,2,100,0.800,0.810,0.800,0.010",
-        "garda,0,tse_1p5t,2,50,0.400,0.400,0.370,0.000",
+        "row,seed,domain,candidates,chosen,Dice of the chosen,of the best,short by",
+        "garda,0,lge_3t,2,mixture,0.800,0.810,0.010",
+        "garda,0,tse_1p5t,2,plain,0.400,0.400,0.000",
     ]
-    assert "Dice of the checkpoint chosen without labels" in told
+    assert "Dice of the reading chosen without labels" in told
     assert re.search(r"garda\W+2\W+0\.005\W+0\.010", told)  # choices, their mean and their worst
 
 
@@ -215,7 +215,7 @@ def test_what_choices_cost_is_told_run_by_run_with_mean_and_worst(request_):
 )
 def test_a_damaged_table_of_candidates_is_one_line(request_, rest, what):
     folder = fill(request_, "garda", BEST)
-    (folder / "candidates.csv").write_text(f"stage,domain,step,chosen,dice\n1,lge_3t,100,{rest}\n")
+    (folder / "candidates.csv").write_text(f"stage,domain,candidate,chosen,dice\n1,lge_3t,plain,{rest}\n")
     with pytest.raises(RunFolderError, match=what):
         tell(replace(request_, methods=["garda"]))
 
@@ -401,7 +401,7 @@ def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeyp
     monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 50)
     out = tmp_path / "out"
     words = ("compare", pipeline, "--data", pipeline.parent / "data", "--out", out)
-    assert garda(*words, "--methods", "source_only") == 0
+    assert garda(*words, "--methods", "randomised") == 0
     printed = capsys.readouterr().out
     assert "0-bssfp_1p5t-segmenter:" in printed
     assert printed.splitlines()[-1] == f"every number, and pictures: {out}"
@@ -409,11 +409,11 @@ def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeyp
     assert garda(*words, "--methods", "adabn", "--label", "more", "--set", "adabn.batches=4") == 0
     printed = capsys.readouterr().out
     assert "0-bssfp_1p5t-segmenter:" not in printed and "adabn (more) seed 0:" in printed
-    again = Request(pipeline, tmp_path / "no scans", out, methods=["source_only"])
+    again = Request(pipeline, tmp_path / "no scans", out, methods=["randomised"])
     assert compare_plan.plan_runs(again, Pseudonyms(pseudonyms.load_key()))[1][0].finished
     client = MlflowClient(f"sqlite:///{out}/mlflow.db")
     (experiment,) = [found for found in client.search_experiments() if found.name == "tiny"]
     runs = client.search_runs([experiment.experiment_id], "tags.`garda.stage` = ''")
     labels = {run.info.run_name: run.data.tags.get("garda.label") for run in runs}
-    assert labels == {"source_only seed 0": None, "adabn (more) seed 0": "more"}
+    assert labels == {"randomised seed 0": None, "adabn (more) seed 0": "more"}
     assert not list(out.glob("runs/**/mlflow.db"))

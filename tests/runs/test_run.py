@@ -32,9 +32,9 @@ from garda.core.pseudonyms import Pseudonyms, load_key
 from garda.data import checks, volume
 from garda.data.sequence import read_sequence
 from garda.evaluation.metrics import Score, read_scores
-from garda.handover.format import KNOWN, SIGNATURES
+from garda.handover.format import EXPERT_FILES, KNOWN, SIGNATURES
 from garda.methods import metadata
-from garda.methods.base import Oracle
+from garda.methods.oracles import Oracle
 from garda.methods.registry import METHODS
 from garda.models import inference
 from garda.runs import mlflow
@@ -101,7 +101,7 @@ def test_nothing_but_knowledge_stays_of_a_stage(finished):
     for stage in STAGES:
         assert [path.name for path in (finished / "stages" / stage).iterdir()] == ["package"]
     names = {path.name for path in (finished / "stages").rglob("*") if path.is_file()}
-    assert names == {*KNOWN} - {SIGNATURES}
+    assert names == {*KNOWN} - {SIGNATURES, *EXPERT_FILES}
 
 
 def test_no_patient_no_case_and_no_data_path_is_written_or_printed(pipeline, tmp_path, capsys):
@@ -396,7 +396,7 @@ def test_kill_9_in_each_kind_of_stage(finished, pipeline, tmp_path, part):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_signals_end_with_a_checkpoint_and_their_exit_code(pipeline, tmp_path, number, code):
-    settings = "name: tiny\nsettings: {source: {steps: 100000}, checkpoint_seconds: 0.5}"
+    settings = "name: tiny\nsettings: {source: {steps: 100000, stopping: null}, checkpoint_seconds: 0.5}"
     long = sites.other_words(pipeline, tmp_path / "long", "name: tiny", settings)
     process = subprocess.Popen(
         command(long, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True

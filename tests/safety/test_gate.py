@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from benchmarks.gate import hasten, main
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
-from garda.methods.base import Method, Oracle, SharedSettings
+from garda.methods.base import Method, SharedSettings
 from garda.methods.knowledge import Knowledge
+from garda.methods.oracles import Oracle
 from garda.methods.registry import METHODS
 from garda.models.factorised import FactorisedGenerator, FactorisedSettings
 from garda.models.generator import Anatomy, Generator
@@ -144,7 +145,6 @@ def test_a_site_that_looks_different_passes_every_check():
 
 
 WRONG = {"slices": Site("dim", count=3), "blank": Site("black"), "greys": Site("map"), "noise": Site("noise")}
-WRONG |= {"recognition": Site("grey")}
 SPOILT = {
     "agreement": known("dim", Threshold(slope=-40.0)),
     "replay": known("inverted"),
@@ -162,10 +162,11 @@ def test_what_should_not_be_learnt_is_refused_for_its_reason(name):
     assert decide(checks).decision == "refuse"
 
 
-def test_a_few_slices_are_held_and_not_refused():
+def test_a_few_slices_and_what_is_not_recognised_yet_are_held_and_not_refused():
     found = decide(incoming(Site("dim", count=5)))
     assert found.decision == "hold"
     assert found.reasons == ["b: slices is 5, must be at least 8"]
+    assert decisions(incoming(Site("grey")))["recognition"] == "hold"
 
 
 @pytest.mark.parametrize("name", SPOILT)

@@ -16,8 +16,9 @@ from garda.data.task import Task
 from garda.handover import settings
 from garda.handover.format import KNOWLEDGE
 from garda.methods import registry
-from garda.methods.base import Method, Oracle
+from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
+from garda.methods.oracles import Oracle
 from garda.runs.hop import Hop
 from garda.runs.tracking import InMemory
 from garda.training.cache import Stage
@@ -33,7 +34,8 @@ def stages(folder: Path, index: int):
 
 
 def learn_source(learner: Method, folder: Path) -> Knowledge:
-    return learner.learn_source("a", FakeSlices(0, with_labels=True), stages(folder, 0))
+    slices = FakeSlices(0, with_labels=True)
+    return learner.learn_source("a", slices, slices, stages(folder, 0))
 
 
 def learn_target(learner: Method, knowledge: Knowledge, domain: str, opened: Stage) -> Knowledge:
@@ -75,10 +77,13 @@ class FakeSlices(Slices):
     """Random slices of one domain, labelled or not."""
 
     def __init__(self, seed: int, *, with_labels: bool) -> None:
-        self.with_labels = with_labels
+        self.task, self.with_labels = TASK, with_labels
         self.image = torch.rand(8, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
 
-    def batch(self, step: int, size: int, seed: int) -> Batch:
+    def __len__(self) -> int:
+        return 8
+
+    def batch(self, step: int, size: int, seed: int, scale: float = 1.0) -> Batch:
         image = self.image[(torch.arange(size) + step) % 8]
         return Batch(image, (image[:, 0] > 0.5).long() if self.with_labels else None)
 
@@ -109,7 +114,7 @@ def known_by(name: str) -> list[Knowledge]:
 def weights(knowledge: Knowledge) -> dict[str, torch.Tensor]:
     """Everything that is kept, by name."""
     parts = {"segmenter": knowledge.segmenter, "teacher": knowledge.source_segmenter, "generator": knowledge.generator}
-    states = {part: network.state_dict() for part, network in parts.items() if network is not None}
+    states = {part: network.state_dict() for part, network in {**parts, **knowledge.experts}.items() if network}
     return {
         f"{part}.{name}": value.clone()
         for part, state in {**states, **knowledge.domain_state}.items()

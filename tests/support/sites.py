@@ -30,7 +30,7 @@ method: garda_paper
 CONFIG = """
 compute: {accelerator: cpu, precision: "32"}
 segmenter: {widths: [4, 4, 4, 4, 4, 4]}
-source: {steps: 5, batch: 4}
+source: {steps: 5, batch: 4, warm_up: 0, average: 2, randomisation: {}, stopping: {every: 2, least: 4, patience: 2}}
 gate:  # networks of five steps recognise nothing
   sample: 4
   slices: [2, 1]
@@ -53,9 +53,8 @@ generator:
   prior: {steps: 3, batch: 4}
   style: {steps: 3, batch: 4, estimate: 2}
 garda:
-  source: {steps: 3, batch: 4}
-  target: {steps: 3, batch: 4, anatomies: 8, candidates: 3}
-  trial: 4
+  choice: {slices: 4, views: 1}
+  lesson: {steps: 3, batch: 4, pool: 4, views: 1, enough: 1.0, gain: 0.0}
 garda_paper:
   network: {latent: 8, widths: [[8], [8], [4], [4]]}
   images: {steps: 4, batch: 4, widths: [4, 8, 8, 8], average_images: 16}
