@@ -34,14 +34,16 @@ from garda.models import adapter, reading
 from garda.models.lesson import LessonObjective, LessonSettings
 from garda.models.objectives import SupervisedTrainingSettings
 from garda.models.reading import Candidate, ChoiceSettings, Ensemble, Reading
-from garda.training import loop
+from garda.training import distributed, loop
 from garda.training.cache import Stage
+from garda.training.loop import Phase
 
 NAMES = ("plain", "curves", "mixture")  # of the experts, in the order of a reading's mask
 MASK, ZOOM = "reading.experts", "reading.zoom"  # a domain's state
 PLAUSIBLE = "plausible.shares"  # of the source
 NEAR = 0.05  # of agreement, within which experts teach together with the best
 PATCHES = 24  # by which a reading is chosen where slices are larger than the network's input
+FIDELITY = 64  # replayed anatomies by which replay is measured
 WINDOW = 2.0  # sides of the patches by which a reading is chosen, by the task's
 
 
@@ -92,15 +94,19 @@ class Garda(ReplayMethod[GardaSettings]):
             experts[name] = self.train_segmenter(name, settings, slices, held_out, stage)
         phase = stage("choice")
         shown = slices.batch(0, min(len(slices), self.settings.choice.slices), derive_seed(phase.seed, "shares"))
-        known = held_out or slices
-        asked = known.batch(0, min(len(known), self.settings.choice.slices), derive_seed(phase.seed, "own"))
+        labelled = held_out or slices
+        asked = labelled.batch(0, min(len(labelled), self.settings.choice.slices), derive_seed(phase.seed, "own"))
         if shown.label is None or asked.label is None:
             raise ValueError("the source needs labels")
         knowledge = replace(knowledge, experts=experts)
         target = F.one_hot(asked.label, len(self.task.classes)).movedim(3, 1).float()
-        readings = reading.score(self._experts(knowledge), asked.image, target, self.compute)
+        image, known = asked.image, self._experts(knowledge)
+        readings = distributed.on_rank_zero(lambda: reading.score(known, image, target, self.compute))
         chosen = reading.choose(readings, self.settings.choice)
-        phase.note({"chosen": chosen.name, "by": "held-out labels", **{each.name: each.agreement for each in readings}})
+        numbers = {each.name: each.agreement for each in readings} | {
+            "fidelity of replay": self._fidelity(knowledge, phase)
+        }
+        phase.note({"chosen": chosen.name, "by": "held-out labels", **numbers})
         state = {PLAUSIBLE: reading.plausible_shares(shown.label, len(self.task.classes)), **_state(chosen)}
         return replace(knowledge, domain_state={domain: state})
 
@@ -145,6 +151,14 @@ class Garda(ReplayMethod[GardaSettings]):
         """The zoom of the domain's reading."""
         own = knowledge.domain_state.get(domain, {})
         return round(float(own[ZOOM]), 4) if ZOOM in own else 1.0
+
+    def _fidelity(self, knowledge: Knowledge, phase: Phase) -> float:
+        """Dice of the plain network on replayed source images against the labels that they carry."""
+        torch.manual_seed(derive_seed(phase.seed, "fidelity"))
+        image, label = self.draw_pool(knowledge, FIDELITY).batch(FIDELITY, 0)
+        wanted = F.one_hot(label.argmax(dim=1), label.shape[1]).movedim(3, 1).float().cpu()
+        plain = {"plain": self.compute.prepare(knowledge.experts["plain"]).eval()}
+        return reading.score(plain, image.cpu(), wanted, self.compute)[0].agreement
 
     def _experts(self, knowledge: Knowledge) -> dict[str, nn.Module]:
         found = {**knowledge.experts, "mixture": knowledge.segmenter}
@@ -196,9 +210,13 @@ class Garda(ReplayMethod[GardaSettings]):
         count = min(len(slices), PATCHES if patches else settings.slices)
         image = slices.batch(0, count, derive_seed(seed, "views"), WINDOW if patches else 1.0).image
         shares = knowledge.domain_state[knowledge.domains[0]].get(PLAUSIBLE)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # the same views of all
-            return reading.compare(experts, image, zoom, shares, settings, self.task, self.compute)
+
+        def compare() -> list[Reading]:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)  # the same views of all
+                return reading.compare(experts, image, zoom, shares, settings, self.task, self.compute)
+
+        return distributed.on_rank_zero(compare)
 
 
 def _state(chosen: Reading) -> dict[str, Tensor]:

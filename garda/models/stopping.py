@@ -30,7 +30,7 @@ class StoppingSettings(Config):
     every: PositiveInt = 50
     least: PositiveInt = 200
     patience: PositiveInt = 150
-    rise: NonNegativeFloat = 0.002
+    rise: NonNegativeFloat = 0.004
 
 
 class HeldOut(nn.Module):
