@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from garda.handover.setup import RENAMED_METHODS
-
 OURS = "garda"
 STARTS = ("source_only", "randomised")
 PAPER = "garda_paper"
@@ -27,7 +25,6 @@ class DataSet:
         name: of the pipeline; its files begin with it.
         title: what is segmented.
         note: what a reader has to know of it.
-        bounds: begin of the names of further tables of the same pipeline, made for its bounds.
         structure: class that is told beside the mean; empty for none.
         site: domain whose seeds are told apart beside the mean; empty for none.
     """
@@ -35,7 +32,6 @@ class DataSet:
     name: str
     title: str
     note: str
-    bounds: str = ""
     structure: str = ""
     site: str = ""
 
@@ -47,7 +43,6 @@ DATA_SETS = (
         "Fluorescence to stain. The seeds decide how well `randomised` reads the stain, and `garda` ends"
         " near the same value whatever it was given: that is most of what it adds. `source_only` reads fluo_360 better"
         " than all, and every row reads the small nuclei of the bright field badly.",
-        bounds="nuclei_bound",
         site="he_stained_320",
     ),
     DataSet(
@@ -76,8 +71,8 @@ together. Forgetting of `garda` is 0 by construction: what a site has learnt is 
 Bounds see what a method may not, the targets' labels (`supervised`) or all sites' images at once (`joint`). Seconds are
 left out, since rows were run beside other work: [performance.md](performance.md) has quiet ones.
 
-The files in [docs/results](../results/README.md) are measurements of an earlier version and keep its names; rows bear
-the names that methods have now. The commands that made them stand there too.
+The commands that made the files of [docs/results](../results/README.md) stand there. Rows that are missing here have
+not been run with this version; all profit from the source training that it has.
 """
 
 
@@ -88,21 +83,12 @@ def page(folder: Path) -> str:
         parts.append(
             f"\n## {data.title}\n\n{wrap(data.note)}\n{methods_table(folder, data)}\n{seeds_table(folder, data)}"
         )
-    parts.append(f"\n## The arithmetic of this version\n\n{FUSED}\n{fused_table(folder)}{REFUSED}")
-    parts.append(f"\n## Choosing among four checkpoints\n\n{CHOICE}\n{choice_table(folder)}")
+    parts.append(f"\n## Choosing without labels\n\n{CHOICE}\n{choice_table(folder)}")
     return "".join(parts)
 
 
-FUSED = """After these comparisons three operations were computed otherwise: the U-Net's doubling, Adam, and the prior's
-group normalisation. The mathematics is the same and the last bits are not, so a run differs from its row above as from
-another seed's. `garda run`, with the gate:
-"""
-REFUSED = """
-On the nuclei's seed 1 the randomised start reads the stain badly, and the gate refuses the site: the tables are made
-without a gate. The phantom was run twice with this arithmetic, with equal matrices to the bit.
-"""
-CHOICE = """What the label-free choice of `garda.target.candidates` costs: Dice of the best candidate less that of the
-chosen one, on each target's test scans.
+CHOICE = """What was chosen for each target by agreement over views, and what was the best of all candidates, on each
+target's test scans, which the choice has not seen.
 """
 
 
@@ -125,12 +111,8 @@ def wrap(text: str) -> str:
 
 
 def read_rows(folder: Path, data: DataSet) -> list[dict[str, str]]:
-    """A data set's rows of methods by their names of today, variants left out, bounds last."""
-    rows = _read(folder / f"{data.name}_table.csv")
-    names = {row["row"] for row in rows}
-    if data.bounds:
-        rows += [row for row in _read(folder / f"{data.bounds}_table.csv") if row["row"] not in names]
-    kept = [row | {"row": _today(row["row"])} for row in rows if "(" not in row["row"]]
+    """A data set's rows of methods, variants left out, bounds last."""
+    kept = [row for row in _read(folder / f"{data.name}_table.csv") if "(" not in row["row"]]
     return sorted(kept, key=lambda row: (row["kind"] == "bound", -int(row["seeds"]), -_number(row["mean"])))
 
 
@@ -139,9 +121,9 @@ def methods_table(folder: Path, data: DataSet) -> str:
     rows = read_rows(folder, data)
     sites = [name for name in rows[0] if " n=" in name]
     distance = next(name for name in rows[0] if name.startswith("HD95"))
-    closed = all(row["gap closed"] != "–" for row in rows)
+    closed = any(row["gap closed"] != "–" for row in rows)
     differences = {
-        _today(line["row"]): line
+        line["row"]: line
         for line in _read(folder / f"{data.name}_differences.csv")
         if line["against"] == OURS and line["quantity"] == "dice" and not line["domain"] and not line["class"]
     }
@@ -186,32 +168,27 @@ def summary_table(folder: Path) -> str:
     return table(("mean Dice", *(f"`{name}`" for name in STARTS), "best rival", f"`{OURS}`", "`supervised`"), lines)
 
 
-def fused_table(folder: Path) -> str:
-    """Runs of the arithmetic of today beside the same runs of the tables."""
-    lines = []
-    for data in DATA_SETS:
-        for file in sorted(folder.glob(f"{data.name}_{OURS}_fused*_matrix.csv")):
-            seed = re.search(r"seed(\d+)", file.name)
-            now, then = final(file), final(file.with_name(file.name.replace("_fused", "")))
-            sites = ", ".join(f"{dice:.3f}" for dice in now.values())
-            means = [f"{statistics.mean(dice.values()):.3f}" for dice in (now, then)]
-            lines.append([data.title.lower(), seed.group(1) if seed else "0", sites, *means])
-    return table(("data set", "seed", "sites in order", "mean", "the table's run"), lines)
-
-
 def choice_table(folder: Path) -> str:
-    """What the choice among checkpoints costs, a row a data set."""
-    lines = []
-    for data in DATA_SETS:
-        short = [float(line["short by"]) for line in _read(folder / f"{data.name}_choice.csv")]
-        lines.append([data.title.lower(), str(len(short)), f"{statistics.mean(short):.3f}", f"{max(short):.3f}"])
-    return table(("data set", "choices", "mean cost", "largest"), lines)
+    """Every choice, and by how much it falls short of the best candidate."""
+    heads = ("site", "seed", "chosen", "Dice", "of the best", "short by")
+    lines = [
+        [
+            line["domain"],
+            line["seed"],
+            line["chosen"],
+            line["Dice of the chosen"],
+            line["of the best"],
+            line["short by"],
+        ]
+        for data in DATA_SETS
+        for line in _read(folder / f"{data.name}_choice.csv")
+    ]
+    return table(heads, lines)
 
 
 def matrices(folder: Path, pipeline: str, method: str) -> list[Path]:
-    """A method's matrices, a file a seed; ``method`` is its name of today."""
-    old = next((old for old, new in RENAMED_METHODS.items() if new == method), method)
-    files = [folder / f"{pipeline}_{old}_matrix.csv", *sorted(folder.glob(f"{pipeline}_{old}_seed*_matrix.csv"))]
+    """A method's matrices, a file a seed."""
+    files = [folder / f"{pipeline}_{method}_matrix.csv", *sorted(folder.glob(f"{pipeline}_{method}_seed*_matrix.csv"))]
     return [file for file in files if file.exists()]
 
 
@@ -225,7 +202,7 @@ def _structures(folder: Path, data: DataSet) -> dict[str, str]:
     """Mean Dice over the sites of one class, by row."""
     lines = _read(folder / f"{data.name}_comparison.csv") if data.structure else []
     return {
-        _today(line["row"]): f"{float(line['value']):.3f}"
+        line["row"]: f"{float(line['value']):.3f}"
         for line in lines
         if line["quantity"] == "dice" and not line["domain"] and line["class"] == data.structure
     }
@@ -255,11 +232,6 @@ def _bracketed(cell: str) -> str:
 
 def _number(cell: str) -> float:
     return float(cell.split()[0]) if cell.split() else math.nan
-
-
-def _today(row: str) -> str:
-    method, space, label = row.partition(" ")
-    return RENAMED_METHODS.get(method, method) + space + label
 
 
 def _read(file: Path) -> list[dict[str, str]]:

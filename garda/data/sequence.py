@@ -170,8 +170,10 @@ def find_gaps(sequence: DomainSequence, target_labels: bool = False) -> list[Gar
         if not train:
             gaps.append(DataError(domain.name, "the train split is empty", "give at least one case the split train"))
         unlabelled = [case for case in train if not case.labels]
-        if unlabelled and (domain is sequence.source or target_labels):
-            who = "a source" if domain is sequence.source else sequence.method
-            what = f"{who} needs a label for every training case"
+        if unlabelled and domain is sequence.source:
+            what = "a source needs a label for every training case"
             gaps.append(DataError(unlabelled[0].where, what, "fill column label"))
+        elif unlabelled == list(train) and train and target_labels:
+            what = f"{sequence.method} needs a label for one training case at least"
+            gaps.append(DataError(train[0].where, what, "fill column label"))
     return gaps

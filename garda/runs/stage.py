@@ -211,7 +211,8 @@ def _audit(run: Run, method: Method, domain: Domain, knowledge: Knowledge) -> No
 def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
     """A domain's training slices, a target's without labels unless the method is an oracle that reads them."""
     with_label = domain.index == 0 or method.reads_target_labels
-    cases = domain.split("train") if with_label else tuple(map(without_label, domain.split("train")))
+    train = domain.split("train")
+    cases = tuple(case for case in train if case.labels) if with_label else tuple(map(without_label, train))
     volumes = (volume.read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
     return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
 

@@ -1,5 +1,6 @@
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,3 +219,12 @@ def test_gaps_of_a_sequence(tmp_path: Path):
         f"{tmp_path}/manifests/a.csv:2: a source needs a label for every training case; fill column label",
         "b: the train split is empty; give at least one case the split train",
     ]
+
+
+def test_an_oracle_needs_a_label_of_a_target_and_not_all(tmp_path: Path):
+    file = pipeline(tmp_path)
+    for second, said in (("l", []), ("", [":2: x needs a label for one training case at least; fill column label"])):
+        (tmp_path / "manifests" / "a.csv").write_text(HEADER + "c,p,train,i,l\n")
+        (tmp_path / "manifests" / "b.csv").write_text(HEADER + f"c,p,train,i,\nd,q,train,j,{second}\n")
+        gaps = find_gaps(replace(read_sequence(file), method="x"), target_labels=True)
+        assert [str(gap).partition("b.csv")[2] for gap in gaps] == said
