@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from garda.core.config import Config
 from garda.core.seeds import derive_seed
 from garda.data.dataset import Slices
+from garda.data.preprocess import Grid
 from garda.data.randomise import RandomisationSettings
 from garda.methods.base import ReplayMethod
 from garda.methods.knowledge import Knowledge
@@ -188,9 +189,12 @@ class Garda(ReplayMethod[GardaSettings]):
 
     def _show(self, slices: Slices, count: int, zoom: float, seed: int) -> Tensor:
         """(B, C, H, W) slices, or patches of the task's size, at a zoom."""
-        patches = self.task.fit == "patch"
-        image = slices.batch(0, count if patches else min(count, len(slices)), seed, 1 / zoom).image
-        return F.interpolate(image, self.task.size, mode="bilinear", antialias=True) if zoom != 1 else image
+        if self.task.fit == "patch":
+            image = slices.batch(0, count, seed, 1 / zoom).image
+            return F.interpolate(image, self.task.size, mode="bilinear", antialias=True) if zoom != 1 else image
+        image = slices.batch(0, min(count, len(slices)), seed).image
+        rows, columns = self.task.size
+        return Grid(self.task.size, (round(rows * zoom), round(columns * zoom)), self.task.size).to_network(image)
 
     def _read(self, knowledge: Knowledge, slices: Slices, stage: Stage) -> list[Reading]:
         """Every reading of a target's slices: all at zoom 1, then the best at the others, where there are others."""

@@ -8,6 +8,7 @@ import torch
 from garda.core.errors import CheckpointError, ConfigError, Interrupted
 from garda.core.signals import Stopping
 from garda.data import calibrate
+from garda.data.dataset import Slices
 from garda.handover.settings import deciding_settings, parse_settings
 from garda.methods import garda, registry
 from garda.methods.base import Method
@@ -229,3 +230,14 @@ def test_runs_share_what_they_learn_from_the_source(tmp_path):
     for file in (tmp_path / "cache").glob("*.json"):
         file.write_text("{}")
     assert "is damaged; delete it, the network is learnt again" in told(CheckpointError, learn, "damaged", 0)
+
+
+@pytest.mark.parametrize("fit", ["crop", "patch"])
+def test_a_lesson_is_shown_slices_at_the_readings_zoom(fit):
+    learner = fakes.method("garda")
+    learner.task = TASK.model_copy(update={"fit": fit})
+    volume = fakes.bright_square(side=8, size=32 if fit == "patch" else 16)
+    shown = Slices([volume], learner.task, with_labels=False)
+    areas = [float((learner._show(shown, 8, zoom, seed=0) > 0.5).float().mean()) for zoom in (1.0, 0.5)]
+    assert learner._show(shown, 8, 0.5, seed=0).shape[-2:] == TASK.size
+    assert areas[1] < areas[0]

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 import yaml
 
@@ -13,6 +14,7 @@ from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
 from garda.data.dataset import Batch, Slices
 from garda.data.task import Task
+from garda.data.volume import Frame, Volume
 from garda.handover import settings
 from garda.handover.format import KNOWLEDGE
 from garda.methods import registry
@@ -89,6 +91,13 @@ class FakeSlices(Slices):
 
     def volumes(self) -> Iterator[torch.Tensor]:
         yield from self.image.split(4)
+
+
+def bright_square(side: int, size: int) -> Volume:
+    """A slice with a bright square in its middle."""
+    image, first = torch.zeros(1, 1, size, size), (size - side) // 2
+    image[..., first : first + side, first : first + side] = 1
+    return Volume("c", image, None, None, np.eye(4), None, Frame())
 
 
 def method(name: str) -> Method:
