@@ -154,7 +154,8 @@ def _note_seconds(run: Run, name: str, seconds: float) -> None:
 
 
 def _note(run: Run, name: str, found: Mapping[str, Note]) -> None:
-    _record(run.notes_file, name, {key: round(v, 4) if isinstance(v, float) else v for key, v in found.items()})
+    if found:
+        _record(run.notes_file, name, {key: round(v, 4) if isinstance(v, float) else v for key, v in found.items()})
 
 
 def _record(file: Path, name: str, found: Any) -> None:
