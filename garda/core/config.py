@@ -19,7 +19,24 @@ MOST = 20  # misfits that are told at once; a package from elsewhere may have an
 
 
 class YamlLoader(yaml.SafeLoader):
-    """PyYAML's safe loader that also reads ``1e-4`` as a number, as YAML 1.2 does and YAML 1.1 does not."""
+    """PyYAML's safe loader that reads ``1e-4`` as a number, as YAML 1.2 does, and refuses a key that comes twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, which lets the last of equal keys win; ``<<`` may be written over."""
+        seen: list[Any] = []
+        for key in (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"):
+            name = self.construct_object(key, deep=True)
+            if name in seen:
+                raise _TwiceError(name, key.start_mark)
+            seen.append(name)
+        return super().construct_mapping(node, deep)
+
+
+class _TwiceError(yaml.MarkedYAMLError):
+    """A key that comes twice in one mapping."""
+
+    def __init__(self, key: Any, mark: yaml.Mark) -> None:
+        super().__init__(problem=f"the key {key!r} comes twice", problem_mark=mark)
 
 
 YamlLoader.add_implicit_resolver(
@@ -81,6 +98,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""
+        if isinstance(error, _TwiceError):
+            raise ConfigError(path, f"{line}{error.problem}", "leave one of them out") from None
         raise ConfigError(path, f"{line}not valid YAML", "mend the syntax") from None
     except (ValueError, LookupError, AttributeError):  # a date 2020-99-99 or !!bool 3: PyYAML has no error of its own
         raise ConfigError(path, "holds a date, number or tag that YAML cannot read", "quote it") from None
