@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from garda.core.errors import DataError, GardaError
 from garda.data import dicom, scan
@@ -21,6 +21,8 @@ NIFTI = (".nii.gz", ".nii")
 META_IMAGE = (".mha", ".mhd")
 PICTURE = (".png", ".tif", ".tiff")
 Recorded = tuple[str, int]  # SHA-256 (hexadecimal) and bytes
+WIDTH, HEIGHT, DESCRIPTION, ORIENTATION = 256, 257, 270, 274  # tags of TIFF 6.0
+STACK = re.compile(r"^images=(\d+)$", re.MULTILINE)  # how ImageJ says that one directory stands for many planes
 NUMBERED = re.compile(r"%\d*d")  # where MetaImage writes a number into the names of several data files
 
 
@@ -52,8 +54,7 @@ def read_stored(file: ScanFile, *, palette: bool = False) -> RawImage:
     except Exception as error:  # decoders meet damaged bytes with anything from struct.error to SyntaxError
         if isinstance(error, OSError) and error.errno:  # what the system refuses; decoders set no errno
             raise file.error(*scan.cannot_read(error)) from None
-        what = f"cannot be read ({type(error).__name__})"
-        raise file.error(what, "copy it again, it may be truncated") from None
+        raise file.error(*_what_failed(error)) from None
     if stored.pixels.dtype.kind not in "biuf":
         raise file.error(f"holds values of type {stored.pixels.dtype}", "store real numbers")
     return stored
@@ -167,6 +168,18 @@ def _read(file: ScanFile, palette: bool) -> RawImage:
     raise file.error("is of no known format", f"give {known}")
 
 
+def _what_failed(error: Exception) -> tuple[str, str]:
+    """What a decoder's error says of a file, and the remedy."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels", "cut it into tiles"
+    if isinstance(error, UnidentifiedImageError):
+        return "is no picture of the format that its name says", "give it the name of its format, or copy it again"
+    return (
+        f"cannot be read ({type(error).__name__})",
+        "copy it again, it may be truncated or in a compression not known",
+    )
+
+
 def _read_nifti(file: ScanFile) -> RawImage:
     image = nib.load(file.path, mmap=False)
     if image.ndim > 4:
@@ -179,10 +192,22 @@ def _read_nifti(file: ScanFile) -> RawImage:
 
 def _read_picture(file: ScanFile, palette: bool) -> RawImage:
     with Image.open(file.path) as image:
-        pages = getattr(image, "n_frames", 1)
+        tags = getattr(image, "tag_v2", {})
+        stack = STACK.search(str(tags.get(DESCRIPTION, "")))
+        pages = max(getattr(image, "n_frames", 1), int(stack[1]) if stack else 1)
         if pages > 1:
             raise file.error(f"holds {pages} pages", "store every page as a file of its own")
         grey = image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") or (image.mode == "P" and palette)
+        if not grey and any(";16" in str(tile.args) for tile in image.tile):
+            raise file.error(
+                "has 16 bits a colour, which would be cut to 8", "store 8 bits a colour, or one grey channel"
+            )
+        if tags:
+            image.getexif()[ORIENTATION] = 1  # pixels come as they are stored, like those of any other picture
+        if "A" in image.getbands() and len({*image.getchannel("A").getextrema()}) > 1:
+            raise file.error("has pixels more transparent than others", "store it without an alpha channel")
         plain = image if grey else image.convert("L" if image.mode in ("LA", "La") else "RGB")
         pixels = np.asarray(plain)
+        if tags:  # an orientation that swaps sides would leave the sides swapped
+            pixels = pixels.reshape(tags[HEIGHT], tags[WIDTH], *pixels.shape[2:])
     return RawImage(pixels.reshape(*pixels.shape[:2], 1, -1).swapaxes(0, 1), None)

@@ -79,8 +79,8 @@ class Task(Config):
 
     Attributes:
         name: the task's name.
-        classes: class names; label value i means ``classes[i]``, the first is the background. They stand in the names
-            of metrics, ``dice/<domain>/<class>``, and so have no ``/``.
+        classes: class names, 256 at most; label value i means ``classes[i]``, the first is the background. They stand
+            in the names of metrics, ``dice/<domain>/<class>``, and so have no ``/``.
         channels: image channels of the network; a grey image is repeated.
         size: (H, W) of the network's input, pixels.
         spacing_mm: (row, column) spacing to which slices are resampled; None keeps the image's own pixels.
@@ -95,7 +95,7 @@ class Task(Config):
     """
 
     name: str
-    classes: tuple[str, ...] = Field(min_length=2)
+    classes: tuple[str, ...] = Field(min_length=2, max_length=256)
     channels: Literal[1, 3] = 1
     size: tuple[int, int]
     spacing_mm: tuple[float, float] | None = None

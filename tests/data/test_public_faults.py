@@ -1,9 +1,17 @@
 """Inputs that went wrong in silence elsewhere: each by its right value, or its refusal in one line."""
 
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image
 
 from garda.core import config
-from garda.core.errors import ConfigError
+from garda.core.errors import ConfigError, DataError
+from garda.data import readers
+from garda.data.scan import ScanFile
 from garda.data.task import Task
 from tests.support.errors import told
 
@@ -30,3 +38,74 @@ def test_a_key_that_is_merged_may_be_written_over(tmp_path):
     assert config.load_yaml(tmp_path / "a.yaml")["other"] == {"x": 3, "y": 2}
     (tmp_path / "task.yaml").write_text(TASK % "5: 2, 6: 1")
     assert config.load(Task, tmp_path / "task.yaml").label.values == {5: 2, 6: 1}
+
+
+def test_more_classes_than_a_label_map_holds_are_refused(tmp_path):
+    (tmp_path / "task.yaml").write_text(f"name: t\nsize: [16, 16]\nclasses: {[f'c{n}' for n in range(260)]}\n")
+    assert "at most 256 items" in told(ConfigError, config.load, Task, tmp_path / "task.yaml")
+
+
+def stored(path: Path) -> np.ndarray:
+    """A picture's (rows, columns) or (rows, columns, channels)."""
+    return readers.read_stored(ScanFile(path, "image", "x.csv:2")).pixels[:, :, 0].swapaxes(0, 1).squeeze()
+
+
+def refusal(path: Path) -> str:
+    message = told(DataError, readers.read_stored, ScanFile(path, "image", "x.csv:2"))
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_a_tiff_is_read_in_stored_order_whatever_its_orientation_says(tag, tmp_path):
+    pixels = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    for name, array in (("grey.tif", pixels), ("colour.tif", np.dstack([pixels, pixels + 1, pixels + 2]))):
+        Image.fromarray(array).save(tmp_path / name, tiffinfo={274: tag})
+        assert np.array_equal(stored(tmp_path / name), array)
+
+
+def deep_png(colour: int, channels: int) -> bytes:
+    """16 bits a channel, which Pillow does not write in colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head, rows = struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0), (b"\0" + bytes(range(8)) * channels) * 4
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_colours_of_16_bits_are_not_cut_to_8(colour, channels, tmp_path):
+    (tmp_path / "a.png").write_bytes(deep_png(colour, channels))
+    assert "has 16 bits a colour, which would be cut to 8; store 8 bits" in refusal(tmp_path / "a.png")
+    (tmp_path / "grey.png").write_bytes(deep_png(0, 1))
+    assert stored(tmp_path / "grey.png").max() == 0x607
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_pixels_of_several_transparencies_are_refused_and_those_of_one_are_read(mode, tmp_path):
+    for alpha in (255, 254):
+        image = Image.new(mode, (4, 3), (7,) * (len(mode) - 1) + (255,))
+        image.putpixel((1, 1), (9,) * (len(mode) - 1) + (alpha,))
+        image.save(tmp_path / f"{alpha}.png")
+    assert stored(tmp_path / "255.png").max() == 9
+    assert "has pixels more transparent than others; store it without an alpha channel" in refusal(tmp_path / "254.png")
+
+
+def test_planes_behind_one_directory_are_counted(tmp_path):
+    Image.new("L", (4, 3), 1).save(tmp_path / "a.tif", tiffinfo={270: "ImageJ=1.53t\nimages=6\nslices=6\n"})
+    assert "holds 6 pages" in refusal(tmp_path / "a.tif")
+    Image.new("L", (4, 3), 1).save(tmp_path / "b.tif", tiffinfo={270: "ImageJ=1.53t\nimages=1\n"})
+    assert stored(tmp_path / "b.tif").shape == (3, 4)
+
+
+def test_a_decoders_error_says_what_failed(tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no picture")
+    whole = (tmp_path / "large.png").read_bytes()
+    (tmp_path / "short.png").write_bytes(whole[: len(whole) // 2])
+    assert "is no picture of the format that its name says" in refusal(tmp_path / "text.png")
+    assert "cannot be read" in refusal(tmp_path / "short.png") and "truncated" in refusal(tmp_path / "short.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert "has more than 2000 pixels; cut it into tiles" in refusal(tmp_path / "large.png")
