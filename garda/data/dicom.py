@@ -125,6 +125,8 @@ def _stack(file: ScanFile, paths: Sequence[str], headers: Sequence[Dataset]) -> 
     placed = all("ImagePositionPatient" in header and "ImageOrientationPatient" in header for header in headers)
     if not placed and len(paths) > 1:
         raise file.error("has slices whose DICOM headers do not say where they lie", "convert the series to NIfTI")
+    if not all(header.get("PixelSpacing") for header in headers):
+        raise file.error("does not say how large its pixels are (no PixelSpacing)", "convert it with its true spacing")
     spacings = _numbers(headers, "PixelSpacing", (1.0, 1.0))
     turns = _numbers(headers, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
     if np.ptp(spacings, axis=0).max() > SAME or np.ptp(turns, axis=0).max() > SAME:

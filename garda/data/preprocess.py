@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,31 @@ from torch.nn import functional as F
 from garda.core.errors import DataError
 from garda.data.task import Intensity, Task
 
+FEWEST = 4  # pixels of a side at the task's spacing; with fewer, the header is wrong
 SHRINK = 4  # in-plane subsampling for the estimate of the bias field, which is smooth
+
+
+def check_extent(shape: Sequence[int], spacing_mm: Sequence[float] | None, task: Task) -> None:
+    """Refuse a spacing that cannot be meant, before anything is resampled to the task's.
+
+    Args:
+        shape: (D, H, W) of a volume.
+        spacing_mm: (slice, row, column) spacing; None where the format has none.
+        task: gives the spacing that slices get.
+
+    Raises:
+        DataError: a slice would have hardly a pixel, or a volume more bytes than there is memory.
+    """
+    if spacing_mm is None:
+        return
+    rows, columns = Grid.fit(shape[1:], spacing_mm[1:], task).resampled
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * shape[0] * task.channels * rows * columns  # bytes
+    if min(rows, columns) < FEWEST <= min(shape[1:]) or needed > memory:
+        more = f", {needed / 2**30:.0f} GiB of {memory / 2**30:.0f}" if needed > memory else ""
+        size = f"would be {rows} x {columns} pixels at the task's spacing{more}"
+        what = f"has pixels of {spacing_mm[1]:g} x {spacing_mm[2]:g} mm and {size}"
+        raise DataError("spacing", what, "correct its header")
 
 
 def scale_intensity(

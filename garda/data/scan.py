@@ -12,6 +12,7 @@ from garda.core import files
 from garda.core.errors import DataError
 
 ARCHIVE = ".zip"
+UNITS = {"meter": 1e3, "micron": 1e-3}  # mm of NIfTI's other units; one that is not known is taken for mm
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes to NIfTI's
 
 
@@ -54,11 +55,18 @@ class RawImage:
 
     Attributes:
         pixels: (X, Y, Z, C) real numbers in the file's own order; X runs along a picture's columns, Y along its rows.
-        header: geometry in NIfTI's terms (RAS, mm); None for a picture, which has none.
+        header: geometry in NIfTI's terms (RAS, in the header's own unit); None for a picture, which has none.
     """
 
     pixels: np.ndarray
     header: nib.Nifti1Header | None
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4), (X, Y, Z, 1) indices to RAS mm, whatever the header says of units; of a picture the identity."""
+        if self.header is None:
+            return np.eye(4)
+        return np.diag([UNITS.get(self.header.get_xyzt_units()[0], 1.0)] * 3 + [1.0]) @ self.header.get_best_affine()
 
 
 def split_archive(path: Path) -> tuple[Path, str] | None:

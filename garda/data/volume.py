@@ -94,6 +94,7 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
         spacing = (float(slices), float(rows), float(columns))
     image = _read_image(file, stored, pixels, task)
     try:
+        preprocess.check_extent(pixels.shape[:3], spacing, task)
         image = preprocess.scale_intensity(image, spacing, task.intensity)
     except DataError as error:
         raise file.error(error.what, error.remedy) from None
@@ -205,7 +206,7 @@ def _codes(stored: RawImage, task: Task) -> str:
         return ""
     if task.plane != "acquired":
         return PLANES[task.plane]
-    world_axis = orientations.io_orientation(stored.header.get_best_affine())[2, 0]
+    world_axis = orientations.io_orientation(stored.affine)[2, 0]
     return PLANES[("sagittal", "coronal", "axial")[int(world_axis)]]
 
 
@@ -213,7 +214,7 @@ def _orient(stored: RawImage, codes: str) -> tuple[np.ndarray, np.ndarray]:
     """(D, H, W, C) pixels whose columns, rows and slices run to ``codes``, and their affine."""
     if stored.header is None:
         return stored.pixels.transpose(2, 1, 0, 3), np.eye(4)
-    affine = stored.header.get_best_affine()
+    affine = stored.affine
     turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(codes))
     turned = orientations.apply_orientation(stored.pixels, turn)
     affine = affine @ orientations.inv_ornt_aff(turn, stored.pixels.shape[:3])

@@ -67,7 +67,7 @@ def score_scans(
         predicted = inference.segment(network(name), method.standardise(knowledge, scan, name), task, method.compute)
         patient = scans.pseudonyms.pseudonym("patient", f"{name}/{case.patient}")  # two sites may each have a "001"
         pseudonym = scans.pseudonyms.pseudonym("case", f"{name}/{case.case}")
-        found = metrics.score_volume(predicted, label, scan.labelled, scan.spacing_mm, task.classes)
+        found = metrics.score_volume(predicted, label, scan.labelled, scan.spacing_mm, task.classes, scan.affine)
         rows += [Score(stage, name, patient, pseudonym, seed, *row) for row in found]
         progress(number, len(cases))
     return rows

@@ -8,14 +8,19 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+import numpy as np
 import torch
 from monai.metrics import compute_dice, compute_hausdorff_distance
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from garda.core import files
 from garda.core.errors import RunFolderError
 
 Unit = Literal["mm", "px"]
+SHEAR = 1e-3  # cosine between two axes, from which a grid is sheared
 Spacing = tuple[float, float, float]
 
 
@@ -47,7 +52,12 @@ class Score:
 
 
 def score_volume(
-    predicted: Tensor, label: Tensor, labelled: Tensor | None, spacing_mm: Spacing | None, classes: Sequence[str]
+    predicted: Tensor,
+    label: Tensor,
+    labelled: Tensor | None,
+    spacing_mm: Spacing | None,
+    classes: Sequence[str],
+    affine: NDArray[np.floating] | None = None,
 ) -> list[tuple[str, float, float, Unit]]:
     """Score a whole volume, the background left out.
 
@@ -61,6 +71,7 @@ def score_volume(
         labelled: (D,) bool; where False, a slice counts as background on both sides. None: all are labelled.
         spacing_mm: (slice, row, column) spacing; None gives distances in pixels.
         classes: class names, the background first.
+        affine: (3, 3) or (4, 4), (slice, row, column) indices to mm; distances on a sheared grid need it.
 
     Returns:
         (class name, Dice in [0, 1], HD95 in the unit, unit) for every foreground class.
@@ -77,18 +88,26 @@ def score_volume(
         raise ValueError(f"expected two maps of one shape (D, H, W), got {(*predicted.shape,)} and {(*label.shape,)}")
     spacing = spacing_mm or (1.0, 1.0, 1.0)
     unit: Unit = "mm" if spacing_mm else "px"
-    diagonal = _diagonal(label.shape, spacing)
+    matrix = None if affine is None or not spacing_mm or not _is_sheared(affine[:3, :3]) else affine[:3, :3]
+    diagonal = _diagonal(label.shape, np.diag(spacing) if matrix is None else matrix)
     ours, theirs = (_scored_part(side.detach().cpu(), labelled) for side in (predicted, label))
     return [
-        (name, *_score_masks(ours == index, theirs == index, spacing[-ours.ndim :], diagonal), unit)
+        (name, *_score_masks(ours == index, theirs == index, spacing[-ours.ndim :], diagonal, matrix), unit)
         for index, name in enumerate(classes[1:], start=1)
     ]
 
 
-def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """Length of the image's diagonal; a single slice has no thickness."""
-    first = 1 if shape[0] == 1 else 0
-    return math.hypot(*(count * step for count, step in zip(shape[first:], spacing[first:], strict=True)))
+def _is_sheared(matrix: NDArray[np.floating]) -> bool:
+    """Whether the axes of a grid, the columns of its (3, 3) matrix, are not at right angles."""
+    unit = matrix / np.linalg.norm(matrix, axis=0)
+    return bool(np.abs(unit.T @ unit - np.eye(3)).max() > SHEAR)
+
+
+def _diagonal(shape: Sequence[int], matrix: NDArray[np.floating]) -> float:
+    """Length of the image's longest diagonal; a single slice has no thickness."""
+    sides = matrix * ([0 if shape[0] == 1 else shape[0], *shape[1:]])
+    signs = np.array([(1, 1, 1), (1, 1, -1), (1, -1, 1), (-1, 1, 1)])
+    return float(np.linalg.norm(signs @ sides.T, axis=1).max())
 
 
 def _scored_part(side: Tensor, labelled: Tensor | None) -> Tensor:
@@ -97,7 +116,19 @@ def _scored_part(side: Tensor, labelled: Tensor | None) -> Tensor:
     return side[keep][0] if keep.sum() == 1 else side * keep[:, None, None]
 
 
-def _score_masks(predicted: Tensor, label: Tensor, spacing: Sequence[float], diagonal: float) -> tuple[float, float]:
+def _hausdorff_in_space(ours: Tensor, theirs: Tensor, matrix: NDArray[np.floating]) -> float:
+    """HD95 of two masks on a sheared grid: MONAI measures along a grid's axes, as if they were at right angles."""
+    points = []
+    for mask in (ours.numpy(), theirs.numpy()):
+        edge = mask & ~binary_erosion(mask)
+        points.append(np.argwhere(edge) @ matrix[:, -mask.ndim :].T)
+    there, back = (cKDTree(other).query(own)[0] for own, other in (points, points[::-1]))
+    return float(max(np.percentile(there, 95), np.percentile(back, 95)))
+
+
+def _score_masks(
+    predicted: Tensor, label: Tensor, spacing: Sequence[float], diagonal: float, matrix: NDArray[np.floating] | None
+) -> tuple[float, float]:
     """Dice and HD95 of two (D, H, W) or (H, W) masks.
 
     MONAI gives NaN where one side alone is empty, so emptiness is settled before it is asked.
@@ -108,6 +139,8 @@ def _score_masks(predicted: Tensor, label: Tensor, spacing: Sequence[float], dia
         return 0.0, diagonal
     ours, theirs = predicted[None, None], label[None, None]
     dice = compute_dice(ours.float(), theirs.float())
+    if matrix is not None:
+        return dice.item(), _hausdorff_in_space(predicted, label, matrix)
     with warnings.catch_warnings():
         # MONAI 1.5 and 1.6 hand themselves an argument that they call deprecated
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)

@@ -1,18 +1,24 @@
 """Inputs that went wrong in silence elsewhere: each by its right value, or its refusal in one line."""
 
+import itertools
 import struct
 import zlib
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from nibabel.affines import voxel_sizes
 from PIL import Image
 
 from garda.core import config
 from garda.core.errors import ConfigError, DataError
-from garda.data import readers
+from garda.data import readers, volume
+from garda.data.manifest import Case
 from garda.data.scan import ScanFile
 from garda.data.task import Task
+from garda.evaluation import metrics
 from tests.support.errors import told
 
 TASK = "name: t\nclasses: [background, organ, lesion]\nsize: [16, 16]\nlabel:\n  values: {%s}\n"
@@ -109,3 +115,52 @@ def test_a_decoders_error_says_what_failed(tmp_path, monkeypatch):
     assert "cannot be read" in refusal(tmp_path / "short.png") and "truncated" in refusal(tmp_path / "short.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "has more than 2000 pixels; cut it into tiles" in refusal(tmp_path / "large.png")
+
+
+GRID = Task(name="t", classes=("background", "organ"), size=(16, 16), spacing_mm=(1.0, 1.0))
+
+
+def nifti(path: Path, affine: np.ndarray, unit: str = "mm", shape: tuple[int, int, int] = (20, 16, 2)) -> Case:
+    image = nib.Nifti1Image(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), affine)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, path)
+    return Case("c", "p", "test", path.name, (), (), "x.csv:2")
+
+
+@pytest.mark.parametrize(("unit", "step"), [("mm", 1.0), ("meter", 1e-3), ("micron", 1e3), ("unknown", 1.0)])
+def test_a_headers_unit_counts_and_label_maps_keep_it(unit, step, tmp_path):
+    case = nifti(tmp_path / "a.nii", np.diag([2 * step, step, 5 * step, 1]), unit)
+    found = volume.read_volume(case, GRID, tmp_path, with_label=False)
+    assert found.spacing_mm == pytest.approx((5.0, 1.0, 2.0))
+    volume.write_label_map(torch.ones(2, 16, 20, dtype=torch.long), found, tmp_path / "l.nii")
+    image, label = nib.load(tmp_path / "a.nii"), nib.load(tmp_path / "l.nii")
+    assert np.allclose(image.affine, label.affine) and label.header.get_xyzt_units()[0] == unit
+
+
+@pytest.mark.parametrize(("spacing", "said"), [(1e-3, "would be 1 x 1 pixels"), (1e5, "GiB of")])
+def test_a_spacing_that_cannot_be_meant_is_refused_before_anything_is_resampled(spacing, said, tmp_path):
+    case = nifti(tmp_path / "a.nii", np.diag([spacing, spacing, 5.0, 1]))
+    message = told(DataError, volume.read_volume, case, GRID, tmp_path, with_label=False)
+    assert (
+        f"has pixels of {spacing:g} x {spacing:g} mm" in message and said in message and "correct its header" in message
+    )
+
+
+def sheared(degrees: float) -> np.ndarray:
+    """A tilted gantry: slices of 5 mm whose rows of 1 mm run along a slope."""
+    affine = np.diag([1.0, 1.0, 5.0, 1.0])
+    affine[1, 2] = 5 * np.tan(np.radians(degrees))
+    return affine
+
+
+@pytest.mark.parametrize("degrees", [30, -30, 0])
+def test_distances_on_a_sheared_grid_are_those_in_space(degrees):
+    label, predicted = torch.zeros(8, 12, 12, dtype=torch.long), torch.zeros(8, 12, 12, dtype=torch.long)
+    label[2, 5, 5], predicted[4, 7, 5] = 1, 1  # slices, rows, columns
+    matrix = sheared(degrees)[:, [2, 1, 0, 3]]
+    spacing = tuple(float(length) for length in voxel_sizes(matrix))
+    ((_, _, found, unit),) = metrics.score_volume(predicted, label, None, spacing, ("b", "o"), matrix)
+    assert unit == "mm" and found == pytest.approx(np.linalg.norm(matrix[:3, :3] @ [2, 2, 0]), abs=1e-4)
+    ((_, _, empty, _),) = metrics.score_volume(predicted * 0, label, None, spacing, ("b", "o"), matrix)
+    corners = [matrix[:3, :3] @ (np.array(signs) * (8, 12, 12)) for signs in itertools.product((1, -1), repeat=3)]
+    assert empty == pytest.approx(max(np.linalg.norm(corner) for corner in corners))

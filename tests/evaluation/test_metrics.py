@@ -3,6 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -109,7 +110,8 @@ DOMAINS = (
 
 def test_labelled_test_scans_alone_are_read_one_at_a_time_and_named_by_pseudonym(monkeypatch):
     done = []
-    scan = SimpleNamespace(label=box((2, 8, 8), (0, 2), (0, 4), (0, 4)), labelled=None, spacing_mm=SPACING)
+    label = box((2, 8, 8), (0, 2), (0, 4), (0, 4))
+    scan = SimpleNamespace(label=label, labelled=None, spacing_mm=SPACING, affine=np.diag([*SPACING, 1.0]))
 
     def read(case: Case, task: SimpleNamespace, data: Path, *, with_label: bool) -> SimpleNamespace:
         done.append(f"read {case.case}")
