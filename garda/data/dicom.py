@@ -28,7 +28,8 @@ SAME = 1e-3  # of a direction cosine or mm: what differs less is rounding
 TILT = 0.02  # of the slice distance: slices that are moved sideways by less are not sheared
 # What is read of a header: whose it is, how its pixels are stored, where they lie.
 OWNER = ("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientIdentityRemoved")
-PIXELS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "RescaleSlope", "RescaleIntercept")
+SHAPE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "PhotometricInterpretation")
+VALUES = ("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept")  # what a pixel means
 PLACE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 APART = "give every stack of parallel slices a folder of its own"
 
@@ -42,7 +43,7 @@ class Series:
         size: rows and columns of a slice.
         affine: (4, 4), (column, row, slice, 1) to RAS coordinates in mm; sheared where the gantry was tilted.
         sheared: whether it is.
-        rescaled: whether slices have scales of their own, and so no whole numbers in common.
+        uneven: whether slices say each for itself what their pixels mean, and so have no whole numbers in common.
         identity_removed: whether every header says PatientIdentityRemoved=YES (0012,0062).
     """
 
@@ -50,7 +51,7 @@ class Series:
     size: tuple[int, int]
     affine: np.ndarray
     sheared: bool
-    rescaled: bool
+    uneven: bool
     identity_removed: bool
 
 
@@ -78,8 +79,11 @@ def read_series(file: ScanFile) -> RawImage:
 
     with series(file) as found:
         sitk.ProcessObject.SetGlobalWarningDisplay(False)  # geometry has been looked at in :func:`series`
-        kind = sitk.sitkFloat32 if found.rescaled else sitk.sitkUnknown
-        pixels = sitk.GetArrayFromImage(sitk.ReadImage(found.files, kind, "GDCMImageIO"))
+        kind = sitk.sitkFloat32 if found.uneven else sitk.sitkUnknown
+        # the library reads a whole series as its first file says
+        groups = [[name] for name in found.files] if found.uneven else [[*found.files]]
+        parts = [sitk.GetArrayFromImage(sitk.ReadImage(group, kind, "GDCMImageIO")) for group in groups]
+        pixels = np.concatenate(parts)
     return scan.with_affine(pixels.reshape(len(found.files), *found.size, -1), found.affine, found.sheared)
 
 
@@ -122,6 +126,8 @@ def _look(file: ScanFile, folder: Path) -> Series:
 def _stack(file: ScanFile, paths: Sequence[str], headers: Sequence[Dataset]) -> Series:
     if len({(header.Rows, header.Columns, header.get("FrameOfReferenceUID")) for header in headers}) > 1:
         raise file.error("has slices of several sizes or frames of reference", APART)
+    if len({(header.get("SamplesPerPixel"), header.get("PhotometricInterpretation")) for header in headers}) > 1:
+        raise file.error("has slices of several photometric interpretations", "export the series again, as one kind")
     placed = all("ImagePositionPatient" in header and "ImageOrientationPatient" in header for header in headers)
     if not placed and len(paths) > 1:
         raise file.error("has slices whose DICOM headers do not say where they lie", "convert the series to NIfTI")
@@ -140,13 +146,13 @@ def _stack(file: ScanFile, paths: Sequence[str], headers: Sequence[Dataset]) -> 
     affine[:3, 0], affine[:3, 1] = along_row * spacings[0, 1], along_column * spacings[0, 0]
     affine[:3, 2], affine[:3, 3] = _step(file, places, normal, headers[0]), places[0]
     sideways = affine[:3, 2] - affine[:3, 2] @ normal * normal
-    scales = {(header.get("RescaleSlope", 1), header.get("RescaleIntercept", 0)) for header in headers}
+    meanings = {tuple(str(header.get(name)) for name in VALUES) for header in headers}
     return Series(
         tuple(paths[index] for index in order),
         (int(headers[0].Rows), int(headers[0].Columns)),
         LPS_TO_RAS @ affine,
         bool(np.linalg.norm(sideways) > TILT * np.linalg.norm(affine[:3, 2])),
-        len(scales) > 1,
+        len(meanings) > 1,
         all(str(header.get("PatientIdentityRemoved", "")).strip() == "YES" for header in headers),
     )
 
@@ -195,7 +201,9 @@ def _read_header(file: ScanFile, path: Path) -> Dataset:
         warnings.simplefilter("ignore")  # they quote what is in a header
         try:
             with path.open("rb") as opened:
-                header = pydicom.dcmread(opened, stop_before_pixels=True, specific_tags=[*OWNER, *PIXELS, *PLACE])
+                header = pydicom.dcmread(
+                    opened, stop_before_pixels=True, specific_tags=[*OWNER, *SHAPE, *VALUES, *PLACE]
+                )
                 header.decode()
                 whole = _is_whole(header, path.stat().st_size - opened.tell())
         except Exception as error:  # pydicom meets damaged bytes with many kinds

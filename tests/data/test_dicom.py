@@ -307,6 +307,8 @@ def test_a_slice_that_cannot_be_read_is_no_smaller_volume(deep: Path, tmp_path: 
         (5, {"ImagePositionPatient": [0, 0, 500]}, "slices at uneven distances; add the missing slices"),
         (2, {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "slices of several orientations or pixel sizes; give"),
         (2, {"PixelSpacing": [1.0, 1.0]}, "slices of several orientations or pixel sizes; give every stack"),
+        (2, {"PhotometricInterpretation": "MONOCHROME1"}, "slices of several photometric interpretations; export"),
+        (None, {"PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.14]}, "does not say how large its pixels are"),
         (2, {"FrameOfReferenceUID": "1.2.3"}, "slices of several sizes or frames of reference; give every stack"),
         (2, {"ImagePositionPatient": None}, "slices whose DICOM headers do not say where they lie; convert"),
         (None, {"ImagePositionPatient": [0, 0, 0]}, "several slices at one place; give every phase or echo a folder"),
@@ -344,6 +346,17 @@ def test_slices_with_scales_of_their_own_keep_their_fractions(deep: Path, tmp_pa
     for index, file in enumerate(reversed(by_number(deep))):  # the normal points down
         raw = pydicom.dcmread(file).pixel_array * (1 if index == 5 else 0.013)
         np.testing.assert_allclose(stored.pixels[:, :, index, 0].T, raw, rtol=1e-4)
+
+
+def test_slices_with_signs_of_their_own_are_read_each_by_its_own(deep: Path, tmp_path: Path):
+    file = by_number(deep)[2]
+    data = pydicom.dcmread(file)
+    signed = np.arange(-100, data.Rows * data.Columns - 100, dtype=np.int16).reshape(data.Rows, data.Columns)
+    data.PixelRepresentation, data.PixelData = 1, signed.tobytes()
+    data.save_as(file)
+    stored = dicom.read_series(scan_file(deep)).pixels[:, :, :, 0].transpose(2, 1, 0)
+    assert np.array_equal(stored[3], signed)  # the normal points down
+    assert all(stored[5 - place].min() >= 0 for place in (0, 1, 3, 4, 5))
 
 
 def test_a_single_slice_is_as_thick_as_it_says(deep: Path, tmp_path: Path):
