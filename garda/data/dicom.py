@@ -6,6 +6,7 @@ Of a header only the geometry goes further than this file; what a DICOM-SEG must
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ OWNER = ("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientIden
 SHAPE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "PhotometricInterpretation")
 VALUES = ("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept")  # what a pixel means
 PLACE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+BARE = re.compile(
+    rb"[\x02\x08]\x00[\x00-\x20]\x00(UL|UI|CS|DA|TM|SH|LO|[\x01-\xff]\x00\x00\x00)", re.DOTALL
+)  # a data set
 APART = "give every stack of parallel slices a folder of its own"
 
 
@@ -188,6 +192,8 @@ def _dicom_files(file: ScanFile, folder: Path) -> list[Path]:
         try:
             if path.is_file() and _is_dicom_file(path):
                 found.append(path)
+            elif path.is_file() and BARE.match(path.read_bytes()[:8]):
+                raise file.error(f"has a part {path.name} without the preamble of DICOM", "write it as a DICOM file")
         except OSError as error:
             what, remedy = scan.cannot_read(error)
             raise file.error(f"has a part {path.name} that {what}", remedy) from None

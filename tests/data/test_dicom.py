@@ -359,6 +359,12 @@ def test_slices_with_signs_of_their_own_are_read_each_by_its_own(deep: Path, tmp
     assert all(stored[5 - place].min() >= 0 for place in (0, 1, 3, 4, 5))
 
 
+def test_a_slice_without_the_preamble_is_told_and_not_passed_over(deep: Path, tmp_path: Path):
+    file = by_number(deep)[2]
+    file.write_bytes(file.read_bytes()[132:])
+    assert f"has a part {file.name} without the preamble of DICOM; write" in told(DataError, read, tmp_path, "deep")
+
+
 def test_a_single_slice_is_as_thick_as_it_says(deep: Path, tmp_path: Path):
     for file in sorted(deep.iterdir())[1:]:
         file.unlink()
