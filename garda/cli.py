@@ -185,13 +185,14 @@ def predict(
     trust: Trust = None,
     expect: Expect = "",
     runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
+    strict: cli_site.Strict = False,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
     from garda.runs.predict import predict as predict_images
 
     with cli_site.open_console() as console:
         onnx = runtime is Runtime.onnx
-        for file in predict_images(package, images, out, console, stage, domain, trust or (), expect, onnx):
+        for file in predict_images(package, images, out, console, stage, domain, trust or (), expect, onnx, strict):
             console.line(str(file))
 
 
@@ -212,8 +213,10 @@ def manifest(
     label_suffix: Annotated[
         list[str] | None, typer.Option("--label-suffix", help="What a label's name adds; once for each mask.")
     ] = None,
+    strict: cli_site.Strict = False,
 ) -> None:
     """Write a manifest from a folder: image/label pairs, nnU-Net or BIDS; splits by patient, digests of every file."""
+    from garda.data import layouts
     from garda.data.build_manifest import build_manifest
     from garda.data.manifest import write_manifest
 
@@ -229,7 +232,10 @@ def manifest(
         image_suffix=image_suffix,
         label_suffixes=label_suffix or [],
     )
+    taken = [data.resolve() / file for case in cases for file in (case.image, *case.labels)]
+    lines = layouts.tell_left(layouts.find_left(folder.resolve(), taken), strict, folder)
     write_manifest(out, cases)
+    print("\n".join([*lines, ""]), end="")
     print(f"{out}: {len(cases)} cases of {len({case.patient for case in cases})} patients")
 
 

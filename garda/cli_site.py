@@ -110,6 +110,7 @@ SigningKey = Annotated[
 ]
 
 
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which a file would be left out.")]
 Audited = Annotated[bool, typer.Option("--audit", help="Look for copies and members before a stage is sealed.")]
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,8 @@ SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "su
 LABEL_FOLDERS = ("labels", "masks", "annotations")
 NAMES_OF_IMAGES, NAMES_OF_LABELS = ("images", "imagesTr", "imagesTs"), (*LABEL_FOLDERS, "labelsTr", "labelsTs")
 Found = list[tuple[str, Path]]  # name without suffix, and file
+ADDED = re.compile(r"(?:[\W_]\D*)?")  # what a label's name may add to its image's
+MOST = 10  # files that are named
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's case_0000.nii.gz
 
 
@@ -138,14 +140,16 @@ def _without_channel(key: str, image: Path) -> str:
 
 
 def _by_owner(images: set[str], labels: Found) -> dict[str, list[Path]]:
-    """Label files by image: the longest image name that a label's name equals or goes on after (``a`` and ``a_seg``).
+    """Label files by image: the longest image name that a label's name equals, or goes on after without a digit.
+
+    So ``a_seg`` is a label of ``a``, and ``visit_1_2`` is none of ``visit_1``: it may be that of another visit.
 
     Labels of exactly the image's name stand alone where there are some.
     """
     exact: dict[str, list[Path]] = {}
     longer: dict[str, list[Path]] = {}
     for key, label in labels:
-        ends = [end for end in range(1, len(key) + 1) if key[:end] in images and not key[end : end + 1].isalnum()]
+        ends = [end for end in range(1, len(key) + 1) if key[:end] in images and ADDED.fullmatch(key[end:])]
         if ends:
             (exact if ends[-1] == len(key) else longer).setdefault(key[: ends[-1]], []).append(label)
     return longer | exact
@@ -173,6 +177,63 @@ def _masks(scan: Scan, files: Mapping[str, Sequence[Path]], suffixes: Sequence[s
     return tuple(candidates[0] for candidates in found.values())
 
 
+def find_left(folder: Path, taken: Iterable[Path]) -> list[str]:
+    """What nobody takes of a folder's files, hidden ones apart: a line each, with the reason.
+
+    Args:
+        folder: is searched, linked folders included.
+        taken: images and labels: files, folders that are a DICOM series, or parts of zip files.
+    """
+    used = {(split_archive(path) or (path,))[0] for path in taken}
+    left = []
+    for path in sorted(_walk(folder)):
+        if path.name.startswith(".") or path.is_dir() or not used.isdisjoint((path, *path.parents)):
+            continue
+        known = readers.split_name(path)[1] or path.suffix.lower() == ARCHIVE
+        why = "leads nowhere" if not path.exists() else "belongs to no case" if known else "is of no known format"
+        left.append(f"{shown(path.relative_to(folder))} {why}")
+    return left
+
+
+def tell_left(left: Sequence[str], strict: bool, where: Path) -> list[str]:
+    """Lines on what has been left out: the first ten by name, the rest as a number.
+
+    Raises:
+        DataError: there is something, and nothing may be.
+    """
+    if strict and left:
+        raise DataError(where, f"{len(left)} files would be left out, such as {left[0]}", "take them out of the folder")
+    more = [f"and {len(left) - MOST} more"] if len(left) > MOST else []
+    return [*(f"left out: {line}" for line in left[:MOST]), *more]
+
+
+def shown(path: Path) -> str:
+    """A path for messages, whatever its bytes.
+
+    >>> shown(Path("M\\udcfcller.nii"))
+    'M\\\\udcfcller.nii'
+    """
+    return path.as_posix().encode("utf-8", "backslashreplace").decode()
+
+
+def _require_utf8(path: Path) -> None:
+    if shown(path) != path.as_posix():
+        raise DataError(shown(path), "has a name that is no UTF-8", "rename it")
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Everything below a folder, linked folders too but for those that lead back up; OSError where it cannot look."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, below, names in os.walk(root, followlinks=True, onerror=refuse) if root.exists() else ():
+        above = os.path.realpath(parent) + os.sep
+        real = {name: os.path.realpath(os.path.join(parent, name)) + os.sep for name in below}
+        below[:] = [name for name in below if not above.startswith(real[name])]
+        yield from (Path(parent, name) for name in (*below, *names))
+
+
 def find_images(root: Path) -> Iterator[tuple[str, Path]]:
     """(path below ``root`` without suffix, path) of every image file, DICOM series folder and zipped series, sorted.
 
@@ -180,9 +241,8 @@ def find_images(root: Path) -> Iterator[tuple[str, Path]]:
         DataError: a zip file is damaged or encrypted.
         OSError: a folder may not be listed, or a file not be opened.
     """
-    if root.is_dir():
-        os.scandir(root).close()  # rglob passes over a folder that it may not list
-    for path in sorted(root.rglob("*")):
+    for path in sorted(_walk(root)):
+        _require_utf8(path)
         name, suffix = readers.split_name(path)
         key = path.relative_to(root).with_name(name)
         if name.startswith("."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,11 +148,31 @@ def _digests(row: dict[str, str], labels: tuple[str, ...], where: str) -> Iterat
         yield from zip(files, digests, map(int, sizes), strict=True)
 
 
+def normal_form(name: str) -> str:
+    """How names of patients and cases are compared: composed (Unicode's NFC), and without regard to letter case.
+
+    >>> normal_form("Jose\\u0301 ") == normal_form("JOS\\u00c9")
+    True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+
+
 def _find_repetitions(cases: Sequence[Case], task: Task) -> Iterator[DataError]:
     names: set[str] = set()
     images: dict[Path, str] = {}
     splits: dict[str, Split] = {}
+    spelt: dict[tuple[str, str], str] = {}
+    digests: dict[str, Case] = {}
     for case in cases:
+        for kind, name in (("patient", case.patient), ("case", case.case)):
+            other = spelt.setdefault((kind, normal_form(name)), name)
+            if other != name:
+                yield DataError(case.where, f"{kind} {name!r} is also spelt {other!r}", "spell it alike everywhere")
+        for digest in (sha for file, sha, _ in case.digests if file == case.image):
+            twin = digests.setdefault(digest, case)
+            if twin.split != case.split and task.same_patient_in_splits is None:
+                what = f"image {case.image!r} is the same file as {twin.image!r}, which stands in {twin.split}"
+                yield DataError(case.where, what, "keep it in one split")
         owner = images.setdefault(Path(case.image), case.case)
         first = splits.setdefault(case.patient, case.split)
         if case.case in names:

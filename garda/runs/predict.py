@@ -46,6 +46,7 @@ def predict(
     trusted: Collection[Trusted] = (),
     expected: str = "",
     onnx: bool = False,
+    strict: bool = False,
 ) -> list[Path]:
     """Write a label map for each image, in the image's own space; for DICOM also a DICOM-SEG, where highdicom is there.
 
@@ -60,6 +61,7 @@ def predict(
             met. It decides something for methods that keep parameters for each domain.
         expected: the package's digest, as another channel has told it; empty for not asking.
         onnx: let ONNX Runtime compute the network, in float32, in place of torch.
+        strict: refuse a folder of which a file would be left out, in place of telling it.
 
     Returns:
         the files written, in the order of ``images``: a label map each, and the DICOM-SEG beside it.
@@ -75,6 +77,10 @@ def predict(
         require("--runtime onnx", LIBRARY)
     _check_exist(images)
     scans = _name_outputs(images, out)
+    for folder in (image for image in images if image.is_dir() and not dicom.is_series(image)):
+        left = layouts.find_left(folder, [scan.image for scan in scans])
+        for line in layouts.tell_left(left, strict, folder):
+            console.line(line)
     with verify.open_package(source, trusted, expected, stage) as found:
         learnt = load.load_package(found.folder)
     console.line(_describe_choice(learnt.knowledge, domain))

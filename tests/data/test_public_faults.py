@@ -1,6 +1,7 @@
 """Inputs that went wrong in silence elsewhere: each by its right value, or its refusal in one line."""
 
 import itertools
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,11 +15,13 @@ from PIL import Image
 
 from garda.core import config
 from garda.core.errors import ConfigError, DataError
-from garda.data import readers, volume
-from garda.data.manifest import Case
+from garda.data import layouts, readers, volume
+from garda.data.build_manifest import build_manifest
+from garda.data.manifest import Case, read_manifest
 from garda.data.scan import ScanFile
 from garda.data.task import Task
 from garda.evaluation import metrics
+from tests.support import cli
 from tests.support.errors import told
 
 TASK = "name: t\nclasses: [background, organ, lesion]\nsize: [16, 16]\nlabel:\n  values: {%s}\n"
@@ -164,3 +167,64 @@ def test_distances_on_a_sheared_grid_are_those_in_space(degrees):
     ((_, _, empty, _),) = metrics.score_volume(predicted * 0, label, None, spacing, ("b", "o"), matrix)
     corners = [matrix[:3, :3] @ (np.array(signs) * (8, 12, 12)) for signs in itertools.product((1, -1), repeat=3)]
     assert empty == pytest.approx(max(np.linalg.norm(corner) for corner in corners))
+
+
+HEADER = "case,patient,split,image,label,image_sha256,image_bytes,label_sha256,label_bytes\n"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (("a,Jos\u00e9,train,a.nii,", "b,Jose\u0301,test,b.nii,"), "patient 'Jose\u0301' is also spelt 'Jos\u00e9'"),
+        (("a,P1,train,a.nii,", "b,p1,train,b.nii,"), "patient 'p1' is also spelt 'P1'; spell it alike everywhere"),
+        (("Scan,p,train,a.nii,", "scan,p,train,b.nii,"), "case 'scan' is also spelt 'Scan'"),
+        (("a,p,train,a.nii,,aa,1", "b,q,test,b.nii,,aa,1"), "image 'b.nii' is the same file as 'a.nii', which stands"),
+    ],
+)
+def test_one_patient_or_file_under_two_names_is_refused(rows, said, tmp_path):
+    lines = [row + "," * (8 - row.count(",")) for row in rows]
+    (tmp_path / "a.csv").write_text(HEADER + "\n".join(lines) + "\n")
+    message = told(DataError, read_manifest, tmp_path / "a.csv", GRID)
+    assert said in message and message.startswith(f"{tmp_path / 'a.csv'}:3: ")
+
+
+def scans(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3), number).save(folder / name)
+    return folder
+
+
+def test_a_label_is_that_of_the_image_whose_name_it_bears(tmp_path):
+    folder = scans(tmp_path / "site", "images/visit_1.png", "images/visit_2.png", "labels/visit_1_2.png")
+    scans(folder, "labels/visit_2_seg.png")
+    found = {case.case: case.labels for case in build_manifest(folder, tmp_path)}
+    assert found == {"visit_1": (), "visit_2": ("site/labels/visit_2_seg.png",)}
+
+
+def test_linked_folders_are_entered_and_what_is_left_out_is_told(tmp_path, capsys):
+    folder = scans(tmp_path / "site", "images/p1/a.png", "elsewhere/b.png", "labels/lost.png")
+    for number in range(9):
+        (folder / "images" / f"note{number}.txt").touch()
+    (folder / "images" / "p2").symlink_to(folder / "elsewhere")
+    (folder / "images" / "p1" / "up").symlink_to(folder / "images")
+    (folder / "images" / "p3.png").symlink_to("/nowhere.png")
+    words = ("manifest", folder / "images" / "..", "--data", tmp_path, "--out", tmp_path / "a.csv")
+    assert cli.garda(*words, "--strict") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "12 files would be left out, such as elsewhere/b.png belongs to no case" in said
+    assert not (tmp_path / "a.csv").exists()
+    assert cli.garda(*words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "left out: images/note0.txt is of no known format" in lines and lines[-2] == "and 2 more"
+    assert lines[-1].endswith("2 cases of 2 patients")
+    left = layouts.find_left(folder, [folder / "images/p1/a.png", folder / "images/p2/b.png"])
+    assert "images/p3.png leads nowhere" in left and "labels/lost.png belongs to no case" in left
+
+
+def test_a_name_that_is_no_utf8_is_one_line(tmp_path):
+    folder = scans(tmp_path / "site", "images/a.png")
+    os.rename(folder / "images" / "a.png", folder / "images" / os.fsdecode(b"M\xfcller.png"))
+    assert told(DataError, build_manifest, folder, tmp_path).endswith(
+        "M\\udcfcller.png: has a name that is no UTF-8; rename it"
+    )
