@@ -1,5 +1,7 @@
 """Volumes: scans in one canonical orientation with scaled intensities, and label maps back in the scanner's space."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +14,16 @@ from torch import Tensor
 
 from garda.core import files
 from garda.core.errors import DataError, GardaError
-from garda.data import preprocess, readers, scan
+from garda.data import orientation, preprocess, readers, scan
 from garda.data.manifest import Case
 from garda.data.preprocess import Grid
 from garda.data.readers import NIFTI, PICTURE, Recorded
 from garda.data.scan import RawImage, ScanFile
 from garda.data.task import Task
 
-AFFINE_TOLERANCE = 1e-3  # mm, the largest difference of an entry between the affines of an image and its label
+TOLERANCE = 0.05  # voxels by which a label may lie away from its image
 ROUNDING = 1e-3  # how far a label value may be from a whole number, as scaled NIfTI values are
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, section 2.5.1
-PLANES = {"axial": "LPS", "coronal": "LIP", "sagittal": "PIL"}  # where a slice's columns, its rows, and slices run to
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,13 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
 
     Raises:
         DataError: a file is missing, damaged or of an unknown format; the image is constant, not finite, too small for
-            bias field correction, or has other channels than the task; the label has another shape or affine (entries
-            more than 1e-3 apart) than the image, or a value outside the task's classes.
+            bias field correction, or has other channels than the task; the label has another shape than the image, lies
+            more than 0.05 voxels away from it, or has a value outside the task's classes.
     """
     file = ScanFile(data / case.image, f"image {case.image}", case.where)
     stored = readers.read_stored(file)
-    frame = Frame(stored.header, _codes(stored, task))
-    pixels, affine = _orient(stored, frame.codes)
+    frame = Frame(stored.header, orientation.codes_of(stored, task))
+    pixels, affine = orientation.orient(stored, frame.codes)
     spacing = None
     if stored.header is not None:
         slices, rows, columns = voxel_sizes(affine)
@@ -101,7 +102,7 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
     image = np.repeat(image, task.channels // len(image), axis=0).swapaxes(0, 1)
     label = labelled = None
     if with_label and case.labels:
-        label, labelled = _read_label(case, task, data, frame.codes, affine, pixels.shape[:3])
+        label, labelled = _read_label(case, task, data, stored, frame.codes)
     return Volume(case.case, torch.from_numpy(np.ascontiguousarray(image)), label, labelled, affine, spacing, frame)
 
 
@@ -200,27 +201,6 @@ def prediction_name(image: Path) -> str:
     return name + (suffix if suffix in NIFTI else ".png" if suffix in PICTURE else ".nii.gz")
 
 
-def _codes(stored: RawImage, task: Task) -> str:
-    """Where columns, rows and slices shall run to; empty for a picture."""
-    if stored.header is None:
-        return ""
-    if task.plane != "acquired":
-        return PLANES[task.plane]
-    world_axis = orientations.io_orientation(stored.affine)[2, 0]
-    return PLANES[("sagittal", "coronal", "axial")[int(world_axis)]]
-
-
-def _orient(stored: RawImage, codes: str) -> tuple[np.ndarray, np.ndarray]:
-    """(D, H, W, C) pixels whose columns, rows and slices run to ``codes``, and their affine."""
-    if stored.header is None:
-        return stored.pixels.transpose(2, 1, 0, 3), np.eye(4)
-    affine = stored.affine
-    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(codes))
-    turned = orientations.apply_orientation(stored.pixels, turn)
-    affine = affine @ orientations.inv_ornt_aff(turn, stored.pixels.shape[:3])
-    return turned.transpose(2, 1, 0, 3), affine[:, [2, 1, 0, 3]]
-
-
 def _read_image(file: ScanFile, stored: RawImage, pixels: np.ndarray, task: Task) -> np.ndarray:
     """(D, H, W, C) pixels as (C, D, H, W) float32, C being 1 or the task's channels."""
     with np.errstate(over="ignore"):
@@ -237,19 +217,17 @@ def _read_image(file: ScanFile, stored: RawImage, pixels: np.ndarray, task: Task
     return image
 
 
-def _read_label(
-    case: Case, task: Task, data: Path, codes: str, affine: np.ndarray, shape: tuple[int, ...]
-) -> tuple[Tensor, Tensor | None]:
+def _read_label(case: Case, task: Task, data: Path, image: RawImage, codes: str) -> tuple[Tensor, Tensor | None]:
     """(D, H, W) class indices, and the (D,) slices that count as labelled."""
     masks = task.label.masks
     values = 2 if masks else len(task.classes)
     maps = []
     for name in case.labels:
         file = ScanFile(data / name, f"label {name}", case.where)
-        maps.append(_class_indices(_read_aligned(file, codes, affine, shape), file, task.label.values, values))
+        maps.append(_class_indices(_read_aligned(file, image, codes), file, task.label.values, values))
     if not masks:
         return torch.from_numpy(maps[0]), None
-    label = np.zeros(shape, np.int64)
+    label = np.zeros(maps[0].shape, np.int64)
     for index, mask in enumerate(maps, start=1):
         label[mask == 1] = index
     if task.label.slice_labelled_by is None:
@@ -258,21 +236,36 @@ def _read_label(
     return torch.from_numpy(label), torch.from_numpy(decisive.any(axis=(1, 2)))
 
 
-def _read_aligned(file: ScanFile, codes: str, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(D, H, W) values of a label file, which must lie where its image lies."""
+def _read_aligned(file: ScanFile, image: RawImage, codes: str) -> np.ndarray:
+    """(D, H, W) values of a label file, which must lie where its image lies.
+
+    Where both are stored alike the label is turned as the image is: of an image at 45 degrees, rounding alone would say
+    which axis is which.
+    """
     stored = readers.read_stored(file, palette=True)
     if (stored.header is None) != (codes == ""):
         raise file.error("is of another kind of format than its image", "store both as NIfTI or both as pictures")
-    pixels, own_affine = _orient(stored, codes)
-    *own_shape, channels = pixels.shape
-    if channels != 1:
+    if (channels := stored.pixels.shape[3]) != 1:
         raise file.error(f"has {channels} channels", "store class indices in one channel")
-    if own_shape != [*shape]:
-        what = f"has {' x '.join(map(str, own_shape))} voxels, its image {' x '.join(map(str, shape))}"
-        raise file.error(what, "give the label that was drawn on this image")
-    if (apart := np.abs(own_affine - affine).max()) > AFFINE_TOLERANCE:
-        raise file.error(f"has an affine {apart:.3g} away from its image's", "resample the label to the image's grid")
+    shape = image.pixels.shape[:3]
+    alike = stored.pixels.shape[:3] == shape and _apart(stored.affine, image.affine, shape) <= TOLERANCE
+    (pixels, own), (wanted, affine) = (
+        orientation.orient(stored, codes, image.affine if alike else None),
+        orientation.orient(image, codes),
+    )
+    if pixels.shape[:3] != wanted.shape[:3]:
+        sizes = (" x ".join(map(str, each.shape[:3])) for each in (pixels, wanted))
+        raise file.error("has {} voxels, its image {}".format(*sizes), "give the label that was drawn on this image")
+    if (apart := _apart(own, affine, wanted.shape[:3])) > TOLERANCE:
+        raise file.error(f"lies {apart:.3g} voxels away from its image", "resample the label to the image's grid")
     return pixels[..., 0]
+
+
+def _apart(ours: np.ndarray, theirs: np.ndarray, shape: Sequence[int]) -> float:
+    """How far two (4, 4) affines put a corner of one grid apart, in the shortest side of a voxel."""
+    corners = np.array([*itertools.product(*((0, count - 1) for count in shape), [1])])
+    moved = np.linalg.norm((corners @ (ours - theirs).T)[:, :3], axis=1).max()
+    return float(moved / voxel_sizes(theirs).min())
 
 
 def _class_indices(pixels: np.ndarray, file: ScanFile, values: dict[int, int], count: int) -> np.ndarray:

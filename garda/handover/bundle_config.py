@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from garda.data.orientation import PLANES
 from garda.data.task import Task
-from garda.data.volume import LUMA, PLANES
+from garda.data.volume import LUMA
 
 BATCH = 16  # slices or windows computed at once
 TOWARDS = {"L": (-1, 0, 0), "P": (0, -1, 0), "S": (0, 0, 1), "I": (0, 0, -1)}  # in RAS coordinates

@@ -228,3 +228,39 @@ def test_a_name_that_is_no_utf8_is_one_line(tmp_path):
     assert told(DataError, build_manifest, folder, tmp_path).endswith(
         "M\\udcfcller.png: has a name that is no UTF-8; rename it"
     )
+
+
+@pytest.mark.parametrize("degrees", [0, 45, 135])
+def test_a_label_is_turned_as_its_image_is_even_where_axes_tie(degrees, tmp_path):
+    """The image has sform and qform, its label the qform alone, which holds floats of another rounding."""
+    turn, angle = np.eye(4), np.radians(degrees)
+    turn[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    affine = turn @ np.diag([-1.4, -1.4, 8.0, 1.0])
+    array = np.arange(16 * 16 * 4).reshape(16, 16, 4)
+    for name, pixels, code in (("image", array, 1), ("label", array % 2, 0)):
+        image = nib.Nifti1Image(pixels.astype(np.int16), affine)
+        image.header.set_qform(affine, 1)
+        image.header.set_sform(affine, code)
+        (tmp_path / f"{name}.nii").write_bytes(nib.Nifti1Image(image.dataobj, None, image.header).to_bytes())
+    case = Case("c", "p", "test", "image.nii", ("label.nii",), (), "x.csv:2")
+    found = volume.read_volume(case, GRID, tmp_path, with_label=True)
+    assert found.label.shape == found.image[:, 0].shape
+    volume.write_label_map(found.label, found, tmp_path / "back.nii")
+    assert np.array_equal(np.asarray(nib.load(tmp_path / "back.nii").dataobj), array % 2)
+
+
+@pytest.mark.parametrize(("size", "shift", "fits"), [(4e-4, 1e-3, False), (10.0, 0.3, True), (1.0, 0.2, False)])
+def test_a_label_may_lie_a_share_of_a_voxel_away(size, shift, fits, tmp_path):
+    task = GRID.model_copy(update={"spacing_mm": None})
+    nifti(tmp_path / "a.nii", np.diag([size, size, size, 1.0]))
+    moved = np.diag([size, size, size, 1.0])
+    moved[0, 3] = shift
+    image = nib.Nifti1Image(np.zeros((20, 16, 2), np.uint8), moved)
+    nib.save(image, tmp_path / "l.nii")
+    case = Case("c", "p", "test", "a.nii", ("l.nii",), (), "x.csv:2")
+    if fits:
+        assert volume.read_volume(case, task, tmp_path, with_label=True).label is not None
+    else:
+        assert "voxels away from its image" in told(
+            DataError, volume.read_volume, case, task, tmp_path, with_label=True
+        )
