@@ -72,7 +72,8 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console)
 
 
 def needed_cases(sequence: DomainSequence, to_read: Sequence[Domain], target_labels: bool = False) -> list[Case]:
-    """What a run reads: training scans for the stages to come, without a target's labels, and labelled test scans.
+    """What a run reads: training scans for the stages to come, without a target's labels, what of the source is held
+    out, and labelled test scans.
 
     Args:
         sequence: the run's domains.
@@ -80,6 +81,8 @@ def needed_cases(sequence: DomainSequence, to_read: Sequence[Domain], target_lab
         target_labels: whether the method is an oracle that reads the targets' labels.
     """
     train = [(domain.index == 0 or target_labels, case) for domain in to_read for case in domain.split("train")]
+    held_out = (domain.split("val") for domain in to_read if domain.index == 0)
+    train += [(True, case) for cases in held_out for case in cases if case.labels]
     read = [case if labelled else without_label(case) for labelled, case in train]
     return read + [case for domain in sequence.domains for case in labelled_cases(domain)]
 

@@ -218,8 +218,10 @@ def test_no_method_reads_a_targets_label_or_needs_the_training_files_of_a_stage_
 
 def test_a_learner_is_given_labels_of_the_source_alone(pipeline):
     sequence = read_sequence(pipeline)
-    learned = [case for case in checks.needed_cases(sequence, sequence.domains) if case.split == "train"]
-    assert [bool(case.labels) for case in learned] == [True] * 2 + [False] * 4
+    needed = checks.needed_cases(sequence, sequence.domains)
+    assert [bool(case.labels) for case in needed if case.split == "train"] == [True] * 2 + [False] * 4
+    held_out = [case for case in needed if case.split == "val"]
+    assert [case.case for case in held_out] == [f"{SITES[0]}_002"] and held_out[0].labels
 
 
 def test_another_plan_is_refused_by_its_key(again, pipeline):
