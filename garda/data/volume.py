@@ -21,7 +21,7 @@ from garda.data.readers import NIFTI, PICTURE, Recorded
 from garda.data.scan import RawImage, ScanFile
 from garda.data.task import Task
 
-TOLERANCE = 0.05  # voxels by which a label may lie away from its image
+TOLERANCE = 0.25  # voxels by which a label may lie away from its image: headers are rounded
 ROUNDING = 1e-3  # how far a label value may be from a whole number, as scaled NIfTI values are
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, section 2.5.1
 
@@ -83,7 +83,7 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
     Raises:
         DataError: a file is missing, damaged or of an unknown format; the image is constant, not finite, too small for
             bias field correction, or has other channels than the task; the label has another shape than the image, lies
-            more than 0.05 voxels away from it, or has a value outside the task's classes.
+            more than a quarter of a voxel away from it, or has a value outside the task's classes.
     """
     file = ScanFile(data / case.image, f"image {case.image}", case.where)
     stored = readers.read_stored(file)

@@ -249,7 +249,7 @@ def test_a_label_is_turned_as_its_image_is_even_where_axes_tie(degrees, tmp_path
     assert np.array_equal(np.asarray(nib.load(tmp_path / "back.nii").dataobj), array % 2)
 
 
-@pytest.mark.parametrize(("size", "shift", "fits"), [(4e-4, 1e-3, False), (10.0, 0.3, True), (1.0, 0.2, False)])
+@pytest.mark.parametrize(("size", "shift", "fits"), [(4e-4, 1e-3, False), (10.0, 0.3, True), (1.0, 0.3, False)])
 def test_a_label_may_lie_a_share_of_a_voxel_away(size, shift, fits, tmp_path):
     task = GRID.model_copy(update={"spacing_mm": None})
     nifti(tmp_path / "a.nii", np.diag([size, size, size, 1.0]))
