@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from garda.core.seeds import derive_seed
 from garda.data.task import Task
 from garda.data.volume import Volume, grid_for
 
+QUARTER = 4  # of scans, or slices, one is held out where what has been learnt is to be judged
 IN_MEMORY = 2**29  # bytes; a larger domain is kept in a memory-mapped file
 
 
@@ -68,10 +70,31 @@ class Slices:
             self._images = images.array()
             self._labels = labels.array() if with_labels else None
         self._offsets = np.cumsum([0, *(height * width for height, width in self._shapes)])
+        self._used = np.arange(len(self._shapes))
 
     def __len__(self) -> int:
         """The number of slices."""
-        return len(self._shapes)
+        return len(self._used)
+
+    def hold_out(self) -> tuple[Slices, Slices]:
+        """The same slices in two parts: what may be learnt from, and every fourth scan; of fewer than four, a quarter.
+
+        The quarter is the middle of each scan; what is too little to be parted stands in both.
+        """
+        ends = np.cumsum(self._depths)
+        scan = np.searchsorted(ends, self._used, side="right")
+        if len(self._depths) >= QUARTER:
+            apart = scan % QUARTER == QUARTER // 2
+        else:
+            depths = np.array(self._depths)[scan]
+            place = self._used - (ends[scan] - depths)
+            apart = np.abs(2 * place + 1 - depths) < np.maximum(depths / QUARTER, 1)
+        return self._select(~apart), self._select(apart)
+
+    def _select(self, chosen: np.ndarray) -> Slices:
+        part = copy.copy(self)
+        part._used = self._used[chosen] if chosen.any() else self._used
+        return part
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +119,8 @@ class Slices:
         sides = [min(round(side * scale), most) for side, most in zip(self.task.size, smallest, strict=True)]
         random = np.random.default_rng(derive_seed(seed, "batch", step))
         epochs = (divmod(step * size + i, len(self)) for i in range(size))
-        drawn = [self._window(int(_order(len(self), seed, epoch)[place]), sides, random) for epoch, place in epochs]
+        indices = [int(self._used[_order(len(self), seed, epoch)[place]]) for epoch, place in epochs]
+        drawn = [self._window(index, sides, random) for index in indices]
         image = torch.from_numpy(np.stack([self._cut(self._images, window) for window in drawn]).astype(np.float32))
         if self._labels is None:
             return Batch(image, None)
@@ -105,11 +129,9 @@ class Slices:
 
     def volumes(self) -> Iterator[Tensor]:
         """(D, C, H, W) float32 images in [0, 1], a volume after the other; slices that were left out are not there."""
-        first = 0
-        for depth in self._depths:
-            if whole := [self._cut(self._images, (i, slice(None), slice(None))) for i in range(first, first + depth)]:
+        for indices in np.split(self._used, np.searchsorted(self._used, np.cumsum(self._depths)[:-1])):
+            if whole := [self._cut(self._images, (i, slice(None), slice(None))) for i in indices]:
                 yield torch.from_numpy(np.stack(whole)).float()
-            first += depth
 
     def _take(self, volume: Volume, images: _Growing, labels: _Growing) -> None:
         grid = grid_for(volume, self.task)

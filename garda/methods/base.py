@@ -20,7 +20,7 @@ from garda.data.randomise import RandomisationSettings
 from garda.data.task import Task
 from garda.data.volume import Volume
 from garda.methods.knowledge import Knowledge, domain_state_limit, load_knowledge
-from garda.models import objectives, reading, unet
+from garda.models import reading, unet
 from garda.models.factorised_training import FactorisedTrainer, GeneratorSettings
 from garda.models.generator import Generator, GeneratorTrainer
 from garda.models.objectives import (
@@ -33,7 +33,7 @@ from garda.models.replay import Replay
 from garda.models.stopping import HeldOut
 from garda.models.unet import SegmenterSettings
 from garda.training import loop
-from garda.training.cache import Stage
+from garda.training.cache import Stage, fingerprint
 from garda.training.device import Compute, ComputeSettings
 from garda.training.loop import O, Phase
 
@@ -102,15 +102,42 @@ class Method(Generic[S]):
             held_out: labelled; they say when learning ends. None where there are too few.
             stage: opens phases.
         """
-        segmenter = self.train_segmenter("segmenter", self.source_settings, slices, held_out, stage)
+        plain = self.shared.source.model_copy(update={"randomisation": None})
+        network = self.train_segmenter("plain", plain, slices, held_out, stage)
+        return self.learn_more(network, domain, slices, held_out, stage)
+
+    def learn_more(
+        self, plain: BasicUNet, domain: str, slices: Slices, held_out: Slices | None, stage: Stage
+    ) -> Knowledge:
+        """What a method makes of the network that has learnt the source's images as they are.
+
+        Under randomisation the segmenter goes on from it: that takes fewer steps than a beginning of its own.
+        """
+        settings, segmenter = self.source_settings, plain
+        if settings.randomisation is not None:
+            segmenter = self.train_segmenter("segmenter", settings, slices, held_out, stage, plain)
         return Knowledge(segmenter, copy.deepcopy(segmenter), None, (domain,))
 
     def train_segmenter(
-        self, part: str, settings: SupervisedTrainingSettings, slices: Slices, held_out: Slices | None, stage: Stage
+        self,
+        part: str,
+        settings: SupervisedTrainingSettings,
+        slices: Slices,
+        held_out: Slices | None,
+        stage: Stage,
+        start: BasicUNet | None = None,
     ) -> BasicUNet:
         """A segmenter of the source, learnt in the phase ``part`` or taken from where runs share it.
 
-        Phases of equal seed and settings give equal networks, whatever the method.
+        Phases of equal name, seed, settings and start give equal networks, whatever the method.
+
+        Args:
+            part: of the stage.
+            settings: how it learns.
+            slices: labelled.
+            held_out: labelled; say when learning ends.
+            stage: opens the phase.
+            start: whose weights learning begins with; None for random ones.
         """
 
         def learn(phase: Phase) -> BasicUNet:
@@ -118,7 +145,7 @@ class Method(Generic[S]):
 
             def build() -> SupervisedObjective:
                 looks = self._hold_out(held_out, suited, phase)
-                return SupervisedObjective(self.task, self.shared.segmenter, suited, self.compute, looks)
+                return SupervisedObjective(self.task, self.shared.segmenter, suited, self.compute, looks, start)
 
             learnt = self.fit(build, slices, settings.steps, settings.batch, phase, lambda made: made.finished)
             if learnt.held_out is not None and learnt.held_out.measured:
@@ -132,6 +159,8 @@ class Method(Generic[S]):
         # the names in the key decide where networks of earlier runs are found
         network_settings, lesson = (each.model_dump(mode="json") for each in (self.shared.segmenter, settings))
         key = {"segmenter": network_settings, "lesson": lesson, "seed": phase.seed}
+        if start is not None:
+            key["start"] = fingerprint(start)
         network = stage.cache.get_or_train("segmenter", key, phase, self.build_segmenter, learn)
         return self.compute.prepare(network)
 
@@ -229,7 +258,7 @@ class Method(Generic[S]):
 
     def continue_training(self, start: BasicUNet, settings: SupervisedTrainingSettings) -> SupervisedObjective:
         """Supervision that begins with the weights of ``start``, which is left as it is."""
-        return objectives.continue_training(start, self.task, self.shared.segmenter, settings, self.compute)
+        return SupervisedObjective(self.task, self.shared.segmenter, settings, self.compute, start=start)
 
     def calibrate_settings(self, settings: T, slices: Slices, phase: Phase) -> T:
         """The settings with no more randomisation than the labelled slices bear, see :meth:`calibrate`."""
@@ -269,9 +298,11 @@ class ReplayMethod(Method[S]):
         """An untrained generator."""
         return self.trainer.build()
 
-    def learn_source(self, domain: str, slices: Slices, held_out: Slices | None, stage: Stage) -> Knowledge:
+    def learn_more(
+        self, plain: BasicUNet, domain: str, slices: Slices, held_out: Slices | None, stage: Stage
+    ) -> Knowledge:
         """Segmenter from labels, then the generator."""
-        knowledge = super().learn_source(domain, slices, held_out, stage)
+        knowledge = super().learn_more(plain, domain, slices, held_out, stage)
         generator = self.trainer.learn_source(domain, slices, stage, knowledge.source_segmenter)
         return replace(knowledge, generator=generator)
 

@@ -10,7 +10,7 @@ that no site ends worse than it would have without it:
   most with itself over random views (:mod:`garda.models.reading`); the source as its held-out labels say.
 - *Lesson*: where even that reading is not sure of itself, an adapter of its network (:mod:`garda.models.adapter`)
   learns what the experts say on average over views (:mod:`garda.models.lesson`); it is kept if it agrees better with
-  itself, on other views.
+  itself than that reading does, on slices from which it has not learnt.
 - *Generator*: draws labelled anatomies of the source in the style of any domain met
   (:mod:`garda.models.factorised`); the gate and the audit look at it.
 
@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,20 +87,20 @@ class Garda(ReplayMethod[GardaSettings]):
         chosen = self.shared.source.randomisation or RandomisationSettings()
         return self.shared.source.model_copy(update={"randomisation": chosen})
 
-    def learn_source(self, domain: str, slices: Slices, held_out: Slices | None, stage: Stage) -> Knowledge:
+    def learn_more(
+        self, plain: BasicUNet, domain: str, slices: Slices, held_out: Slices | None, stage: Stage
+    ) -> Knowledge:
         """The mixture and the generator, the other experts, and the source's own reading."""
-        knowledge = super().learn_source(domain, slices, held_out, stage)
-        experts = {}
-        for name, randomisation in (("plain", None), ("curves", self.settings.curves)):
-            settings = self.shared.source.model_copy(update={"randomisation": randomisation})
-            experts[name] = self.train_segmenter(name, settings, slices, held_out, stage)
+        knowledge = super().learn_more(plain, domain, slices, held_out, stage)
+        settings = self.shared.source.model_copy(update={"randomisation": self.settings.curves})
+        curves = self.train_segmenter("curves", settings, slices, held_out, stage, plain)
         phase = stage("choice")
         shown = slices.batch(0, min(len(slices), self.settings.choice.slices), derive_seed(phase.seed, "shares"))
         labelled = held_out or slices
         asked = labelled.batch(0, min(len(labelled), self.settings.choice.slices), derive_seed(phase.seed, "own"))
         if shown.label is None or asked.label is None:
             raise ValueError("the source needs labels")
-        knowledge = replace(knowledge, experts=experts)
+        knowledge = replace(knowledge, experts={"plain": plain, "curves": curves})
         target = F.one_hot(asked.label, len(self.task.classes)).movedim(3, 1).float()
         image, known = asked.image, self._experts(knowledge)
         readings = distributed.on_rank_zero(lambda: reading.score(known, image, target, self.compute))
@@ -120,13 +121,17 @@ class Garda(ReplayMethod[GardaSettings]):
         readings = self._read(knowledge, slices, stage)
         chosen = reading.choose(readings, self.settings.choice)
         candidates = {each: _state(each) for each in readings}
+        numbers = {each.name: each.agreement for each in readings if each.plausible}
         lesson = self.settings.lesson
         if chosen.agreement < lesson.enough and lesson.steps:
-            learnt, own = self._teach(knowledge, chosen, readings, slices, stage)
-            candidates[learnt] = own
-            if learnt.plausible and learnt.agreement >= chosen.agreement + lesson.gain:
-                chosen = learnt
-        numbers = {each.name: each.agreement for each in candidates if each.plausible}
+            shown, apart = slices.hold_out()
+            student, own = self._teach(knowledge, chosen, readings, shown, stage)
+            before, after = self._judge(knowledge, chosen, student, own, apart, stage)
+            taught = replace(after, experts=(student,), lesson=True)
+            candidates[taught] = {**_state(taught), **own}
+            numbers |= {f"{chosen.name}, held out": before.agreement, f"{taught.name}, held out": after.agreement}
+            if after.plausible and after.agreement >= before.agreement + lesson.gain:
+                chosen = taught
         stage("choice").note({"chosen": chosen.name, "by": "views", **numbers})
         stage.offer(
             [
@@ -142,11 +147,8 @@ class Garda(ReplayMethod[GardaSettings]):
         mask, own = state.get(MASK), {name: state[name] for name in state if name not in (MASK, ZOOM, PLAUSIBLE)}
         if mask is None:
             return adapter.apply_adapter(knowledge.segmenter, own)  # format 1 and 2, or nothing
-        experts = self._experts(knowledge)
-        chosen = [experts[name] for name, used in zip(NAMES, mask.tolist(), strict=True) if used]
-        if len(chosen) > 1:
-            return Ensemble(chosen).eval()
-        return adapter.apply_adapter(chosen[0], own) if own else chosen[0]
+        network = self._network(knowledge, [name for name, used in zip(NAMES, mask.tolist(), strict=True) if used])
+        return adapter.apply_adapter(network, own) if own else network
 
     def zoom_for(self, knowledge: Knowledge, domain: str) -> float:
         """The zoom of the domain's reading."""
@@ -165,10 +167,15 @@ class Garda(ReplayMethod[GardaSettings]):
         found = {**knowledge.experts, "mixture": knowledge.segmenter}
         return {name: self.compute.prepare(found[name]).eval() for name in NAMES if name in found}
 
+    def _network(self, knowledge: Knowledge, names: Sequence[str]) -> nn.Module:
+        """One expert, or the mean of several."""
+        experts = self._experts(knowledge)
+        return experts[names[0]] if len(names) == 1 else Ensemble(experts[name] for name in names).eval()
+
     def _teach(
         self, knowledge: Knowledge, start: Reading, readings: Sequence[Reading], slices: Slices, stage: Stage
-    ) -> tuple[Reading, dict[str, Tensor]]:
-        """What a lesson makes of the best reading's network, or the best single one's, and the state to keep of it."""
+    ) -> tuple[str, dict[str, Tensor]]:
+        """The best reading's expert, or the best single one, and the adapter that a lesson makes for it."""
         settings, phase, experts = self.settings.lesson, stage("adapter"), self._experts(knowledge)
         alone = [each for each in readings if each.plausible and each.zoom == 1 and len(each.experts) == 1]
         first = start if len(start.experts) == 1 else max(alone, key=lambda each: each.agreement, default=start)
@@ -176,16 +183,26 @@ class Garda(ReplayMethod[GardaSettings]):
         teachers, student = near or list(start.experts), first.experts[0] if len(first.experts) == 1 else "mixture"
 
         def build() -> LessonObjective:
-            teacher = Ensemble(experts[name] for name in teachers).eval()
+            teacher = self._network(knowledge, teachers)
             image = self._show(slices, settings.pool, start.zoom, derive_seed(phase.seed, "pool"))
             return LessonObjective(experts[student], teacher, image, self.task, settings, self.compute)
 
-        learnt = loop.fit(build, lambda step: None, settings.steps, phase)
-        own = learnt.own
-        network = adapter.apply_adapter(experts[student], own)
-        (found,) = self._compare(knowledge, {student: self.compute.prepare(network).eval()}, start.zoom, slices, stage)
-        taught = replace(found, experts=(student,), lesson=True)
-        return taught, {**_state(taught), **own}
+        return student, loop.fit(build, lambda step: None, settings.steps, phase).own
+
+    def _judge(
+        self,
+        knowledge: Knowledge,
+        start: Reading,
+        student: str,
+        own: Mapping[str, Tensor],
+        slices: Slices,
+        stage: Stage,
+    ) -> tuple[Reading, Reading]:
+        """What speaks for the reading that a lesson began with, and for what it made."""
+        taught = adapter.apply_adapter(self._experts(knowledge)[student], own)
+        both = {"before": self._network(knowledge, start.experts), "after": self.compute.prepare(taught).eval()}
+        before, after, _ = self._compare(knowledge, both, start.zoom, slices, stage)
+        return before, after
 
     def _show(self, slices: Slices, count: int, zoom: float, seed: int) -> Tensor:
         """(B, C, H, W) slices, or patches of the task's size, at a zoom."""

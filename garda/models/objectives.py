@@ -105,6 +105,7 @@ class SupervisedObjective:
         settings: SupervisedTrainingSettings,
         compute: Compute,
         held_out: HeldOut | None = None,
+        start: BasicUNet | None = None,
     ) -> None:
         """Build a segmenter.
 
@@ -114,8 +115,11 @@ class SupervisedObjective:
             settings: how it learns.
             compute: device and precision.
             held_out: says when it has learnt enough; None for after all steps.
+            start: whose weights it begins with, and which is left as it is; None for random ones.
         """
         self.segmenter = compute.prepare(unet.build_segmenter(task, network)).train()
+        if start is not None:
+            self.segmenter.load_state_dict(start.state_dict())
         self.held_out = held_out
         self._average = AveragedModel(self.segmenter, multi_avg_fn=loop.ema(settings.average), use_buffers=True)
         self._average.eval().requires_grad_(False)
@@ -247,12 +251,3 @@ def _optimizer(network: Module, settings: TrainingSettings) -> torch.optim.Optim
     if settings.optimizer == "sgd":
         return torch.optim.SGD(weights, rate, momentum=0.9, weight_decay=decay)
     return torch.optim.AdamW(weights, rate, weight_decay=decay, fused=True)
-
-
-def continue_training(
-    start: BasicUNet, task: Task, network: SegmenterSettings, settings: SupervisedTrainingSettings, compute: Compute
-) -> SupervisedObjective:
-    """An objective with labels whose network begins with the weights of ``start``, which is left as it is."""
-    learner = SupervisedObjective(task, network, settings, compute)
-    learner.segmenter.load_state_dict(start.state_dict())  # the first update of the average copies
-    return learner

@@ -24,8 +24,6 @@ from garda.training import distributed
 from garda.training.cache import Cache
 from garda.training.loop import Note, Phase
 
-SEED_LABELS = {"adapter": "share", "plain": "segmenter"}  # of phases whose name is not the label of their seed
-
 
 @dataclass(frozen=True)
 class Run:
@@ -124,7 +122,7 @@ def open_phase(run: Run, domain: Domain, folder: Path, part: str) -> Phase:
     return Phase(
         name=name,
         folder=folder / part,
-        seed=derive_seed(run.sequence.seed, f"{stage_name(domain)}-{SEED_LABELS.get(part, part)}"),
+        seed=derive_seed(run.sequence.seed, f"{stage_name(domain)}-{part}"),
         stopping=run.stopping,
         log=partial(run.tracker.losses, name),
         progress=run.console.bar(name),

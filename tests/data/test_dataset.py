@@ -38,6 +38,24 @@ def test_every_slice_comes_once_before_any_comes_again():
     assert order[:7] != order[7:]
 
 
+@pytest.mark.parametrize(
+    ("depths", "apart"),
+    [([2, 1, 1, 3, 2], [3]), ([8], [3, 4]), ([2, 8], [5, 6]), ([1], [0])],
+    ids=["every fourth scan", "the middle of one", "the middle of each", "one slice stands in both"],
+)
+def test_a_quarter_is_held_out_to_judge_by(depths, apart):
+    starts = np.cumsum([0, *depths])
+    slices = Slices(
+        [volume(depth, 16, 16, start=int(start)) for depth, start in zip(depths, starts, strict=False)],
+        CROP,
+        with_labels=False,
+    )
+    learnt, judged = slices.hold_out()
+    assert sorted(seen(judged, len(judged), 1)) == apart
+    assert sorted(seen(learnt, len(learnt), 1)) == sorted(set(range(sum(depths))) - set(apart)) or sum(depths) == 1
+    assert sum(len(part) for part in judged.volumes()) == len(apart)
+
+
 def test_a_batch_is_a_pure_function_of_step_size_and_seed():
     slices = Slices([volume(5, 40, 40)], PATCH, with_labels=True)
     first, again = slices.batch(3, 4, 1), slices.batch(3, 4, 1)

@@ -16,6 +16,7 @@ from garda.methods.knowledge import DOMAIN_STATE_LIMIT, Knowledge
 from garda.methods.registry import METHODS
 from garda.models.features import FeatureSettings
 from garda.models.objectives import SupervisedObjective
+from garda.models.reading import Reading
 from garda.training.cache import Cache, Stage
 from garda.training.loop import Phase
 from tests.support import fakes
@@ -201,14 +202,31 @@ def test_a_source_with_faint_classes_is_randomised_less(tmp_path, monkeypatch):
     learner, noted, used = fakes.method("randomised"), [], []
     whole = learner.source_settings.randomisation
     monkeypatch.setattr(
-        "garda.methods.base.SupervisedObjective", lambda *given: used.append(given[2]) or SupervisedObjective(*given)
+        "garda.methods.base.SupervisedObjective", lambda *given: used.append(given) or SupervisedObjective(*given)
     )
     for number, slices in enumerate([FakeSlices(0, with_labels=True), faint()]):
-        phase = Phase("segmenter", tmp_path / str(number), 0, log=lambda _, found: noted.append(found))
-        learner.learn_source("a", slices, None, Stage(lambda part, phase=phase: phase))
+
+        def open_phase(part: str, number: int = number) -> Phase:
+            return Phase(part, tmp_path / str(number) / part, 0, log=lambda _, found: noted.append(found))
+
+        learner.learn_source("a", slices, None, Stage(open_phase))
     strengths = [found["randomisation_strength"] for found in noted if "randomisation_strength" in found]
     assert len(strengths) == 2 and strengths[1] < strengths[0] <= 1
-    assert [settings.randomisation for settings in used] == [calibrate.scale_strength(whole, s) for s in strengths]
+    kinds = [given[2].randomisation for given in used]
+    assert kinds[::2] == [None, None]
+    assert kinds[1::2] == [calibrate.scale_strength(whole, strength) for strength in strengths]
+
+
+def test_a_randomised_segmenter_goes_on_from_the_plain_one(tmp_path, monkeypatch):
+    starts = []
+    monkeypatch.setattr(
+        "garda.methods.base.SupervisedObjective", lambda *given: starts.append(given[-1]) or SupervisedObjective(*given)
+    )
+    fakes.learn_source(fakes.method("randomised"), tmp_path / "randomised")
+    plain = fakes.learn_source(fakes.method("source_only"), tmp_path / "plain")
+    none, start, again = starts
+    assert none is None and again is None
+    fakes.assert_equal(start.state_dict(), plain.segmenter.state_dict())
 
 
 def test_runs_share_what_they_learn_from_the_source(tmp_path):
@@ -225,7 +243,7 @@ def test_runs_share_what_they_learn_from_the_source(tmp_path):
     fakes.assert_equal(fakes.weights(first), fakes.weights(again))
     assert not (tmp_path / "again").exists()
     assert seconds[0] == seconds[1] > 0
-    assert (tmp_path / "other" / "segmenter").exists()
+    assert (tmp_path / "other" / "plain").exists()
     assert not torch.equal(next(iter(fakes.weights(first).values())), next(iter(fakes.weights(other).values())))
     for file in (tmp_path / "cache").glob("*.json"):
         file.write_text("{}")
@@ -241,3 +259,19 @@ def test_a_lesson_is_shown_slices_at_the_readings_zoom(fit):
     areas = [float((learner._show(shown, 8, zoom, seed=0) > 0.5).float().mean()) for zoom in (1.0, 0.5)]
     assert learner._show(shown, 8, 0.5, seed=0).shape[-2:] == TASK.size
     assert areas[1] < areas[0]
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0.85, True), (0.80, False)])
+def test_a_lesson_is_kept_if_slices_say_so_that_were_not_learnt_from(after, kept, tmp_path, monkeypatch):
+    learner, offered = fakes.method("garda"), []
+    learner.settings = learner.settings.model_copy(
+        update={"lesson": learner.settings.lesson.model_copy(update={"gain": 0.02})}
+    )
+    found = Reading(("plain",), 1.0, 0.8, True)
+    monkeypatch.setattr(learner, "_judge", lambda *given: (found, replace(found, agreement=after)))
+    known = fakes.known_by("garda")[0]
+    opened = replace(fakes.stages(tmp_path, 1), offer=offered.extend)
+    learnt = fakes.learn_target(learner, known, "b", opened)
+    (taught,) = (each for each in offered if "taught" in each.name)
+    assert taught.chosen == kept
+    assert any(name not in ("reading.experts", "reading.zoom") for name in learnt.domain_state["b"]) == kept

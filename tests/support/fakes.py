@@ -89,6 +89,9 @@ class FakeSlices(Slices):
         image = self.image[(torch.arange(size) + step) % 8]
         return Batch(image, (image[:, 0] > 0.5).long() if self.with_labels else None)
 
+    def hold_out(self) -> tuple[Slices, Slices]:
+        return self, self
+
     def volumes(self) -> Iterator[torch.Tensor]:
         yield from self.image.split(4)
 
