@@ -1,7 +1,8 @@
 """Which of several networks reads a domain best, without a label: the one that says the same of every view of it.
 
 Slices are turned, scaled and shifted at random, segmented, and the answers turned back; a network that knows what it
-sees gives the answer that it gives to the slice as it is. An answer that is nonsense everywhere agrees with itself, so
+sees gives the answer that it gives to the slice as it is. Every other view is shifted by whole pixels and mirrored alone,
+since interpolation spoils thin structures. An answer that is nonsense everywhere agrees with itself, so
 implausible ones go first: those whose classes take a share of the image that the source's labels never do.
 """
 
@@ -25,6 +26,7 @@ PART = 16  # slices computed at once
 STEP = 16  # a network's sides are multiples of it
 MOST = 0.9  # share of the image that no class exceeds
 VIEWS = GeometrySettings(probability=1.0, degrees=12.0, shift=0.04)  # turned by quarters and mirrored where task allows
+SHIFTS = GeometrySettings(probability=1.0, degrees=0.0, scale=0.0, shift=0.08)  # these too; by whole pixels
 
 
 class ChoiceSettings(Config):
@@ -41,10 +43,10 @@ class ChoiceSettings(Config):
     """
 
     slices: PositiveInt = 64
-    views: PositiveInt = 3
-    several: NonNegativeFloat = 0.015
+    views: PositiveInt = 4
+    several: NonNegativeFloat = 0.012
     zooms: tuple[PositiveFloat, ...] = (0.5, 0.7, 1.4, 2.0)
-    zoomed: NonNegativeFloat = 0.01
+    zoomed: NonNegativeFloat = 0.008
     fewer: float = Field(default=20.0, ge=1)
     more: float = Field(default=4.0, ge=1)
 
@@ -177,7 +179,7 @@ def compare(
         seen += own.sum(dim=(1, 3, 4))
         pixels += shown[:, 0].numel()
         for view in range(settings.views):
-            motion = augment.draw_affine(len(shown), VIEWS, task.any_orientation, shown.device)
+            motion = draw_view(view, shown, task.any_orientation)
             back = invert(motion)
             moved = _ask(experts, augment.warp(shown, motion), groups, compute, back)
             grid = F.affine_grid(back, list(shown.shape), align_corners=False)
@@ -267,6 +269,22 @@ def _resize(image: Tensor, zoom: float) -> Tensor:
     if sides == list(image.shape[-2:]):
         return image
     return F.interpolate(image, size=sides, mode="bilinear", align_corners=False, antialias=True)
+
+
+def draw_view(number: int, image: Tensor, any_orientation: bool) -> Tensor:
+    """(B, 2, 3) motions of (B, C, H, W) slices, as of :func:`garda.data.augment.draw_affine`.
+
+    Args:
+        number: of the view; every second moves by whole pixels alone.
+        image: gives B, H, W and the device.
+        any_orientation: also quarter turns and mirror images.
+    """
+    settings = SHIFTS if number % 2 else VIEWS
+    motion = augment.draw_affine(len(image), settings, any_orientation, image.device)
+    if number % 2:
+        half = torch.tensor([image.shape[-1] / 2, image.shape[-2] / 2], device=image.device)
+        motion[:, :, 2] = (motion[:, :, 2] * half).round() / half
+    return motion
 
 
 def invert(motion: Tensor) -> Tensor:

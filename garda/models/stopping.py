@@ -29,7 +29,7 @@ class StoppingSettings(Config):
 
     every: PositiveInt = 50
     least: PositiveInt = 200
-    patience: PositiveInt = 150
+    patience: PositiveInt = 100
     rise: NonNegativeFloat = 0.004
 
 
