@@ -1,8 +1,8 @@
 """Which of several networks reads a domain best, without a label: the one that says the same of every view of it.
 
 Slices are turned, scaled and shifted at random, segmented, and the answers turned back; a network that knows what it
-sees gives the answer that it gives to the slice as it is. Every other view is shifted by whole pixels and mirrored alone,
-since interpolation spoils thin structures. An answer that is nonsense everywhere agrees with itself, so
+sees gives the answer that it gives to the slice as it is. Every other view is shifted by whole pixels and mirrored
+alone, since interpolation spoils thin structures. An answer that is nonsense everywhere agrees with itself, so
 implausible ones go first: those whose classes take a share of the image that the source's labels never do.
 """
 

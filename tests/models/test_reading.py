@@ -76,6 +76,16 @@ def test_nonsense_everywhere_agrees_and_is_not_plausible():
     assert reading.choose([*found.values()], SETTINGS).name == "sees"
 
 
+def test_every_other_view_moves_whole_pixels():
+    image = torch.rand(6, 1, 16, 32)
+    torch.manual_seed(0)
+    moved = reading.augment.warp(image, reading.draw_view(1, image, any_orientation=False))
+    assert not torch.equal(moved, image)
+    assert torch.isin(moved.mul(1e4).round(), image.mul(1e4).round()).all(), "no value is new"
+    turned = reading.augment.warp(image, reading.draw_view(2, image, any_orientation=False))
+    assert not torch.isin(turned.mul(1e4).round(), image.mul(1e4).round()).all()
+
+
 def test_views_are_turned_back():
     motion = reading.augment.draw_affine(4, GeometrySettings(probability=1, shift=0.1), True, torch.device("cpu"))
     whole = torch.eye(3).repeat(4, 1, 1)
