@@ -2,10 +2,10 @@
 
     python -m benchmarks.pictures --data DIR --out DIR [--target tse_1p5t] [--picture docs/start/strip.png]
 
-DATA is the phantom (`garda phantom --out DIR`). Below OUT, ``source_only`` and the method of ``pipelines/phantom.yaml``
-are run as `make demo` runs them; what is finished already is not run again. The scans are the first test patients of
-the source and of the target, the slice is their middle one; the replayed anatomy is the first drawn that shows every
-class.
+DATA is the phantom (`garda phantom --out DIR`). In OUT, ``source_only`` and the method of ``pipelines/phantom.yaml``
+are compared as `make demo` compares them; what is finished already is not run again. The scans are the first test
+patients of the source and of the target, the slice is their middle one; the replayed anatomy is the first drawn that
+shows every class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from garda.data.volume import Volume, read_volume
 from garda.evaluation.metrics import score_volume
 from garda.handover import format, load
 from garda.handover.load import LoadedPackage
-from garda.methods.base import ReplayMethod
+from garda.methods.replay_method import ReplayMethod
 from garda.models import inference
 
 PIPELINE = Path("pipelines/phantom.yaml")
@@ -39,21 +39,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Run what is not finished, and draw."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description="Draw the README's strip.")
     parser.add_argument("--data", type=Path, required=True, help="the phantom's folder")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the two runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the comparison")
     parser.add_argument("--target", default="tse_1p5t", help="domain that is shown")
     parser.add_argument("--picture", type=Path, default=Path("docs/start/strip.png"))
     asked = parser.parse_args(arguments)
     sequence = read_sequence(PIPELINE)
-    for method in (BEFORE, sequence.method):
-        run = [str(PIPELINE), "--method", method, "--data", str(asked.data), "--out", str(asked.out / method)]
-        cli.app(["run", *run], obj=Stopping(), standalone_mode=False)
+    both = ["--methods", f"{BEFORE},{sequence.method}", "--seeds", "0"]
+    words = ["compare", str(PIPELINE), *both, "--data", str(asked.data), "--out", str(asked.out)]
+    cli.app(words, obj=Stopping(), standalone_mode=False)
     draw(sequence, asked.data, asked.out, asked.target, asked.picture)
 
 
 def draw(sequence: DomainSequence, data: Path, out: Path, target: str, picture: Path) -> None:
     """The strip of two finished runs, written to ``picture``."""
     domain = next(domain for domain in sequence.domains if domain.name == target)
-    ours, before = (open_run(out / method) for method in (sequence.method, BEFORE))
+    ours, before = (open_run(out / "runs" / method / "seed-0") for method in (sequence.method, BEFORE))
     source, scan = (first_test_scan(sequence, each, data) for each in (sequence.source, domain))
     image, anatomy = replay(ours, domain)
     panels: list[tuple[str, Tensor, Tensor | None]] = [
@@ -101,7 +101,8 @@ def read(package: LoadedPackage, scan: Volume, domain: str, sequence: DomainSequ
     """(D, H, W) class indices of a scan, and its Dice, the mean over classes."""
     method, task = package.method, sequence.task
     network = method.compute.prepare(method.network_for(package.knowledge, domain)).eval()
-    found = inference.segment(network, method.standardise(package.knowledge, scan, domain), task, method.compute)
+    shown = method.standardise(package.knowledge, scan, domain)
+    found = inference.segment(network, shown, task, method.compute, package.knowledge.largest)
     if scan.label is None:
         raise ValueError("the scan has no label")
     rows = score_volume(found, scan.label, scan.labelled, scan.spacing_mm, task.classes)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from garda.core.errors import ConfigError, DataError
-from garda.data import preprocess, volume
+from garda.data import components, preprocess, volume
 from garda.data.volume import Frame, Volume
 from garda.handover import load, verify
 from garda.handover.format import CARD
@@ -78,7 +78,7 @@ class Package:
         standardised = method.standardise(knowledge, scan, chosen)
         parts = inference.probabilities(network, standardised, method.task, method.compute)
         found = torch.cat([part.cpu() for part in parts]).movedim(1, 0)
-        labels = found.argmax(dim=0)
+        labels = components.keep_largest(found.argmax(dim=0), knowledge.largest)
         if not isinstance(image, (str, Path)):
             return Segmentation(labels.numpy(), found.numpy())
         stored = np.stack([volume.in_stored_order(share, scan) for share in found])

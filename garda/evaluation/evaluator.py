@@ -9,13 +9,16 @@ from typing import cast
 from torch import Tensor, nn
 
 from garda.core.pseudonyms import Pseudonyms
-from garda.data import checks, volume
+from garda.data import checks, components, holdout, volume
+from garda.data.components import Groups
 from garda.data.sequence import Domain
 from garda.evaluation import metrics
 from garda.evaluation.metrics import Score
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.models import inference
+
+MOST = 20  # scans of the source by which post-processing is chosen
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,32 @@ def score_scans(
     for number, (name, case) in enumerate(cases, start=1):
         scan = volume.read_volume(case, task, scans.data, with_label=True)
         label = cast(Tensor, scan.label)  # the case has a label, which was read
-        predicted = inference.segment(network(name), method.standardise(knowledge, scan, name), task, method.compute)
+        shown = method.standardise(knowledge, scan, name)
+        predicted = inference.segment(network(name), shown, task, method.compute, knowledge.largest)
         patient = scans.pseudonyms.pseudonym("patient", f"{name}/{case.patient}")  # two sites may each have a "001"
         pseudonym = scans.pseudonyms.pseudonym("case", f"{name}/{case.case}")
         found = metrics.score_volume(predicted, label, scan.labelled, scan.spacing_mm, task.classes, scan.affine)
         rows += [Score(stage, name, patient, pseudonym, seed, *row) for row in found]
         progress(number, len(cases))
     return rows
+
+
+def choose_postprocessing(method: Method, knowledge: Knowledge, source: Domain, data: Path) -> Groups:
+    """Of which classes the largest piece alone is to be kept, by scans of the source that are labelled as a whole.
+
+    Args:
+        method: how the source is read.
+        knowledge: after the source.
+        source: its held-out cases are read, or its training cases where there are none.
+        data: the folder that manifest paths are relative to.
+    """
+    train, held_out = holdout.split_cases(source)
+    cases = [case for case in held_out or train if case.labels][:MOST]
+    network = method.compute.prepare(method.network_for(knowledge, source.name)).eval()
+    pairs = []
+    for case in cases:
+        scan = volume.read_volume(case, method.task, data, with_label=True)
+        if scan.label is not None and (scan.labelled is None or scan.labelled.all()):
+            shown = method.standardise(knowledge, scan, source.name)
+            pairs.append((inference.segment(network, shown, method.task, method.compute), scan.label))
+    return components.choose_groups(pairs, len(method.task.classes))

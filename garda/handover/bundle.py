@@ -52,7 +52,7 @@ def write_bundle(exported: Exported, out: Path) -> None:
     notice = exported.notice.replace(CARD, README)
     network = exported.network.networks if isinstance(exported.network, Ensemble) else exported.network
     state, networks = network.state_dict(), len(network) if isinstance(network, nn.ModuleList) else 1
-    config = bundle_config.inference(exported.task, exported.widths, networks, exported.zoom)
+    config = bundle_config.inference(exported.task, exported.widths, networks, exported.zoom, exported.largest)
     texts = {
         "configs/metadata.json": json.dumps(metadata(exported), indent=2) + "\n",
         "configs/inference.json": json.dumps(config, indent=2) + "\n",

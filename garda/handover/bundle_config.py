@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from garda.data.components import Groups
 from garda.data.orientation import PLANES
 from garda.data.task import Task
 from garda.data.volume import LUMA
@@ -26,7 +27,9 @@ COLOURS = (
 SIDES = "[max(1, round(n * float(has) / wants)) for n, has, wants in zip(scan.shape[1:3], scan.pixdim, @spacing)]"
 
 
-def inference(task: Task, widths: Sequence[int], networks: int = 1, zoom: float = 1.0) -> dict[str, Any]:
+def inference(
+    task: Task, widths: Sequence[int], networks: int = 1, zoom: float = 1.0, largest: Groups = ()
+) -> dict[str, Any]:
     """The configuration as plain values, to be run in the bundle's folder.
 
     It reads scans (C, H, W, D) and writes label maps of class indices, uint8, on each scan's own grid.
@@ -36,6 +39,7 @@ def inference(task: Task, widths: Sequence[int], networks: int = 1, zoom: float 
         widths: channels of the network's six levels, see :class:`garda.models.unet.SegmenterSettings`.
         networks: how many there are; of several, the mean of their probabilities counts.
         zoom: factor by which slices are enlarged where nothing is resampled to a spacing.
+        largest: of which classes the largest piece alone is kept.
 
     Raises:
         KeyError: the task's plane is ``acquired``.
@@ -56,7 +60,7 @@ def inference(task: Task, widths: Sequence[int], networks: int = 1, zoom: float 
         mean = "sum(torch.softmax(@slice_inferer(image, each), dim=1) for each in several) / len(several)"
         inferer = {"slice_inferer": inferer["inferer"], "inferer": f"$lambda image, several: ({mean}).log()"}
     return {
-        "imports": ["$import glob", "$import os"],
+        "imports": ["$import glob", "$import os", "$from scipy import ndimage"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/labels'",
@@ -70,7 +74,8 @@ def inference(task: Task, widths: Sequence[int], networks: int = 1, zoom: float 
         "dataset": _component("Dataset", data="$[{'image': i} for i in @datalist]", transform="@preprocessing"),
         "dataloader": _component("DataLoader", dataset="@dataset", batch_size=1, num_workers=0),
         **inferer,
-        "postprocessing": _postprocessing(),
+        **_components(),
+        "postprocessing": _postprocessing(largest),
         "handlers": [_component("CheckpointLoader", **weights, map_location="@device")],
         "evaluator": _component(
             "SupervisedEvaluator", device="@device", val_data_loader="@dataloader", **parts, val_handlers="@handlers"
@@ -148,13 +153,24 @@ def _preprocessing(task: Task) -> dict[str, Any]:
     return _component("Compose", transforms=transforms)
 
 
-def _postprocessing() -> dict[str, Any]:
+def _components() -> dict[str, str]:
+    """The largest piece of a mask, and a label map (1, H, W, D) without a group's other pieces."""
+    return {
+        "piece": "$lambda inside: (lambda pieces: pieces == np.bincount(pieces[inside]).argmax() if inside.any() else "
+        "inside)(ndimage.label(inside)[0])",
+        "keep": "$lambda pred, group: (lambda inside: pred.masked_fill(torch.as_tensor(inside & ~@piece(inside), "
+        "device=pred.device)[None], 0))(np.isin(pred[0].cpu().numpy(), group))",
+    }
+
+
+def _postprocessing(largest: Groups) -> dict[str, Any]:
     names = {"output_dir": "@output_dir", "output_postfix": "seg", "output_ext": "@suffix"}
     plain = {"output_dtype": "$np.uint8", "resample": False, "separate_folder": False, "print_log": False}
     transforms = [
         _component("Activationsd", keys="pred", softmax=True),
         "$lambda data: {**data, 'pred': @from_network(data['pred'], data['scan'])}",
         _component("AsDiscreted", keys="pred", argmax=True),
+        *(f"$lambda data: {{**data, 'pred': @keep(data['pred'], {[*group]})}}" for group in largest),
         _component("Invertd", keys="pred", orig_keys="image", transform="@preprocessing"),
         _component("SaveImaged", keys="pred", **names, **plain),
     ]

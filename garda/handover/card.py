@@ -33,6 +33,7 @@ def write_card(setup: Setup, task: Task, entries: Sequence[LedgerEntry], met: Se
         _head(setup, task, entries, met),
         _table("Sites", _sites(entries)),
         _scores(entries),
+        *_choices(entries),
         _modification(entries[-1]),
         _protocol(setup, entries),
         _impact(entries),
@@ -74,6 +75,18 @@ def _scores(entries: Sequence[LedgerEntry]) -> str:
     if len(rows) == 1:
         return "## Scores\n\nNone of the sites had labelled test scans at hand."
     return _table("Scores", rows, MEANS)
+
+
+def _choices(entries: Sequence[LedgerEntry]) -> Iterable[str]:
+    """How long was learnt and what was chosen, where a method says so."""
+    rows = [
+        (entry.stage, entry.domain, part, name, f"{value:g}" if isinstance(value, float) else value)
+        for entry in entries
+        for part, said in entry.found.items()
+        for name, value in said.items()
+    ]
+    if rows:
+        yield _table("Choices without a target's labels", [("stage", "site", "phase", "what", "found"), *rows])
 
 
 def _modification(entry: LedgerEntry) -> str:

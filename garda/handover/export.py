@@ -76,6 +76,7 @@ def read_exported(
         notice=notice,
         generator=weights,
         zoom=learnt.method.zoom_for(learnt.knowledge, chosen),
+        largest=learnt.knowledge.largest,
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from garda.core import config
 from garda.core.config import SettingsOrigin
 from garda.core.errors import ConfigError, PackageError
+from garda.data.components import Groups
 from garda.data.task import Task
 from garda.handover import format
 from garda.handover.format import SETUP
@@ -91,6 +92,7 @@ class Exported:
         notice: the package's, as Markdown.
         generator: safetensors, where it was asked for.
         zoom: factor by which slices are enlarged before the network reads them.
+        largest: of which classes the largest piece alone is kept.
     """
 
     network: nn.Module
@@ -104,6 +106,7 @@ class Exported:
     notice: str
     generator: bytes | None = None
     zoom: float = 1.0
+    largest: Groups = ()
 
 
 def on_cpu(network: nn.Module) -> nn.Module:

@@ -100,12 +100,13 @@ def describe(exported: Exported) -> dict[str, str]:
     """The model's properties; all but task, domain, package (its digest) and garda (its version) are JSON.
 
     ``size`` is in pixels, ``spacing_mm`` in mm, rows before columns; ``percentiles`` of a scan become 0 and 1; slices
-    are enlarged by ``zoom`` where nothing is resampled to a spacing.
+    are enlarged by ``zoom`` where nothing is resampled to a spacing; of each group of classes in ``largest``, a scan's
+    largest piece alone is to be kept.
     """
     task, intensity = exported.task, exported.task.intensity
     texts = {"task": task.name, "domain": exported.domain, "package": exported.digest, "garda": __version__}
     values = {name: getattr(task, name) for name in ("channels", "classes", "size", "spacing_mm", "fit", "plane")}
-    values |= {"zoom": exported.zoom}
+    values |= {"zoom": exported.zoom, "largest": exported.largest}
     values |= {name: getattr(intensity, name) for name in ("percentiles", "bias_field_correction")}
     return texts | {name: json.dumps(value) for name, value in values.items()}
 

@@ -13,8 +13,9 @@ from garda.core.pseudonyms import Pseudonyms
 from garda.data.sequence import DomainSequence
 from garda.handover import setup
 from garda.handover.setup import RENAMED_METHODS, Plan
-from garda.methods.base import ReplayMethod, SharedSettings
+from garda.methods.base import SharedSettings
 from garda.methods.registry import METHODS
+from garda.methods.replay_method import ReplayMethod
 from garda.safety.audit_report import AuditSettings
 from garda.safety.limits import GateSettings
 

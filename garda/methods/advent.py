@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from garda.core.errors import ConfigError
 from garda.data.dataset import Batch, Slices
-from garda.methods.base import ReplayMethod, TargetTrainingSettings
+from garda.methods.base import TargetTrainingSettings
 from garda.methods.knowledge import Knowledge
+from garda.methods.replay_method import ReplayMethod
 from garda.models.replay import Replay
 from garda.training import distributed, loop, sharding
 from garda.training.cache import Stage

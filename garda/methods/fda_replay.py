@@ -14,8 +14,8 @@ from torch import Tensor
 from garda.core.config import Config
 from garda.core.seeds import derive_seed
 from garda.data.dataset import Slices
-from garda.methods.base import ReplayMethod
 from garda.methods.knowledge import Knowledge
+from garda.methods.replay_method import ReplayMethod
 from garda.models.generator import Anatomy, Generator
 from garda.models.objectives import DistillationSettings
 from garda.models.replay import Replay

@@ -30,8 +30,8 @@ from garda.core.seeds import derive_seed
 from garda.data.dataset import Slices
 from garda.data.preprocess import Grid
 from garda.data.randomise import RandomisationSettings
-from garda.methods.base import ReplayMethod
 from garda.methods.knowledge import Knowledge
+from garda.methods.replay_method import ReplayMethod
 from garda.models import adapter, reading
 from garda.models.lesson import LessonObjective, LessonSettings
 from garda.models.objectives import SupervisedTrainingSettings

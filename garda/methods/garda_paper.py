@@ -5,8 +5,8 @@ Chen et al., "Generative appearance replay for continual unsupervised domain ada
 """
 
 from garda.data.dataset import Slices
-from garda.methods.base import ReplayMethod
 from garda.methods.knowledge import Knowledge
+from garda.methods.replay_method import ReplayMethod
 from garda.models.objectives import DistillationSettings
 from garda.models.stylegan import StyleGenerator
 from garda.models.stylegan_training import StyleGanTrainer, StyleGanTrainerSettings

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from garda.core import files
 from garda.core.errors import CheckpointError
+from garda.data.components import Groups
 from garda.methods import metadata
 from garda.methods.metadata import EXPERTS, Metadata
 from garda.models.generator import Generator
@@ -33,6 +34,7 @@ class Knowledge:
         domain_state: what a method keeps of a domain, by domain and name; at most :func:`domain_state_limit` bytes
             a domain.
         experts: further networks that have learnt the source, by name: some of ``EXPERTS``.
+        largest: of which classes the largest piece alone is kept of every answer, see :mod:`garda.data.components`.
     """
 
     segmenter: BasicUNet
@@ -41,6 +43,7 @@ class Knowledge:
     domains: tuple[str, ...]
     domain_state: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     experts: Mapping[str, BasicUNet] = field(default_factory=dict)
+    largest: Groups = ()
 
     def __post_init__(self) -> None:
         """Refuse a domain state above the limit.
@@ -78,7 +81,8 @@ class Knowledge:
                 weights.save_weights(draft / "generator.safetensors", self.generator.kept_state())
             flat = {f"{domain}/{name}": t for domain, named in self.domain_state.items() for name, t in named.items()}
             weights.save_weights(draft / "statistics.safetensors", flat)
-            described = Metadata(domains=self.domains, draws=None if self.generator is None else self.generator.domains)
+            draws = None if self.generator is None else self.generator.domains
+            described = Metadata(domains=self.domains, draws=draws, largest=self.largest)
             for name, contents in {"knowledge.json": described.model_dump(mode="json"), **(beside or {})}.items():
                 files.write_json(draft / name, contents)
 
@@ -117,6 +121,6 @@ def load_knowledge(
     files_of = {name: folder / f"{name}.safetensors" for name in EXPERTS}
     experts = {name: weights.load_weights(file, build_segmenter()) for name, file in files_of.items() if file.exists()}
     try:
-        return Knowledge(segmenter, source_segmenter, generator, kept.domains, domain_state, experts)
+        return Knowledge(segmenter, source_segmenter, generator, kept.domains, domain_state, experts, kept.largest)
     except ValueError as error:
         raise CheckpointError(folder / "statistics.safetensors", str(error), "copy the file again") from None

@@ -5,6 +5,7 @@ from pathlib import Path
 from garda.core import files
 from garda.core.config import Config
 from garda.core.errors import CheckpointError, RunFolderError
+from garda.data.components import Groups
 from garda.data.sequence import DomainName
 
 EXPERTS = ("plain", "curves")  # networks that have learnt the source otherwise than the segmenter has
@@ -16,10 +17,12 @@ class Metadata(Config):
     Attributes:
         domains: the domains met.
         draws: those that the generator draws; None without one.
+        largest: of which classes the largest piece alone is kept, see :mod:`garda.data.components`.
     """
 
     domains: tuple[DomainName, ...]
     draws: tuple[DomainName, ...] | None
+    largest: Groups = ()
 
 
 def read_metadata(folder: Path) -> Metadata:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from garda.core.config import Config
+from garda.data import components
+from garda.data.components import Groups
 from garda.data.dataset import Slices
 from garda.data.task import Task
 from garda.data.volume import Volume, grid_for
@@ -17,7 +19,9 @@ from garda.training.device import Compute
 from garda.training.loop import Phase
 
 
-def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, batch: int = 16) -> Tensor:
+def segment(
+    segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, largest: Groups = (), batch: int = 16
+) -> Tensor:
     """Segment a whole volume on its own grid; what the crop left out is background.
 
     Args:
@@ -25,6 +29,7 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
         volume: any volume read for ``task``.
         task: gives the network's grid.
         compute: device and precision.
+        largest: of which classes the largest piece alone is kept.
         batch: slices or windows computed at once.
 
     Returns:
@@ -42,13 +47,13 @@ def segment(segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, 
     torch.Size([2, 16, 16])
     """
     found = probabilities(segmenter, volume, task, compute, batch)
-    return torch.cat([part.argmax(dim=1).cpu() for part in found])
+    return components.keep_largest(torch.cat([part.argmax(dim=1).cpu() for part in found]), largest)
 
 
 def probabilities(
     segmenter: nn.Module, volume: Volume, task: Task, compute: Compute, batch: int = 16
 ) -> Iterator[Tensor]:
-    """The probabilities that :func:`segment` takes the largest of, with its arguments.
+    """The probabilities that :func:`segment` decides by, with its arguments.
 
     Yields:
         (d, K, H, W) float32 in [0, 1] on ``compute``'s device, of the following d slices.

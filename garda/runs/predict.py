@@ -148,7 +148,7 @@ def _prepare(learnt: LoadedPackage, domain: str, onnx: bool) -> Callable[[Volume
     own = method.network_for(knowledge, domain)
     network = OnnxNetwork(own, method.task.channels) if onnx else method.compute.prepare(own).eval()
     return lambda volume: inference.segment(
-        network, method.standardise(knowledge, volume, domain), method.task, method.compute
+        network, method.standardise(knowledge, volume, domain), method.task, method.compute, knowledge.largest
     )
 
 

@@ -5,7 +5,7 @@ sees labelled test scans and learns nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from garda import __version__
 from garda.core import files
 from garda.core.errors import TrainingError
-from garda.data import holdout, volume
+from garda.data import components, holdout, volume
 from garda.data.checks import without_label
 from garda.data.dataset import Slices
 from garda.data.manifest import Case
@@ -112,6 +112,7 @@ def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Kn
         if before is None:
             slices, held_out = read_source(run, domain, folder)
             knowledge = method.learn_source(domain.name, slices, held_out, stage)
+            knowledge = replace(knowledge, largest=_choose_postprocessing(run, method, domain, knowledge, stage))
             measuring = (method, knowledge, slices, run.settings.gate, run.sequence.seed)
             measured = distributed.on_rank_zero(lambda: gate.measure_baseline(*measuring))
             found: dict[str, Any] = {"decision": "source", "reference": measured}
@@ -137,6 +138,17 @@ def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Kn
             )
             knowledge.save(run.kept(domain), {OPEN: record.model_dump(mode="json")})
     return knowledge
+
+
+def _choose_postprocessing(
+    run: Run, method: Method, domain: Domain, knowledge: Knowledge, stage: Stage
+) -> components.Groups:
+    """Of which classes the largest piece alone is kept from now on; the ledger says their names."""
+    chosen = distributed.on_rank_zero(lambda: evaluator.choose_postprocessing(method, knowledge, domain, run.data))
+    if chosen:
+        names = ["+".join(run.sequence.task.classes[each] for each in group) for group in chosen]
+        stage("postprocessing").note({"largest piece of": ", ".join(names)})
+    return chosen
 
 
 def _adapt(

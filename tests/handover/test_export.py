@@ -17,6 +17,7 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow, verify_net_in_out
 from PIL import Image
+from scipy import ndimage
 
 from garda import __version__
 from garda.core.errors import ConfigError, GardaError, PackageError
@@ -84,7 +85,8 @@ def assert_same_labels(exported: Exported, images: Path, folder: Path, suffix: s
     for file in files:
         volume = scans.read(file, exported.task)
         own = folder / prediction_name(file)
-        write_label_map(inference.segment(exported.network, volume, exported.task, compute), volume, own)
+        label = inference.segment(exported.network, volume, exported.task, compute, exported.largest)
+        write_label_map(label, volume, own)
         other = folder / "labels" / file.name.replace(suffix, f"_seg{suffix}")
         ours, theirs = load(own), load(other)
         assert (ours != theirs).sum() <= 1e-3 * np.logical_or(ours, theirs).sum(), file.name
@@ -114,6 +116,14 @@ def test_a_bundle_gives_the_labels_of_the_package(pipeline, exported, tmp_path):
 def test_a_bundle_reads_scans_as_the_task_says(changes, exported, tmp_path):
     task = Task.model_validate({**TASK.model_dump(), **changes})
     assert_same_labels(scans.untrained(exported, task), scans.write_scans(tmp_path / "images"), tmp_path)
+
+
+@pytest.mark.parametrize("largest", [((1,), (2,)), ((1, 2),)])
+def test_a_bundle_keeps_the_largest_piece(largest, exported, tmp_path):
+    changed = replace(scans.untrained(exported, TASK), largest=largest)
+    assert_same_labels(changed, scans.write_scans(tmp_path / "images"), tmp_path)
+    label = load(next((tmp_path / "labels").iterdir()))
+    assert all(ndimage.label(np.isin(label, group))[1] == 1 for group in largest)
 
 
 def test_a_bundle_reads_a_nearly_black_scan(exported, tmp_path):
@@ -172,6 +182,7 @@ def test_onnx_runtime_is_told_what_the_network_reads_and_gives_its_logits(export
         "spacing_mm": "[2.5, 2.5]",
         "fit": '"crop"',
         "plane": '"axial"',
+        "largest": "[]",
         "percentiles": "[0.5, 99.5]",
         "zoom": "1.0",
         "bias_field_correction": "false",

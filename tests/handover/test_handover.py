@@ -549,4 +549,5 @@ def test_the_card_tells_what_the_package_is(finished):
         assert words in card
     entry = ledger.parse_lines(format.find_stage(finished), ledger.read_lines(format.find_stage(finished)))[-1]
     assert f"| 2 | {SITES[2]} | {entry.month} | 2 | 2 | 4 | never read | {entry.decision} |" in card
+    assert f"| 0 | {SITES[0]} | plain | steps | 4 |" in card
     assert all(line == line.rstrip() and len(line) <= 160 for line in card.splitlines())

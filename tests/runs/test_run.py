@@ -92,9 +92,8 @@ def test_every_domain_is_scored_after_every_stage(finished):
     assert len((out / "matrix.csv").read_text().splitlines()) == 4
     assert tracker.status == "finished"
     assert {f"dice/{site}/myocardium" for site in SITES} <= {name for stage, name in tracker.metrics if stage == 2}
-    assert {(f"{stage}-{part}") for stage in STAGES for part in ("segmenter", "generator")} == {
-        stage for stage, _ in tracker.curves
-    }
+    phases = {f"{stage}-{part}" for stage in STAGES for part in ("segmenter", "generator")}
+    assert {phase for phase, _ in tracker.curves} == phases | {f"{STAGES[0]}-plain"}
 
 
 def test_nothing_but_knowledge_stays_of_a_stage(finished):
@@ -403,7 +402,7 @@ def test_signals_end_with_a_checkpoint_and_their_exit_code(pipeline, tmp_path, n
     process = subprocess.Popen(
         command(long, tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    checkpoint = tmp_path / "run" / "stages" / STAGES[0] / "training" / "segmenter" / "checkpoint.pt"
+    checkpoint = tmp_path / "run" / "stages" / STAGES[0] / "training" / "plain" / "checkpoint.pt"
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.05)
     written = checkpoint.stat().st_mtime_ns
@@ -411,7 +410,7 @@ def test_signals_end_with_a_checkpoint_and_their_exit_code(pipeline, tmp_path, n
     _, errors = process.communicate()
     assert process.returncode == code
     assert errors.splitlines()[-1] == (
-        f"{STAGES[0]}-segmenter: stopped on request; run the same command again to go on from here"
+        f"{STAGES[0]}-plain: stopped on request; run the same command again to go on from here"
     )
     assert checkpoint.stat().st_mtime_ns > written
 

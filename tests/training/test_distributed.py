@@ -109,7 +109,7 @@ class StopNow(StopAt):
     """A tracker that asks for a stop at the first step it is told of."""
 
     def __init__(self) -> None:
-        super().__init__(f"0-{SITES[0]}-segmenter", -1)
+        super().__init__(f"0-{SITES[0]}-plain", -1)
 
     def losses(self, stage, step, values):
         super().losses(stage, self.step, values)
@@ -128,7 +128,7 @@ def test_the_command_starts_the_other_process_and_goes_on_with_another_number_of
         "checkpoint_seconds=0.5",
     )
     process = subprocess.Popen(words, env=without_meeting(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    checkpoint = tmp_path / "out" / "stages" / f"0-{SITES[0]}" / "training" / "segmenter" / "checkpoint.pt"
+    checkpoint = tmp_path / "out" / "stages" / f"0-{SITES[0]}" / "training" / "plain" / "checkpoint.pt"
     for _ in range(1200):
         if checkpoint.exists() or process.poll() is not None:
             break
