@@ -73,8 +73,7 @@ def run(
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.data.sequence import read_sequence
-    from garda.evaluation.continual import forgetting, matrix, summary
-    from garda.evaluation.tables import matrix_table
+    from garda.evaluation.tables import run_table
     from garda.handover.format import find_stage
     from garda.handover.settings import parse_settings
     from garda.handover.verify import open_package
@@ -101,17 +100,14 @@ def run(
         for entry in found.entries:
             if not entry.learnt:
                 console.line(f"left out: {entry.domain}, which the gate refused; its row is that of the stage before")
-        if not scores:
-            return
-        dice = matrix(scores, [domain.name for domain in sequence.domains], "dice")
-        console.show(matrix_table(dice, sequence.task.same_patient_in_splits))
-        console.line(", ".join(f"{name} {value:.3f}" for name, value in summary(dice).items()))
-        lost = forgetting(dice)
-        if lost.worst > 0:
-            console.line(f"most forgotten: {lost.worst_domain}, {lost.worst:.3f}")
-        here = (out / "mlflow.db").exists()
-        metrics = f"garda ui --out {out}" if here else "in the store that MLFLOW_TRACKING_URI names"
-        console.line(f"every score: {out / 'scores.csv'}; metrics: {metrics}")
+        if scores:
+            names = [domain.name for domain in sequence.domains]
+            table, lines = run_table(scores, names, sequence.task.same_patient_in_splits)
+            console.show(table)
+            for line in (*lines, f"every score: {out / 'scores.csv'}"):
+                console.line(line)
+        where = f"garda ui --out {out}" if (out / "mlflow.db").exists() else "in the store of MLFLOW_TRACKING_URI"
+        console.line(f"metrics: {tracker.check_delivered()}, {where}")
 
 
 @app.command()

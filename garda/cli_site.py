@@ -150,6 +150,8 @@ def adapt(
         own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
         hop = Hop(package, manifest, data, out, *own, name, changes, trust or (), sign, force, audited, expect)
         _tell(adapt_package(hop), console)
+        if tracked:
+            console.line(f"metrics: {tracker.check_delivered()}")
 
 
 @app.command()

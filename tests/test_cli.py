@@ -1,6 +1,7 @@
 """The command line: what it prints, where it stops, and what it imports."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,9 @@ def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsy
     assert cli.garda(*words, "--method", "source_only", "--seed", "3") == 0
     printed = capsys.readouterr().out
     assert "after stage" in printed and f"2 {SITES[2]}" in printed and "forgetting" in printed
-    assert printed.splitlines()[-1] == f"every score: {out / 'scores.csv'}; metrics: garda ui --out {out}"
+    scores, metrics = printed.splitlines()[-2:]
+    assert scores == f"every score: {out / 'scores.csv'}"
+    assert re.fullmatch(rf"metrics: (\d+) of \1 metrics delivered, garda ui --out {out}", metrics)
     assert (out / "mlflow.db").exists()
 
 

@@ -8,6 +8,7 @@
     ├── TrainingError     a loss stopped being a number
     ├── PackageError      a package is damaged, or is not what its ledger says
     ├── Refused           a target's stage did not pass the gate; exit code 3
+    ├── Undelivered       all is done, but the tracking store has not got every metric; exit code 4
     └── Problems          several of these in one go
     Interrupted           Ctrl-C (exit code 130) or SIGTERM (exit code 75), after a checkpoint
 
@@ -65,6 +66,12 @@ class Refused(GardaError):
     """A target's stage did not pass the gate; the package stays what it was."""
 
     exit_code = 3
+
+
+class Undelivered(GardaError):
+    """All is done, but the tracking store has not got every metric."""
+
+    exit_code = 4
 
 
 class Interrupted(BaseException):

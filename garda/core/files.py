@@ -178,6 +178,15 @@ def _locked(home: Path) -> Iterator[None]:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """No other process is within such a block of the same folder, where the file system has locks."""
+    with _opened(folder) as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def _opened(folder: Path) -> Iterator[int]:
     """A folder's descriptor; refuses a link."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

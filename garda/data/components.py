@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-Groups = tuple[tuple[int, ...], ...]  # of classes; each group is one object
+from garda.data.task import Groups
 
 
 def keep_largest(label: Tensor, groups: Groups) -> Tensor:

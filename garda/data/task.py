@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from garda.core.config import Config
 
+Groups = tuple[tuple[int, ...], ...]  # of classes; each group is one object
+
 
 class Intensity(Config):
     """How a volume's intensities become numbers in [0, 1]; nothing here looks at a label.

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from garda.core.pseudonyms import Pseudonyms
 from garda.data import checks, components, holdout, volume
-from garda.data.components import Groups
 from garda.data.sequence import Domain
+from garda.data.task import Groups
 from garda.evaluation import metrics
 from garda.evaluation.metrics import Score
 from garda.methods.base import Method

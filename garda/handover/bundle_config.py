@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from garda.data.components import Groups
 from garda.data.orientation import PLANES
-from garda.data.task import Task
+from garda.data.task import Groups, Task
 from garda.data.volume import LUMA
 
 BATCH = 16  # slices or windows computed at once

@@ -12,8 +12,7 @@ from torch import nn
 from garda.core import config
 from garda.core.config import SettingsOrigin
 from garda.core.errors import ConfigError, PackageError
-from garda.data.components import Groups
-from garda.data.task import Task
+from garda.data.task import Groups, Task
 from garda.handover import format
 from garda.handover.format import SETUP
 from garda.handover.ledger import LedgerEntry

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from garda.core import files
 from garda.core.errors import CheckpointError
-from garda.data.components import Groups
+from garda.data.task import Groups
 from garda.methods import metadata
 from garda.methods.metadata import EXPERTS, Metadata
 from garda.models.generator import Generator

@@ -5,8 +5,8 @@ from pathlib import Path
 from garda.core import files
 from garda.core.config import Config
 from garda.core.errors import CheckpointError, RunFolderError
-from garda.data.components import Groups
 from garda.data.sequence import DomainName
+from garda.data.task import Groups
 
 EXPERTS = ("plain", "curves")  # networks that have learnt the source otherwise than the segmenter has
 

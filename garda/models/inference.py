@@ -11,9 +11,8 @@ from torch.optim.swa_utils import update_bn
 
 from garda.core.config import Config
 from garda.data import components
-from garda.data.components import Groups
 from garda.data.dataset import Slices
-from garda.data.task import Task
+from garda.data.task import Groups, Task
 from garda.data.volume import Volume, grid_for
 from garda.training.device import Compute
 from garda.training.loop import Phase

@@ -10,7 +10,7 @@ The tables are made from every finished run in the folder, whichever call of the
 
 from garda.core import files
 from garda.core.console import Console
-from garda.core.errors import GardaError, TrainingError, raise_all
+from garda.core.errors import GardaError, TrainingError, Undelivered, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
 from garda.data.task import Task
@@ -33,7 +33,7 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
     """
     common, asked = compare_plan.plan_runs(request, pseudonyms)
     files.write_json(request.out / "comparison.json", common.model_dump(mode="json"))
-    failed: list[GardaError] = []
+    failed, late = list[GardaError](), None
     for planned in asked:
         if planned.finished:
             console.line(f"{planned.name}: finished before")
@@ -41,9 +41,13 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
         write_tables(request, gather(request, common, planned.sequence.task))  # whatever ends this run, they are there
         console.line(f"{planned.name}:")
         try:
-            run.run_sequence(_open(request, planned, console, stopping, pseudonyms))
+            opened = _open(request, planned, console, stopping, pseudonyms)
+            run.run_sequence(opened)
+            opened.tracker.check_delivered()
         except TrainingError as error:
             failed.append(TrainingError(f"{planned.name}, {error.where}", error.what, error.remedy))
+        except Undelivered as error:
+            late = Undelivered(f"{planned.name}, {error.where}", error.what, error.remedy)
     comparison = gather(request, common, asked[0].sequence.task)
     for table in write_tables(request, comparison):
         console.show(tables.rich_table(table))
@@ -52,6 +56,8 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
         figures.draw_curves(request.out / "curves.png", comparison)
         console.line(f"every number, and pictures: {request.out}")
     raise_all(failed)
+    if late is not None:
+        raise late
 
 
 def gather(request: Request, common: Common, task: Task) -> Comparison:

@@ -13,15 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, make_dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
 
 from garda.core import files
+from garda.core.errors import Undelivered
 from garda.runs.tracking import RunDescription, Status
 
 JOURNAL, STATE = "tracking.jsonl", "tracking.json"
 SEND_SECONDS = 10.0  # between two deliveries in the course of a stage, so that curves can be watched
+DEADLINE_SECONDS = 30.0  # for one delivery; a store that takes longer is asked no more by this process
 Kind = Literal["start", "losses", "stage_ended", "artifact", "finish"]
 
 
@@ -69,6 +72,23 @@ class _Delivery(BaseModel):
 _DELIVERIES = TypeAdapter(dict[str, _Delivery])
 
 
+class LostError(Exception):
+    """The store does not know what it has taken before: it is another one."""
+
+
+class PermanentError(Exception):
+    """The store will not take this however often it is sent.
+
+    Args:
+        what: is wrong.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what)
+        self.what, self.remedy = what, remedy
+
+
 class Store(Protocol):
     """Where events are sent.
 
@@ -79,7 +99,7 @@ class Store(Protocol):
     name: str
 
     def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
-        """Take events in order; may raise anything, and is then given the same events again.
+        """Take events in order; may raise anything, and is then given the same events again, of a lost run all.
 
         Args:
             events: at least one; the first ever is a start. Events that were taken before change nothing.
@@ -100,6 +120,8 @@ class Journalled:
         """
         self._out, self._store, self._tell = out, store, tell
         self._told, self._reachable, self._sent = False, True, 0.0
+        self._problem: tuple[str, str] | None = None
+        self._late, self._reported = False, 0
         self._key, self._last = uuid.uuid4().hex, 0
         self._stages: Sequence[str] = ()
         self._deliveries = {store.name: _Delivery()}
@@ -148,10 +170,19 @@ class Journalled:
         self._add("finish", {"status": status})
         self._send()
 
+    def check_delivered(self) -> str:
+        """See :class:`~garda.runs.tracking.Tracker`."""
+        told = f"{self._reported - sum(map(_count, self._pending))} of {self._reported} metrics delivered"
+        if self._pending:
+            what, remedy = self._problem or ("", "run the same command again when it can be written")
+            raise Undelivered(self._store.name, f"{told}{', ' * bool(what)}{what}", remedy)
+        return told
+
     def _remember(self, event: Event) -> None:
         """Take note of an event: it is to be sent, and is not to be told again."""
         self._last = max(self._last, event.number)
         self._pending.append(event)
+        self._reported += _count(event)
         values = event.values
         if event.kind == "losses":
             self._last_step |= {(values["stage"], values["part"], loss): values["step"] for loss in values["values"]}
@@ -172,26 +203,63 @@ class Journalled:
 
     def _send(self) -> None:
         self._sent = time.monotonic()
-        if not self._pending:
+        if not self._pending or self._problem or self._late:
             return
         delivery = self._deliveries[self._store.name]
         try:
-            self._store.deliver(self._pending, delivery.ids)
+            try:
+                self._deliver(delivery.ids)
+            except LostError:
+                delivery.ids.clear()
+                self._pending = _read(self._out / JOURNAL)
+                self._deliver(delivery.ids)
             delivery.delivered, self._pending = self._pending[-1].number, []
             files.write_json(self._out / STATE, _DELIVERIES.dump_python(self._deliveries))
             self._reachable = True
+        except PermanentError as error:
+            self._reachable, self._problem = False, (error.what, error.remedy)
+            self._tell_once(self._store.name, error)
         except Exception as error:  # whatever a store raises, a run goes on
             self._reachable = False
             self._tell_once(self._store.name, error)
 
+    def _deliver(self, ids: dict[str, str]) -> None:
+        """Hand over what is pending, within a deadline: a server that drips bytes must not hold up a run."""
+        raised: list[Exception] = []
+
+        def deliver() -> None:
+            try:
+                self._store.deliver(self._pending, ids)
+            except Exception as error:
+                raised.append(error)
+
+        sending = Thread(target=deliver, daemon=True)
+        sending.start()
+        sending.join(DEADLINE_SECONDS)
+        self._late = sending.is_alive()
+        if self._late:
+            raise TimeoutError
+        for error in raised:
+            raise error
+
     def _tell_once(self, where: str, error: Exception) -> None:
-        if not self._told:
-            self._told = True
-            self._tell(  # the error's own text may hold passwords and this machine's paths
-                f"{where}: tracking does not work ({type(error).__name__}) and the run goes on; "
-                "see that it can be reached and written, and what is missing is sent later, "
-                "or when the same command is run again"
-            )
+        if self._told:
+            return
+        self._told = True
+        what = f"tracking does not work ({type(error).__name__}) and the run goes on"  # its text may hold passwords
+        remedy = (
+            "see that it can be reached and written, and what is missing is sent later, or when the same command is "
+            "run again"
+        )
+        if self._problem:
+            what, remedy = f"{self._problem[0]}, and the run goes on without", self._problem[1]
+        self._tell(f"{where}: {what}; {remedy}")
+
+
+def _count(event: Event) -> int:
+    """The number of metrics in an event."""
+    numbers = event.values.get({"losses": "values", "stage_ended": "metrics"}.get(event.kind, ""), {})
+    return len(numbers)
 
 
 def _split(name: str, stages: Sequence[str]) -> tuple[str, str]:

@@ -14,7 +14,6 @@ import itertools
 import json
 import logging
 import os
-import re
 import socket
 import sys
 from collections import defaultdict
@@ -27,15 +26,16 @@ from urllib.parse import urlsplit
 
 from garda.core import files
 from garda.core.errors import ConfigError, RunFolderError
-from garda.runs.journal import Event, Journalled
+from garda.runs import mlflow_words
+from garda.runs.journal import Event, Journalled, LostError, PermanentError
 from garda.runs.tracking import Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput, Metric
+    from mlflow.entities import DatasetInput, Experiment, Metric, RunInfo
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-KEY_CHARACTERS, VALUE_CHARACTERS, DIGEST_CHARACTERS = 250, 6000, 36  # the most that MLflow takes
+DIGEST_CHARACTERS = 36  # the most that MLflow takes
 MOST_A_CALL = {"metrics": 1000, "params": 100, "tags": 100}
 OFFLINE = {  # a hospital's network may end at the door, and a store that is down must not hold up training
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -64,22 +64,45 @@ class MLflow:
         database = (home or out).resolve() / DATABASE
         self._out, self._label = out, label
         self._uri = uri or f"sqlite:///{database}"
-        self.name = re.sub(r"//[^/@\s]+@", "//", uri) if uri else os.path.relpath(database, out.resolve())  # no login
+        self.name = mlflow_words.without_secrets(uri) if uri else os.path.relpath(database, out.resolve())
 
     def deliver(self, events: Sequence[Event], ids: dict[str, str]) -> None:
-        """See :class:`~garda.runs.journal.Store`; each kind of event has its method. Raises whatever MLflow raises."""
-        for kind, group in itertools.groupby(events, attrgetter("kind")):
-            take = getattr(self, f"_{kind}")
-            take(list(group), ids)
+        """See :class:`~garda.runs.journal.Store`; each kind of event has its method.
+
+        Raises:
+            LostError: the ids are unknown: this is not the store that gave them.
+            PermanentError: the store can be reached, and will not take this.
+            Exception: whatever else MLflow raises.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            for run_id in list(ids.values())[:1]:
+                self._refuse_deleted(self._client.get_run(run_id).info)
+            for kind, group in itertools.groupby(events, attrgetter("kind")):
+                take = getattr(self, f"_{kind}")
+                take(list(group), ids)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and ids:
+                raise LostError from None
+            raise mlflow_words.explain(error) from None
+        except Exception as error:
+            raise mlflow_words.explain(error) from None
 
     @cached_property
     def _artifact_root(self) -> str | None:
         """Where artifacts of a database store go, as a URI; None lets a server decide."""
         scheme = urlsplit(self._uri).scheme.split("+")[0]
-        if scheme == "sqlite":
-            database = Path(self._uri.partition(":///")[2].partition("?")[0])
-            return database.resolve().with_name(ARTIFACTS).as_uri()
+        if self._database is not None:
+            return self._database.with_name(ARTIFACTS).as_uri()
         return (self._out.resolve() / ARTIFACTS).as_uri() if scheme in ("postgresql", "mysql", "mssql") else None
+
+    @cached_property
+    def _database(self) -> Path | None:
+        """The file of an SQLite store."""
+        if urlsplit(self._uri).scheme.split("+")[0] != "sqlite":
+            return None
+        return Path(self._uri.partition(":///")[2].partition("?")[0]).resolve()
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -91,6 +114,12 @@ class MLflow:
 
             # the first to open a database notes a folder for MLflow's "Default" experiment: the working directory,
             # which may be the data folder, unless it is told another
+            if self._database is not None and not self._database.exists():
+                self._database.parent.mkdir(parents=True, exist_ok=True)
+                with files.locked(self._database.parent):
+                    if not self._database.exists():
+                        with files.replacing(self._database) as draft:  # half a database would be of no use for good
+                            SqlAlchemyStore(f"sqlite:///{draft}", self._artifact_root).engine.dispose()
             SqlAlchemyStore(self._uri, self._artifact_root)
         return MlflowClient(self._uri, registry_uri=self._uri)
 
@@ -106,8 +135,8 @@ class MLflow:
         tags = {f"garda.manifest.{domain}": digest for domain, digest, _ in run["manifests"]}
         tags |= {LABEL_TAG: self._label} if self._label else {}
         tags["garda.domains"] = " > ".join(domain for domain, _, _ in run["manifests"])
-        self._log(ids[""], "tags", [RunTag(metric_name(key), value) for key, value in tags.items()])
-        parameters = flatten({"method": run["method"], "seed": run["seed"]} | run["parameters"])
+        self._log(ids[""], "tags", [RunTag(mlflow_words.metric_name(key), value) for key, value in tags.items()])
+        parameters = mlflow_words.flatten({"method": run["method"], "seed": run["seed"]} | run["parameters"])
         self._log(ids[""], "params", [Param(key, value) for key, value in parameters.items()])
         datasets = [_dataset("target" if index else "source", *row) for index, row in enumerate(run["manifests"])]
         self._client.log_inputs(ids[""], datasets=datasets)
@@ -118,8 +147,8 @@ class MLflow:
         points: dict[str, list[Metric]] = defaultdict(list)
         for event in events:
             values = event.values
-            for loss, value in values["values"].items():
-                key = metric_name("/".join(filter(None, ("loss", values["part"], loss))))
+            names = ["/".join(filter(None, ("loss", values["part"], loss))) for loss in values["values"]]
+            for key, value in zip(mlflow_words.distinct(names), values["values"].values(), strict=True):
                 points[values["stage"]].append(Metric(key, value, event.time, values["step"]))
         for stage, metrics in points.items():
             child = self._child(stage, events[0].time, ids)
@@ -131,9 +160,11 @@ class MLflow:
 
         for event in events:
             seen, scores = event.values["seen"], event.values["metrics"]
-            metrics = [Metric(metric_name(name), value, event.time, seen) for name, value in scores.items()]
-            self._log(ids[""], "metrics", metrics)
-            self._end(self._child(event.values["stage"], event.time, ids), "FINISHED", event.time)
+            named = zip(mlflow_words.distinct(scores), scores.values(), strict=True)
+            self._log(ids[""], "metrics", [Metric(name, value, event.time, seen) for name, value in named])
+            child = self._child(event.values["stage"], event.time, ids)
+            self._open(child)  # it may have been stopped, and learnt by a later process
+            self._end(child, "FINISHED", event.time)
 
     def _artifact(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         """Send each file once, as it is now; one that is gone has nothing to show."""
@@ -151,7 +182,15 @@ class MLflow:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             return self._client.create_experiment(name, artifact_location=self._artifact_root)
+        _refuse_deleted_experiment(found)
         return str(found.experiment_id)
+
+    def _refuse_deleted(self, run: RunInfo) -> None:
+        _refuse_deleted_experiment(self._client.get_experiment(run.experiment_id))
+        if run.lifecycle_stage == "deleted":
+            raise PermanentError(
+                f"its run {run.run_name!r} was deleted", f"restore it: mlflow runs restore --run-id {run.run_id}"
+            )
 
     def _child(self, stage: str, time: int, ids: dict[str, str]) -> str:
         if stage not in ids:
@@ -184,6 +223,12 @@ class MLflow:
             self._client.log_batch(run_id, **batch, synchronous=True)
 
 
+def _refuse_deleted_experiment(found: Experiment) -> None:
+    if found.lifecycle_stage == "deleted":
+        remedy = f"restore it: mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise PermanentError(f"its experiment {found.name!r} was deleted", remedy)
+
+
 def _silence() -> None:
     """Send nothing to MLflow's makers and print warnings alone, also where MONAI has imported MLflow before."""
     for name, value in OFFLINE.items():
@@ -192,37 +237,6 @@ def _silence() -> None:
 
     set_telemetry_client()
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as MLflow's parameters: ``{"a": {"b": 1}}`` as ``{"a.b": "1"}``.
-
-    Values are JSON, text without its quotes; of an absolute path the file's name alone is kept. Keys and values are cut
-    to the lengths that MLflow takes.
-
-    >>> flatten({"source": {"steps": 20}, "weights": "/models/vgg19.pt"})
-    {'source.steps': '20', 'weights': 'vgg19.pt'}
-    """
-    flat: dict[str, str] = {}
-    for name, value in settings.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{key}.")
-            continue
-        text = value if isinstance(value, str) else json.dumps(value)
-        flat[metric_name(key)] = (Path(text).name if Path(text).is_absolute() else text)[:VALUE_CHARACTERS]
-    return flat
-
-
-def metric_name(name: str) -> str:
-    """The nearest name that MLflow takes: letters, digits, ``_-.:/`` and spaces, a plain path, 250 characters.
-
-    >>> metric_name("dice/Site (3 T)/a")
-    'dice/Site _3 T_/a'
-    """
-    cleaned = re.sub(r"[^/\w.\- :]", "_", name)
-    parts = ("_" if part in ("", ".", "..") else part for part in cleaned.split("/"))
-    return "/".join(parts)[:KEY_CHARACTERS].rstrip("/")
 
 
 def _dataset(context: str, domain: str, digest: str, cases: Mapping[str, int]) -> DatasetInput:

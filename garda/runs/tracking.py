@@ -65,6 +65,13 @@ class Tracker(Protocol):
     def finish(self, status: Status) -> None:
         """The process is done with the run."""
 
+    def check_delivered(self) -> str:
+        """How many metrics of the run its store has, in words.
+
+        Raises:
+            Undelivered: not all.
+        """
+
 
 @dataclass
 class InMemory:
@@ -112,3 +119,7 @@ class InMemory:
     def finish(self, status: Status) -> None:
         """See :class:`Tracker`."""
         self.status = status
+
+    def check_delivered(self) -> str:
+        """See :class:`Tracker`."""
+        return "no store"

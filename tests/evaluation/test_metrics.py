@@ -117,7 +117,7 @@ def test_labelled_test_scans_alone_are_read_one_at_a_time_and_named_by_pseudonym
         done.append(f"read {case.case}")
         return scan if with_label else None
 
-    def segment(network: str, standardised: str, task: SimpleNamespace, compute: SimpleNamespace) -> Tensor:
+    def segment(network: str, standardised: str, task: SimpleNamespace, *_: object) -> Tensor:
         done.append(f"segment {standardised} with {network}")
         return torch.zeros_like(scan.label)
 
@@ -131,14 +131,16 @@ def test_labelled_test_scans_alone_are_read_one_at_a_time_and_named_by_pseudonym
     )
     named = SimpleNamespace(pseudonym=lambda kind, name: f"{kind} {name}")
     scans = evaluator.TestScans(DOMAINS, Path("data"), named)
-    first, second = evaluator.score_scans(scans, method, None, 1, 7, lambda *ready: done.append(ready))
+    first, second = evaluator.score_scans(
+        scans, method, SimpleNamespace(largest=()), 1, 7, lambda *ready: done.append(ready)
+    )
     assert done[:3] == ["read a", "segment scan of first with network of first", (1, 2)]
     assert done[3:] == ["read a", "segment scan of second with network of second", (2, 2)]
     diagonal = math.hypot(10.0, 4.0, 2.0)
     assert first == Score(1, "first", "patient first/patient of a", "case first/a", 7, "cord", 0.0, diagonal, "mm")
     assert second == replace(first, domain="second", patient="patient second/patient of a", case="case second/a")
     keyed = replace(scans, pseudonyms=Pseudonyms(b"k" * 32))  # one name at two hospitals is two persons
-    first, second = evaluator.score_scans(keyed, method, None, 1, 7, lambda *ready: None)
+    first, second = evaluator.score_scans(keyed, method, SimpleNamespace(largest=()), 1, 7, lambda *ready: None)
     assert first.patient != second.patient and first.case != second.case
 
 

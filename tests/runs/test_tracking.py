@@ -7,8 +7,10 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from garda.core.errors import ConfigError, RunFolderError
-from garda.runs import mlflow
+from garda.core.errors import ConfigError, RunFolderError, Undelivered
+from garda.runs import journal, mlflow, mlflow_words
 from garda.runs.journal import Event, Journalled
 from garda.runs.mlflow import MLflow
 from garda.runs.tracking import InMemory, RunDescription, Tracker
@@ -133,6 +135,14 @@ def used(out: Path, finished: Path) -> Path:
     return out
 
 
+@pytest.fixture
+def again(used: Path, finished: Path) -> Path:
+    """The finished run, to go on with."""
+    for name in ("tracking.json", "tracking.jsonl", "scores.csv"):
+        shutil.copy(finished / name, used)
+    return used
+
+
 def test_a_store_gets_what_happened_in_order(out: Path):
     store = Recorder()
     whole_run(Journalled(out, store, pytest.fail), out)
@@ -145,6 +155,19 @@ def test_a_store_gets_what_happened_in_order(out: Path):
         {"dice/SiteA/cord", "dice/SiteB/cord"},
         {"dice/SiteA/cord", "dice/SiteB/cord", "forgetting"},
     ]
+
+
+def test_a_store_that_drips_holds_nothing_up(out: Path, monkeypatch: pytest.MonkeyPatch):
+    store, told, answer = Recorder(), list[str](), threading.Event()
+    monkeypatch.setattr(journal, "DEADLINE_SECONDS", 0.05)
+    monkeypatch.setattr(store, "deliver", lambda *given: answer.wait(20))
+    tracker = begin(out, store, told.append)
+    monkeypatch.setattr(store, "deliver", lambda *given: pytest.fail("is asked no more"))
+    whole_run(tracker, out)
+    answer.set()
+    assert len(told) == 1 and "tracking does not work (TimeoutError)" in told[0]
+    with pytest.raises(Undelivered, match="recorder: 0 of 18 metrics delivered; run the same command again"):
+        tracker.check_delivered()
 
 
 @pytest.mark.parametrize("fails", ["before", "after"])
@@ -318,13 +341,13 @@ def test_the_tracker_in_memory_remembers(out: Path):
 def test_names_fit_mlflow(name: str, expected: str):
     from mlflow.utils.validation import _validate_metric_name
 
-    assert mlflow.metric_name(name) == expected
-    _validate_metric_name(mlflow.metric_name(name))
+    assert mlflow_words.metric_name(name) == expected
+    _validate_metric_name(mlflow_words.metric_name(name))
 
 
 def test_settings_are_flattened_without_paths():
     settings = {"a": {"b": [1, 2], "c": None, "d": {}}, "e": "text", "w": "/home/me/vgg.pt", "long": "y" * 7000}
-    assert mlflow.flatten(settings) == {
+    assert mlflow_words.flatten(settings) == {
         "a.b": "[1, 2]", "a.c": "null", "a.d": "{}", "e": "text", "w": "vgg.pt", "long": "y" * 6000,
     }  # fmt: skip
 
@@ -413,6 +436,93 @@ def test_mlflow_goes_on_with_the_same_runs(used: Path):
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert [step for step, _ in history(used, runs["0-SiteA"], "loss/segmenter/dice")] == list(range(6))
     assert len(runs["garda_paper seed 3"].inputs.dataset_inputs) == 3
+
+
+def test_a_stage_that_was_stopped_and_ended_later_is_finished(used: Path):
+    run = replace(RUN, name="other")
+    first = mlflow.open_tracker(used, pytest.fail)
+    first.start(run)
+    learn(first)
+    first.finish("stopped")
+    second = mlflow.open_tracker(used, pytest.fail)
+    second.start(run)
+    second.stage_ended("0-SiteA", 0, {"dice/SiteA/cord": 0.9})
+    second.finish("finished")
+    assert {run.info.status for run in runs_of(used, "other").values()} == {"FINISHED"}
+    assert second.check_delivered() == "13 of 13 metrics delivered"
+
+
+def test_a_store_that_is_another_one_gets_everything_again(again: Path):
+    (again / "mlflow.db").unlink()
+    tracker = mlflow.open_tracker(again, pytest.fail)
+    tracker.start(RUN)
+    runs = runs_of(again, "phantom")
+    assert history(again, runs["garda_paper seed 3"], "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
+    assert len(history(again, runs["0-SiteA"], "loss/segmenter/dice")) == 6
+    assert tracker.check_delivered() == "18 of 18 metrics delivered"
+
+
+def delete_experiment(out: Path) -> None:
+    client = client_of(out)
+    (found,) = [each for each in client.search_experiments() if each.name == "phantom"]
+    client.delete_experiment(found.experiment_id)
+
+
+def delete_run(out: Path) -> None:
+    client_of(out).delete_run(runs_of(out, "phantom")["garda_paper seed 3"].info.run_id)
+
+
+def revise(version: str) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        with contextlib.closing(sqlite3.connect(out / "mlflow.db")) as database:
+            database.execute("update alembic_version set version_num = ?", [version])
+            database.commit()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (delete_experiment, "its experiment 'phantom' was deleted, .*; restore it: mlflow experiments restore --exp"),
+        (delete_run, "its run 'garda_paper seed 3' was deleted, .*; restore it: mlflow runs restore --run-id "),
+        (revise("451aebb31d03"), "is the database of another version of MLflow, .*; name another store, install"),
+        (revise("ffffffffffff"), "is the database of another version of MLflow, .*; name another store, install"),
+        (lambda out: (out / "mlflow.db").write_bytes(b"half"), "is no whole SQLite database, .*; restore it, or move"),
+    ],
+    ids=["experiment deleted", "run deleted", "older", "newer", "half"],
+)
+def test_what_will_not_pass_is_told_as_such(again: Path, change, line: str, capfd):
+    change(again)
+    told = list[str]()
+    tracker = mlflow.open_tracker(again, told.append)
+    tracker.start(RUN)
+    tracker.stage_ended("1-SiteB", 1, {"dice/SiteB/cord": 0.71})
+    (found,) = told
+    assert re.match(f"mlflow.db: {line}", found) and "the run goes on without" in found
+    with pytest.raises(Undelivered, match="18 of 19 metrics delivered, ") as raised:
+        tracker.check_delivered()
+    assert raised.value.exit_code == 4
+    assert len(capfd.readouterr().err.splitlines()) <= 1
+
+
+def test_names_that_become_one_are_told(again: Path):
+    told = list[str]()
+    tracker = mlflow.open_tracker(again, told.append)
+    tracker.start(RUN)
+    tracker.stage_ended("1-SiteB", 1, {"dice/A (1)/cord": 0.7, "dice/A [1]/cord": 0.6})
+    assert told[0].startswith("mlflow.db: 'dice/A (1)/cord' and 'dice/A [1]/cord' are one name there, and the run goes")
+
+
+def test_no_file_appears_outside_the_folders_that_are_named(out: Path):
+    home = out.parent / "home"
+    home.mkdir()
+    code = "import sys; from tests.runs import test_tracking as t; from pathlib import Path; out = Path(sys.argv[1]); "
+    code += "import monai.handlers; t.whole_run(t.mlflow.open_tracker(out, print), out)"
+    clean = {name: value for name, value in os.environ.items() if name not in (*mlflow.OFFLINE, "XDG_CONFIG_HOME")}
+    clean |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "MPLCONFIGDIR": str(out)}
+    subprocess.run([sys.executable, "-c", code, str(out)], env=clean, check=True)
+    assert (out / "mlflow.db").exists() and not list(home.rglob("*"))
 
 
 def test_runs_of_one_sequence_stand_side_by_side(used: Path):
