@@ -171,7 +171,9 @@ def find_gaps(sequence: DomainSequence, target_labels: bool = False) -> list[Gar
             gaps.append(DataError(domain.name, "the train split is empty", "give at least one case the split train"))
         unlabelled = [case for case in train if not case.labels]
         if unlabelled and domain is sequence.source:
-            what = "a source needs a label for every training case"
+            rows = ", ".join(case.where.rpartition(":")[2] for case in unlabelled)
+            more = f", those of lines {rows} have none" if len(unlabelled) > 1 else ""
+            what = f"a source needs a label for every training case{more}"
             gaps.append(DataError(unlabelled[0].where, what, "fill column label"))
         elif unlabelled == list(train) and train and target_labels:
             what = f"{sequence.method} needs a label for one training case at least"
