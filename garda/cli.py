@@ -27,6 +27,7 @@ class Layout(StrEnum):
     pairs = "pairs"
     nnunet = "nnunet"
     bids = "bids"
+    plain = "plain"
 
 
 app = typer.Typer(
@@ -175,6 +176,19 @@ def check(
         if unrecorded:
             console.line(f"{unrecorded} cases have no digest in their manifest: it is not known whether they changed")
         console.line(f"{len(cases)} cases of {len(sequence.domains)} domains: no problem found")
+
+
+@app.command()
+def init(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="One folder for each site.")],
+    out: OutFolder,
+    image_suffix: Annotated[str, typer.Option("--image-suffix", help="Of BIDS, only images whose name ends so.")] = "",
+) -> None:
+    """Look at folders of scans and propose a project: manifests, task and pipeline, each proposal with its reason."""
+    from garda.data.propose import propose
+
+    root, lines = propose(folders, out, image_suffix)
+    print("\n".join([*lines, f"next: garda check {out / 'pipeline.yaml'} --data {root}"]))
 
 
 @app.command()

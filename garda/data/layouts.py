@@ -12,13 +12,14 @@ from garda.core.errors import DataError
 from garda.data import dicom, dicom_zip, readers
 from garda.data.scan import ARCHIVE, ScanFile, split_archive
 
-Layout = Literal["pairs", "nnunet", "bids"]
+Layout = Literal["pairs", "nnunet", "bids", "plain"]
 SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "sub-*"}  # the folder that gives it away
 LABEL_FOLDERS = ("labels", "masks", "annotations")
 NAMES_OF_IMAGES, NAMES_OF_LABELS = ("images", "imagesTr", "imagesTs"), (*LABEL_FOLDERS, "labelsTr", "labelsTs")
 Found = list[tuple[str, Path]]  # name without suffix, and file
 ADDED = re.compile(r"(?:[\W_]\D*)?")  # what a label's name may add to its image's
 MOST = 10  # files that are named
+LABEL_TAIL = re.compile(r"[_-](seg|segmentation|label|labels|mask|gt|dseg)$", re.IGNORECASE)
 FIRST = "_0000"  # the first channel
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's case_0000.nii.gz
 
@@ -77,7 +78,7 @@ def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: 
             patient of BIDS has several contrasts.
         OSError: a folder may not be listed, or a file not be opened.
     """
-    images, labels = {"pairs": _pairs, "nnunet": _nnunet, "bids": _bids}[layout](folder)
+    images, labels = {"pairs": _pairs, "nnunet": _nnunet, "bids": _bids, "plain": _plain}[layout](folder)
     wanted = [scan for scan in images if scan.key.endswith(image_suffix)]
     if layout == "bids":
         _refuse_contrasts(folder, wanted)
@@ -140,6 +141,15 @@ def _refuse_contrasts(folder: Path, scans: Sequence[Scan]) -> None:
             first = f"_{min(names)}"
             what = f"has {len(names)} contrasts of {patient}: {', '.join(sorted(names))}"
             raise DataError(folder, what, f"choose one, such as --image-suffix {first}")
+
+
+def _plain(folder: Path) -> tuple[list[Scan], Found]:
+    """Images anywhere in a folder; a name that goes on after an image's as labels' do is a label's."""
+    found = [*find_images(folder)]
+    names = {key for key, _ in found}
+    labels = [(key, path) for key, path in found if (tail := LABEL_TAIL.search(key)) and key[: tail.start()] in names]
+    taken = {key for key, _ in labels}
+    return [Scan(key, image, patient=_owner(image, folder)) for key, image in found if key not in taken], labels
 
 
 def _owner(image: Path, root: Path) -> str | None:

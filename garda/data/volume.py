@@ -189,10 +189,11 @@ def _read_label(case: Case, task: Task, data: Path, image: RawImage, codes: str)
     """(D, H, W) class indices, and the (D,) slices that count as labelled."""
     masks = task.label.masks
     values = 2 if masks else len(task.classes)
+    meaning = task.label.values if case.values is None else dict(case.values)
     maps = []
     for name in case.labels:
         file = ScanFile(data / name, f"label {name}", case.where)
-        maps.append(_class_indices(_read_aligned(file, image, codes), file, task.label.values, values))
+        maps.append(_class_indices(_read_aligned(file, image, codes), file, meaning, values))
     if not masks:
         return torch.from_numpy(maps[0]), None
     label = np.zeros(maps[0].shape, np.int64)
