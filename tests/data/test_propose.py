@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
+from garda.data import propose
+from garda.data.layouts import Scan
 from garda.data.sequence import read_sequence
 from tests.support import cli, sites
 from tests.support.sites import SITES
@@ -80,6 +82,14 @@ def test_a_sites_own_codes_are_part_of_the_plan(folders, tmp_path, capsys):
     assert [name for name in after if after[name] != before[name]] == ["side"]
     assert cli.garda(*words) == 2
     assert "holds the values 10, 20, 30, expected 0 to 3" in capsys.readouterr().err
+
+
+def test_one_patient_id_is_one_patient_and_is_not_written(monkeypatch):
+    owners = {"a": "MRN-1", "b": "MRN-2", "c": "MRN-1"}
+    monkeypatch.setattr(propose.dicom, "is_dicom", lambda image: True)
+    monkeypatch.setattr(propose.dicom, "patient_id", lambda image: owners[image.name])
+    patients, evidence, _ = propose.find_patients([Scan(key, Path(key), patient="folder") for key in owners])
+    assert patients == ["a", "b", "a"] and "PatientID" in evidence
 
 
 def test_the_configurations_are_part_of_the_wheel(tmp_path):
