@@ -89,7 +89,7 @@ def outliers(traits: Sequence[Traits]) -> Iterator[str]:
             yield f"{each.case}: orientation {each.orientation}, most are {usual[0][0]}"
         if each.foreground is not None and kept_share([each]) < LEAST_KEPT:
             yield f"{each.case}: the grid keeps {kept_share([each]):.3f} of the foreground"
-    for name in dict.fromkeys(name for each in traits for name in each.numbers):
+    for name in dict.fromkeys(name for each in traits for name in each.numbers if name != "lowest"):
         known = [(each.case, each.numbers[name]) for each in traits if name in each.numbers]
         values = np.array([value for _, value in known])
         median = float(np.median(values))
