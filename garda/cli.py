@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from garda import cli_site
-from garda.cli_site import Audited, Changes, DataFolder, Devices, Expect, Nodes, PackagePath, SigningKey, Trust
+from garda import __version__, cli_site
+from garda.cli_site import Audited, Changes, DataFolder, Devices, Nodes, SigningKey
 from garda.core import files
-from garda.core.errors import DataError, GardaError, Interrupted
+from garda.core.errors import DataError, GardaError, Interrupted, Refused
 from garda.core.signals import LEADER, Stopping
 
 MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
@@ -27,13 +27,7 @@ class Layout(StrEnum):
     pairs = "pairs"
     nnunet = "nnunet"
     bids = "bids"
-
-
-class Runtime(StrEnum):
-    """What computes a network that predicts."""
-
-    torch = "torch"
-    onnx = "onnx"
+    plain = "plain"
 
 
 app = typer.Typer(
@@ -45,6 +39,22 @@ app = typer.Typer(
 )
 
 app.add_typer(cli_site.app)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"garda {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
+
 
 PipelineFile = Annotated[Path, typer.Argument(metavar="PIPELINE", help="A YAML of pipelines/.")]
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder that is written.")]
@@ -73,13 +83,12 @@ def run(
     """Learn the source, adapt to each target in turn, score every site after every stage. Run again to resume."""
     from garda.core.pseudonyms import Pseudonyms, load_key
     from garda.data.sequence import read_sequence
-    from garda.evaluation.tables import run_table
     from garda.handover.format import find_stage
     from garda.handover.settings import parse_settings
     from garda.handover.verify import open_package
     from garda.runs.context import Run
     from garda.runs.mlflow import open_tracker
-    from garda.runs.run import run_sequence
+    from garda.runs.run import run_sequence, tell_scores
     from garda.runs.tracking import InMemory
     from garda.training import distributed
 
@@ -97,17 +106,15 @@ def run(
         with open_package(out) as found:
             pass
         console.line(f"package {found.digest}: {find_stage(out)}")
-        for entry in found.entries:
-            if not entry.learnt:
-                console.line(f"left out: {entry.domain}, which the gate refused; its row is that of the stage before")
+        refused = [entry.domain for entry in found.entries if not entry.learnt]
+        for name in refused:
+            console.line(f"left out: {name}, which the gate refused; its row is that of the stage before")
         if scores:
-            names = [domain.name for domain in sequence.domains]
-            table, lines = run_table(scores, names, sequence.task.same_patient_in_splits)
-            console.show(table)
-            for line in (*lines, f"every score: {out / 'scores.csv'}"):
-                console.line(line)
+            tell_scores(sequence, scores, out, console)
         where = f"garda ui --out {out}" if (out / "mlflow.db").exists() else "in the store of MLFLOW_TRACKING_URI"
         console.line(f"metrics: {tracker.check_delivered()}, {where}")
+    if refused:
+        raise Refused(out, f"the gate refused {', '.join(refused)}", "look at the scans, all others have been learnt")
 
 
 @app.command()
@@ -149,9 +156,13 @@ def check(
     config: ConfigFile = None,
     method: MethodName = None,
     change: Changes = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", metavar="FOLDER", help="One picture a site is written here.")
+    ] = None,
+    strict: cli_site.Strict = False,
 ) -> None:
-    """Read every file of a pipeline, report all problems at once, train nothing."""
-    from garda.data.checks import check as check_cases
+    """Read every file of a pipeline, say what each site's scans are, report all problems at once, train nothing."""
+    from garda.data import fingerprint
     from garda.data.sequence import read_sequence
     from garda.handover.settings import parse_settings
     from garda.methods.registry import build_method
@@ -162,7 +173,7 @@ def check(
     learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
     with cli_site.open_console() as console:
-        check_cases(sequence, data, cases, console, learner.reads_target_labels)
+        fingerprint.check(sequence, data, console, learner.reads_target_labels, pictures, strict)
         unrecorded = sum(not case.digests for case in cases)
         if unrecorded:
             console.line(f"{unrecorded} cases have no digest in their manifest: it is not known whether they changed")
@@ -170,26 +181,16 @@ def check(
 
 
 @app.command()
-def predict(
-    package: PackagePath,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Images, DICOM series, zips, or folders of them.")
-    ],
+def init(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="One folder for each site.")],
     out: OutFolder,
-    stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
-    domain: Annotated[str | None, typer.Option("--domain", help="A domain met, or other; the last.")] = None,
-    trust: Trust = None,
-    expect: Expect = "",
-    runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
-    strict: cli_site.Strict = False,
+    image_suffix: Annotated[str, typer.Option("--image-suffix", help="Of BIDS, only images whose name ends so.")] = "",
 ) -> None:
-    """Write a label map for each image, in the image's own space."""
-    from garda.runs.predict import predict as predict_images
+    """Look at folders of scans and propose a project: manifests, task and pipeline, each proposal with its reason."""
+    from garda.data.propose import propose
 
-    with cli_site.open_console() as console:
-        onnx = runtime is Runtime.onnx
-        for file in predict_images(package, images, out, console, stage, domain, trust or (), expect, onnx, strict):
-            console.line(str(file))
+    root, lines = propose(folders, out, image_suffix)
+    print("\n".join([*lines, f"next: garda check {out / 'pipeline.yaml'} --data {root}"]))
 
 
 @app.command()

@@ -94,6 +94,13 @@ class Format(StrEnum):
     onnx = "onnx"
 
 
+class Runtime(StrEnum):
+    """What computes a network that predicts."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 app = typer.Typer()
 
 PackagePath = Annotated[
@@ -181,6 +188,29 @@ def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> No
         console.line("whole: every file and every line fits its digest")
         if found.signatures and not trust:
             console.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
+
+
+@app.command()
+def predict(
+    package: PackagePath,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images, DICOM series, zips, or folders of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder that is written.")],
+    stage: Annotated[int | None, typer.Option("--stage", help="Stage whose segmenter is used; the last one.")] = None,
+    domain: Annotated[str | None, typer.Option("--domain", help="A domain met, or other; the last.")] = None,
+    trust: Trust = None,
+    expect: Expect = "",
+    runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
+    strict: Strict = False,
+) -> None:
+    """Write a label map for each image, in the image's own space."""
+    from garda.runs.predict import predict as predict_images
+
+    with open_console() as console:
+        onnx = runtime is Runtime.onnx
+        for file in predict_images(package, images, out, console, stage, domain, trust or (), expect, onnx, strict):
+            console.line(str(file))
 
 
 @app.command()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from garda import cli_site
+from garda import __version__, cli_site
 from garda.core.errors import ConfigError
 from garda.handover import format
 from tests.support import cli, sites
@@ -50,8 +50,12 @@ def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsy
 
 def test_a_site_that_was_left_out_is_told_with_the_matrix(pipeline, tmp_path, capsys):
     words = ["run", pipeline, "--data", pipeline.parent / "data", "--out", tmp_path / "out", "--method", "source_only"]
-    assert cli.garda(*words, "--set", "gate.slices=[5000, 4000]") == 0
-    printed = capsys.readouterr().out.splitlines()
+    assert cli.garda(*words, "--set", "gate.slices=[5000, 4000]") == 3
+    told = capsys.readouterr()
+    printed = told.out.splitlines()
+    assert told.err.endswith(
+        f"/out: the gate refused {', '.join(SITES[1:])}; look at the scans, all others have been learnt\n"
+    )
     for site in SITES[1:]:
         assert f"left out: {site}, which the gate refused; its row is that of the stage before" in printed
 
@@ -164,6 +168,11 @@ def test_a_misspelt_setting_names_its_neighbour(pipeline, tmp_path, capsys):
     assert cli.garda(*words, "--set", "sorce.steps=2") == 2
     assert capsys.readouterr().err == "--set: unknown key 'sorce'; did you mean 'source'?\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_version(capsys):
+    assert cli.garda("--version") == 0
+    assert capsys.readouterr().out == f"garda {__version__}\n"
 
 
 def test_a_ui_without_a_run(tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import Literal
 from garda.core.errors import DataError
 from garda.core.seeds import derive_seed
 from garda.data import layouts, readers
-from garda.data.layouts import Layout
+from garda.data.layouts import Layout, Scan
 from garda.data.manifest import SEVERAL, SPLITS, Case, Split
 from garda.data.scan import cannot_read
 
@@ -67,6 +67,17 @@ def build_manifest(
     except OSError as error:
         raise DataError(error.filename or folder, *cannot_read(error)) from None
     patients = [_patient(scan.image.relative_to(root), patient_pattern) or scan.patient or scan.key for scan in scans]
+    return make_cases(scans, patients, root, fractions, seed)
+
+
+def make_cases(
+    scans: Sequence[Scan],
+    patients: Sequence[str],
+    root: Path,
+    fractions: Sequence[float] = (0.6, 0.1, 0.3),
+    seed: int = 0,
+) -> tuple[Case, ...]:
+    """Manifest rows of scans below ``root``, ``patients`` saying whose each is; errors as :func:`build_manifest`."""
     tested = {patient for scan, patient in zip(scans, patients, strict=True) if scan.test}
     splits = split_patients(set(patients) - tested, fractions, seed) | dict.fromkeys(tested, SPLITS[-1])
     return tuple(

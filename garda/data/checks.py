@@ -1,23 +1,43 @@
 """What is read and found good before anything is learnt, and who may see which scan."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from garda.core.console import Console
 from garda.core.errors import DataError, GardaError, raise_all
-from garda.data import dicom, scan, volume
+from garda.data import dicom, readers, scan
 from garda.data.manifest import Case
+from garda.data.readers import Recorded
 from garda.data.scan import ScanFile
 from garda.data.sequence import Domain, DomainSequence, find_gaps
 from garda.data.task import Task
+from garda.data.volume import Volume, read_volume
+
+Seen = Callable[[Case, Volume], None]  # is given every case that can be read
 
 
 def check(
     sequence: DomainSequence, data: Path, cases: Sequence[Case], console: Console, target_labels: bool = False
 ) -> None:
-    """Read every given case.
+    """Read every given case, see :func:`find_problems`.
+
+    Raises:
+        GardaError: everything that is wrong, at once.
+    """
+    raise_all(find_problems(sequence, data, cases, console, target_labels))
+
+
+def find_problems(
+    sequence: DomainSequence,
+    data: Path,
+    cases: Sequence[Case],
+    console: Console,
+    target_labels: bool = False,
+    seen: Seen | None = None,
+) -> list[GardaError]:
+    """Everything that is wrong with the given cases.
 
     Args:
         sequence: the domains.
@@ -25,25 +45,32 @@ def check(
         cases: what is read.
         console: tells the user.
         target_labels: whether targets need labels too, for an oracle that reads them.
-
-    Raises:
-        GardaError: everything that is wrong, at once.
+        seen: is given every case that can be read.
     """
     problems: list[GardaError] = find_gaps(sequence, target_labels)
     if not os.access(data, os.R_OK | os.X_OK):
-        raise_all([*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")])
-    problems += check_cases(cases, sequence.task, data, console)
-    training = [case for case in sequence.source.split("train") if case in cases]
-    labels = (volume.read_volume(case, sequence.task, data, with_label=True).label for case in training)
-    if not problems and training and not any(label is not None and label.any() for label in labels):
+        return [*problems, DataError(data, "no folder that can be read", "give the scans' folder under --data")]
+    training = {case.where for case in sequence.source.split("train")}
+    marked: set[bool] = set()
+
+    def look(case: Case, volume: Volume) -> None:
+        if case.where in training:
+            marked.add(volume.label is not None and bool(volume.label.any()))
+        if seen is not None:
+            seen(case, volume)
+
+    problems += check_cases(cases, sequence.task, data, console, look)
+    if not problems and marked == {False}:
         problems.append(DataError(sequence.source.name, "no training label marks anything", "give labels with a class"))
-    raise_all(problems)
-    if not any(labelled_cases(domain) for domain in sequence.domains):
+    if not problems and not any(labelled_cases(domain) for domain in sequence.domains):
         console.line("no domain has a labelled test scan: nothing will be scored")
+    return problems
 
 
-def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console) -> list[GardaError]:
-    """What is wrong with any of the cases' files, after all have been read.
+def check_cases(
+    cases: Sequence[Case], task: Task, data: Path, console: Console, seen: Seen | None = None
+) -> list[GardaError]:
+    """What is wrong with any of the cases' files, after all have been read; ``seen`` is given those that can be read.
 
     Also tells, once, of DICOM series whose headers do not say that the patient's identity was removed. garda keeps
     nothing of a header, but what is burnt into the pixels is in what it learns from. Where several scans are asked
@@ -56,7 +83,7 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console)
     problems: list[GardaError] = []
     identified, progress = 0, console.bar("check")
     for index, case in enumerate(cases):
-        found = volume.check_case(case, task, data)
+        found = check_case(case, task, data, seen)
         file = ScanFile(data / case.image, f"image {case.image}", case.where)
         if not found and dicom.is_dicom(file.path):
             with dicom.series(file) as series:
@@ -69,6 +96,45 @@ def check_cases(cases: Sequence[Case], task: Task, data: Path, console: Console)
             "names are burnt into the pixels; headers are not kept"
         )
     return problems
+
+
+def check_case(case: Case, task: Task, data: Path, seen: Seen | None = None) -> list[GardaError]:
+    """What is wrong with a case's files: each that cannot be read or differs from its digest, then the first misfit.
+
+    Args:
+        case: the manifest row.
+        task: what the files must fit.
+        data: the folder that the case's paths are relative to.
+        seen: is given the case where it can be read.
+    """
+    recorded = {name: (sha, size) for name, sha, size in case.digests}
+    names = [(case.image, "image"), *((name, "label") for name in case.labels)]
+    changed = "is not the file that the manifest was made for (its SHA-256 or size differs)"
+    problems: list[GardaError] = []
+    readable = True
+    for name, kind in names:
+        file = ScanFile(data / name, f"{kind} {name}", case.where)
+        try:
+            if _is_changed(file, recorded.get(name)):
+                problems.append(file.error(changed, "restore the file, or make the manifest again"))
+        except DataError as error:
+            problems.append(error)
+            readable = False
+    try:
+        found = read_volume(case, task, data, with_label=True) if readable else None
+    except GardaError as error:
+        return [*problems, error]
+    if found is not None and seen is not None:
+        seen(case, found)
+    return problems
+
+
+def _is_changed(file: ScanFile, recorded: Recorded | None) -> bool:
+    file.require()
+    try:
+        return recorded is not None and readers.digest(file.path) != recorded
+    except DataError as error:
+        raise file.error(error.what, error.remedy) from None
 
 
 def needed_cases(sequence: DomainSequence, to_read: Sequence[Domain], target_labels: bool = False) -> list[Case]:

@@ -77,6 +77,24 @@ def is_series(folder: Path) -> bool:
     return any(file.is_file() and _is_dicom_file(file) for file in folder.iterdir() if file.name != DIRECTORY)
 
 
+def patient_id(path: Path) -> str:
+    """The PatientID of a series, by which scans are put together and which nobody writes; empty where it has none.
+
+    Raises:
+        DataError: a zip file cannot be unpacked.
+    """
+    import pydicom
+
+    file, packed = ScanFile(path, "image", str(path)), scan.split_archive(path)
+    with files.private_temporary_folder() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote what is in a header
+        if packed is not None:
+            dicom_zip.unpack(file, *packed, folder)
+        found = _dicom_files(file, folder if packed else path)
+        headers = [pydicom.dcmread(each, stop_before_pixels=True, specific_tags=["PatientID"]) for each in found[:1]]
+    return str(headers[0].get("PatientID") or "").strip() if headers else ""
+
+
 def read_series(file: ScanFile) -> RawImage:
     """The one series of a folder or a zipped study, its pixels (X, Y, Z, C); errors as :func:`series`."""
     import SimpleITK as sitk

@@ -12,13 +12,15 @@ from garda.core.errors import DataError
 from garda.data import dicom, dicom_zip, readers
 from garda.data.scan import ARCHIVE, ScanFile, split_archive
 
-Layout = Literal["pairs", "nnunet", "bids"]
+Layout = Literal["pairs", "nnunet", "bids", "plain"]
 SIGNS: dict[Layout, str] = {"nnunet": "imagesTr", "pairs": "images", "bids": "sub-*"}  # the folder that gives it away
 LABEL_FOLDERS = ("labels", "masks", "annotations")
 NAMES_OF_IMAGES, NAMES_OF_LABELS = ("images", "imagesTr", "imagesTs"), (*LABEL_FOLDERS, "labelsTr", "labelsTs")
 Found = list[tuple[str, Path]]  # name without suffix, and file
 ADDED = re.compile(r"(?:[\W_]\D*)?")  # what a label's name may add to its image's
 MOST = 10  # files that are named
+LABEL_TAIL = re.compile(r"[_-](seg|segmentation|label|labels|mask|gt|dseg)$", re.IGNORECASE)
+FIRST = "_0000"  # the first channel
 CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's case_0000.nii.gz
 
 
@@ -72,11 +74,14 @@ def find_scans(folder: Path, layout: Layout, image_suffix: str, label_suffixes: 
     Arguments as in :func:`garda.data.build_manifest.build_manifest`.
 
     Raises:
-        DataError: no image is found, two have one name, a label is ambiguous, or one of several masks is missing.
+        DataError: no image is found, two have one name, a label is ambiguous, one of several masks is missing, or a
+            patient of BIDS has several contrasts.
         OSError: a folder may not be listed, or a file not be opened.
     """
-    images, labels = {"pairs": _pairs, "nnunet": _nnunet, "bids": _bids}[layout](folder)
+    images, labels = {"pairs": _pairs, "nnunet": _nnunet, "bids": _bids, "plain": _plain}[layout](folder)
     wanted = [scan for scan in images if scan.key.endswith(image_suffix)]
+    if layout == "bids":
+        _refuse_contrasts(folder, wanted)
     if not wanted:
         remedy = "put images where the layout has them, every DICOM series in a folder of its own"
         raise DataError(folder, f"holds no image in layout {layout!r}", remedy)
@@ -102,8 +107,12 @@ def _pairs(folder: Path) -> tuple[list[Scan], Found]:
         what = f"has the folders {' and '.join(found.name for found in folders)}"
         raise DataError(folder, what, "keep one of them, so that it is clear which holds the labels")
     root = folder / "images"
-    images = [Scan(key, image, patient=_owner(image, root)) for key, image in find_images(root)]
-    return images, [found for labels in folders for found in find_images(labels)]
+    labels = [found for each in folders for found in find_images(each)]
+    found = [*find_images(root)]
+    named = {key for key, _ in labels}
+    if all(key.endswith(FIRST) and key not in named for key, _ in found):  # nnU-Net's names in other folders
+        found = [(key.removesuffix(FIRST), image) for key, image in found]
+    return [Scan(key, image, patient=_owner(image, root)) for key, image in found], labels
 
 
 def _nnunet(folder: Path) -> tuple[list[Scan], Found]:
@@ -120,6 +129,27 @@ def _bids(folder: Path) -> tuple[list[Scan], Found]:
     found = [(subject.name, key, image) for subject in subjects for key, image in find_images(subject)]
     images = [Scan(Path(key).name, image, patient=subject) for subject, key, image in found]
     return images, [(Path(key).name, label) for key, label in find_images(folder / "derivatives")]
+
+
+def _refuse_contrasts(folder: Path, scans: Sequence[Scan]) -> None:
+    """Refuse several contrasts of one patient, which nobody has chosen among."""
+    contrasts: dict[str | None, set[str]] = {}
+    for scan in scans:
+        contrasts.setdefault(scan.patient, set()).add(scan.key.rpartition("_")[2])
+    for patient, names in contrasts.items():
+        if len(names) > 1:
+            first = f"_{min(names)}"
+            what = f"has {len(names)} contrasts of {patient}: {', '.join(sorted(names))}"
+            raise DataError(folder, what, f"choose one, such as --image-suffix {first}")
+
+
+def _plain(folder: Path) -> tuple[list[Scan], Found]:
+    """Images anywhere in a folder; a name that goes on after an image's as labels' do is a label's."""
+    found = [*find_images(folder)]
+    names = {key for key, _ in found}
+    labels = [(key, path) for key, path in found if (tail := LABEL_TAIL.search(key)) and key[: tail.start()] in names]
+    taken = {key for key, _ in labels}
+    return [Scan(key, image, patient=_owner(image, folder)) for key, image in found if key not in taken], labels
 
 
 def _owner(image: Path, root: Path) -> str | None:

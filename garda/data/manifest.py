@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from garda.core.errors import DataError, GardaError, raise_all
+from garda.core.config import Config, load, load_yaml
+from garda.core.errors import ConfigError, DataError, GardaError, raise_all
 from garda.core.files import reason, replacing
 from garda.data.task import Task
 
@@ -33,6 +35,7 @@ class Case:
         labels: one label map, or one mask a foreground class; empty where there is no label.
         digests: (relative path, SHA-256, bytes) of each file that the manifest records.
         where: manifest file and line, for messages.
+        values: (code in the label file, class index), where the site's codes are its own; None for the task's.
     """
 
     case: str
@@ -42,6 +45,45 @@ class Case:
     labels: tuple[str, ...]
     digests: tuple[tuple[str, str, int], ...]
     where: str
+    values: tuple[tuple[int, int], ...] | None = None
+
+
+class SiteCodes(Config):
+    """The contents of a ``<site>.yaml`` beside the site's manifest.
+
+    Attributes:
+        values: file value -> class index, in place of the task's ``label.values``.
+    """
+
+    values: dict[int, int]
+
+
+def codes_file(path: Path) -> Path | None:
+    """The ``<site>.yaml`` of a manifest, where there is one; other YAML files of the name have no ``values``."""
+    file = path.with_suffix(".yaml")
+    own = file.name != "task.yaml" and file.exists() and not {"classes", "manifests"} & {*load_yaml(file)}
+    return file if own else None
+
+
+def digest_manifest(path: Path) -> str:
+    """SHA-256 of a manifest, and of its site's codes where it has some."""
+    codes = codes_file(path)
+    return hashlib.sha256(path.read_bytes() + (codes.read_bytes() if codes else b"")).hexdigest()
+
+
+def read_codes(path: Path, task: Task) -> tuple[tuple[int, int], ...] | None:
+    """A site's own label codes; None where it has none.
+
+    Raises:
+        ConfigError: the file does not say what it must.
+    """
+    file = codes_file(path)
+    if file is None:
+        return None
+    values = load(SiteCodes, file).values
+    if any(not 0 <= index < len(task.classes) for index in values.values()):
+        raise ConfigError(file, f"values must map to class indices 0 to {len(task.classes) - 1}", "correct them")
+    return tuple(values.items())
 
 
 def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
@@ -70,7 +112,8 @@ def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
     if not cases and not problems:
         raise DataError(path, "holds no case", "add a row for each scan")
     raise_all(problems)
-    return tuple(cases)
+    codes = read_codes(path, task)
+    return tuple(cases) if codes is None else tuple(replace(case, values=codes) for case in cases)
 
 
 def _read_text(path: Path) -> str:

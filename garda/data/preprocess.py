@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,6 +156,19 @@ class Grid:
         background = F.pad(probabilities[:, :1], margins, value=1.0)
         others = F.pad(probabilities[:, 1:], margins)
         return _resample(torch.cat([background, others], dim=1), self.shape)
+
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of a slice, in its own (H, W), of which the network sees the middle of each pixel.
+
+        >>> Grid((100, 100), (50, 50), (32, 64)).window()
+        (slice(18, 82, None), slice(0, 100, None))
+        """
+        left, right, above, below = self._margins()
+        kept = []
+        for before, after, count, own in zip((above, left), (below, right), self.resampled, self.shape, strict=True):
+            ends = (max(0, -before), count - max(0, -after))
+            kept.append(slice(*(math.ceil(end * own / count - 0.5) for end in ends)))
+        return kept[0], kept[1]
 
     def _margins(self) -> list[int]:
         """Pixels to add left, right, above and below, in the order of ``F.pad``, which crops where they are below 0."""

@@ -1,6 +1,5 @@
 """What is adapted to what: domains in order, learnt how; read from a pipeline YAML and checked."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from pydantic import Field
 
 from garda.core.config import Config, SettingsOrigin, load, load_yaml, merge
 from garda.core.errors import ConfigError, DataError, GardaError, Problems, raise_all
-from garda.data.manifest import Case, Split, read_manifest
+from garda.data.manifest import Case, Split, digest_manifest, read_manifest
 from garda.data.task import Task
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"  # of a domain: it names files, folders and metrics
+SHIPPED = ("small", "paper")  # configurations that are part of garda
 DomainName = Annotated[str, Field(pattern=NAME)]
 
 
@@ -45,7 +45,7 @@ class Pipeline(Config):
         manifests: folder with ``task.yaml`` and the domains' CSV files, relative to the pipeline file.
         source: the labelled domain; a name of letters, digits and ``_.-`` that starts with a letter or digit.
         targets: the unlabelled domains, in the order of adaptation; names as above.
-        config: a YAML of ``configs/``, relative to the pipeline file.
+        config: ``small`` or ``paper``, which ship with garda, or a YAML file, relative to the pipeline file.
         method: the method's name.
         seed: seed of everything random.
         settings: changes laid over ``config``.
@@ -123,13 +123,25 @@ def read_sequence(
         if names.count(name) > 1:
             raise ConfigError(pipeline_file, f"domain {name!r} stands twice in the sequence", "name each domain once")
     domains = _read_domains(folder, names, task)
-    config = config or pipeline_file.parent / pipeline.config
+    config = find_config(config or pipeline_file.parent / pipeline.config)
     method, changes = method or pipeline.method, changes or {}
     origin = SettingsOrigin(config, ((f"{pipeline_file}, settings", pipeline.settings), ("--set", changes)))
     settings = merge(merge(load_yaml(config), pipeline.settings), changes)
-    digests = {name: hashlib.sha256((folder / f"{name}.csv").read_bytes()).hexdigest() for name in names}
+    digests = {name: digest_manifest(folder / f"{name}.csv") for name in names}
     seed = pipeline.seed if seed is None else seed
     return DomainSequence(pipeline.name, task, domains[0], domains[1:], method, settings, origin, digests, seed)
+
+
+def find_config(path: Path) -> Path:
+    """A configuration's file: that at ``path``, or the one of this name that ships with garda.
+
+    >>> find_config(Path("small")).name
+    'small.yaml'
+    """
+    installed = Path(__file__).with_name("configs")
+    shipped = installed if installed.is_dir() else Path(__file__).parents[2] / "configs"  # of a checkout
+    own = shipped / f"{path.name}.yaml"
+    return own if not path.exists() and path.name in SHIPPED and own.exists() else path
 
 
 def read_domain(manifest: Path, name: str, index: int, task: Task) -> Domain:
@@ -171,7 +183,9 @@ def find_gaps(sequence: DomainSequence, target_labels: bool = False) -> list[Gar
             gaps.append(DataError(domain.name, "the train split is empty", "give at least one case the split train"))
         unlabelled = [case for case in train if not case.labels]
         if unlabelled and domain is sequence.source:
-            what = "a source needs a label for every training case"
+            rows = ", ".join(case.where.rpartition(":")[2] for case in unlabelled)
+            more = f", those of lines {rows} have none" if len(unlabelled) > 1 else ""
+            what = f"a source needs a label for every training case{more}"
             gaps.append(DataError(unlabelled[0].where, what, "fill column label"))
         elif unlabelled == list(train) and train and target_labels:
             what = f"{sequence.method} needs a label for one training case at least"

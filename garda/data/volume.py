@@ -13,15 +13,16 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from garda.core import files
-from garda.core.errors import DataError, GardaError
+from garda.core.errors import DataError
 from garda.data import orientation, preprocess, readers, scan
 from garda.data.manifest import Case
 from garda.data.preprocess import Grid
-from garda.data.readers import NIFTI, PICTURE, Recorded
+from garda.data.readers import NIFTI, PICTURE
 from garda.data.scan import RawImage, ScanFile
 from garda.data.task import Task
 
 TOLERANCE = 0.25  # voxels by which a label may lie away from its image: headers are rounded
+MOST = 5  # strange values that are named
 ROUNDING = 1e-3  # how far a label value may be from a whole number, as scaled NIfTI values are
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, section 2.5.1
 
@@ -56,6 +57,7 @@ class Volume:
         spacing_mm: (slice, row, column) spacing; None for a picture.
         stored: how the array lies in its file.
         zoom: factor by which slices are enlarged before a network reads them.
+        extremes: the least and greatest intensity as stored.
     """
 
     case: str
@@ -66,6 +68,7 @@ class Volume:
     spacing_mm: tuple[float, float, float] | None
     stored: Frame
     zoom: float = 1.0
+    extremes: tuple[float, float] = (0.0, 1.0)
 
 
 def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volume:
@@ -94,6 +97,7 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
         slices, rows, columns = voxel_sizes(affine)
         spacing = (float(slices), float(rows), float(columns))
     image = _read_image(file, stored, pixels, task)
+    extremes = (float(image.min()), float(image.max()))
     try:
         preprocess.check_extent(pixels.shape[:3], spacing, task)
         image = preprocess.scale_intensity(image, spacing, task.intensity)
@@ -103,44 +107,8 @@ def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volu
     label = labelled = None
     if with_label and case.labels:
         label, labelled = _read_label(case, task, data, stored, frame.codes)
-    return Volume(case.case, torch.from_numpy(np.ascontiguousarray(image)), label, labelled, affine, spacing, frame)
-
-
-def check_case(case: Case, task: Task, data: Path) -> list[GardaError]:
-    """What is wrong with a case's files: each that cannot be read or differs from its digest, then the first misfit.
-
-    Args:
-        case: the manifest row.
-        task: what the files must fit.
-        data: the folder that the case's paths are relative to.
-    """
-    recorded = {name: (sha, size) for name, sha, size in case.digests}
-    names = [(case.image, "image"), *((name, "label") for name in case.labels)]
-    changed = "is not the file that the manifest was made for (its SHA-256 or size differs)"
-    problems: list[GardaError] = []
-    readable = True
-    for name, kind in names:
-        file = ScanFile(data / name, f"{kind} {name}", case.where)
-        try:
-            if _is_changed(file, recorded.get(name)):
-                problems.append(file.error(changed, "restore the file, or make the manifest again"))
-        except DataError as error:
-            problems.append(error)
-            readable = False
-    if readable:
-        try:
-            read_volume(case, task, data, with_label=True)
-        except GardaError as error:
-            problems.append(error)
-    return problems
-
-
-def _is_changed(file: ScanFile, recorded: Recorded | None) -> bool:
-    file.require()
-    try:
-        return recorded is not None and readers.digest(file.path) != recorded
-    except DataError as error:
-        raise file.error(error.what, error.remedy) from None
+    tensor = torch.from_numpy(np.ascontiguousarray(image))
+    return Volume(case.case, tensor, label, labelled, affine, spacing, frame, extremes=extremes)
 
 
 def grid_for(volume: Volume, task: Task) -> Grid:
@@ -221,10 +189,11 @@ def _read_label(case: Case, task: Task, data: Path, image: RawImage, codes: str)
     """(D, H, W) class indices, and the (D,) slices that count as labelled."""
     masks = task.label.masks
     values = 2 if masks else len(task.classes)
+    meaning = task.label.values if case.values is None else dict(case.values)
     maps = []
     for name in case.labels:
         file = ScanFile(data / name, f"label {name}", case.where)
-        maps.append(_class_indices(_read_aligned(file, image, codes), file, task.label.values, values))
+        maps.append(_class_indices(_read_aligned(file, image, codes), file, meaning, values))
     if not masks:
         return torch.from_numpy(maps[0]), None
     label = np.zeros(maps[0].shape, np.int64)
@@ -285,6 +254,8 @@ def _class_indices(pixels: np.ndarray, file: ScanFile, values: dict[int, int], c
         indices[whole == value] = index
     misfit = ~(np.abs(whole - pixels) <= ROUNDING) | (indices < 0) | (indices >= count)
     if misfit.any():
-        what = f"holds the value {pixels[misfit].flat[0]:g}, expected 0 to {count - 1}"
-        raise file.error(what, "correct the label, or map its values under label.values in task.yaml")
+        strange = [f"{value:g}" for value in np.unique(pixels[misfit])]
+        named = ", ".join(strange[:MOST]) + (f" and {len(strange) - MOST} more" if len(strange) > MOST else "")
+        what = f"holds the value{'s' * (len(strange) > 1)} {named}, expected 0 to {count - 1}"
+        raise file.error(what, "correct the label, or say what they mean in SITE.yaml beside the manifest")
     return np.ascontiguousarray(indices)

@@ -6,6 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from garda.core.pseudonyms import Pseudonyms
@@ -37,7 +40,13 @@ class TestScans:
 
 
 def score_scans(
-    scans: TestScans, method: Method, knowledge: Knowledge, stage: int, seed: int, progress: Callable[[int, int], None]
+    scans: TestScans,
+    method: Method,
+    knowledge: Knowledge,
+    stage: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+    seen: Callable[[str, Tensor, Tensor], None] | None = None,
 ) -> list[Score]:
     """Score knowledge of a stage, one scan in memory at a time.
 
@@ -48,6 +57,7 @@ def score_scans(
         stage: the stage after which it is.
         seed: the run's.
         progress: receives (scans done, scans in all).
+        seen: receives a domain's name, and (D, H, W) class indices predicted and labelled, of every scan.
 
     Returns:
         a score for every labelled test scan and foreground class, in the order of domains, manifest rows and
@@ -73,6 +83,8 @@ def score_scans(
         pseudonym = scans.pseudonyms.pseudonym("case", f"{name}/{case.case}")
         found = metrics.score_volume(predicted, label, scan.labelled, scan.spacing_mm, task.classes, scan.affine)
         rows += [Score(stage, name, patient, pseudonym, seed, *row) for row in found]
+        if seen is not None:
+            seen(name, predicted.cpu(), label)
         progress(number, len(cases))
     return rows
 
@@ -96,3 +108,31 @@ def choose_postprocessing(method: Method, knowledge: Knowledge, source: Domain, 
             shown = method.standardise(knowledge, scan, source.name)
             pairs.append((inference.segment(network, shown, method.task, method.compute), scan.label))
     return components.choose_groups(pairs, len(method.task.classes))
+
+
+class Confusion:
+    """Voxels by the class that was predicted and the one that is labelled, (classes, classes), for each domain."""
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+        self.counts: dict[str, np.ndarray] = {}
+
+    def add(self, domain: str, predicted: Tensor, label: Tensor) -> None:
+        """Count the voxels of one scan; both maps are (D, H, W)."""
+        both = (predicted.long() * self._classes + label.long()).flatten()
+        counts = torch.bincount(both, minlength=self._classes**2).numpy().reshape(self._classes, -1)
+        self.counts[domain] = self.counts.get(domain, 0) + counts
+
+    def permuted(self, domain: str) -> tuple[list[int], float, float]:
+        """The label that fits each foreground class best, and the mean Dice of all voxels as it is, and with these.
+
+        >>> confusion = Confusion(3)
+        >>> confusion.add("a", torch.tensor([[[0, 1, 2, 2]]]), torch.tensor([[[0, 2, 1, 1]]]))
+        >>> confusion.permuted("a")
+        ([2, 1], 0.0, 1.0)
+        """
+        counts = self.counts[domain]
+        sizes = counts.sum(1)[1:, None] + counts.sum(0)[None, 1:]
+        dice = 2 * counts[1:, 1:] / np.maximum(sizes, 1)
+        rows, columns = linear_sum_assignment(dice, maximize=True)
+        return [int(column) + 1 for column in columns], float(np.diag(dice).mean()), float(dice[rows, columns].mean())

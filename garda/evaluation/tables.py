@@ -125,18 +125,6 @@ def _cell(measure: Measure, form: Format, alone: str = "") -> str:
     return f"{text}\n{below}" if below else text
 
 
-def run_table(
-    scores: Sequence[Score], domains: Sequence[str], notes: str | None = None
-) -> tuple[RenderableType, list[str]]:
-    """The matrix of a run's Dice, and lines with the numbers read from it; ``notes`` as in :func:`matrix_table`."""
-    dice = continual.matrix(scores, domains, "dice")
-    lines = [", ".join(f"{name} {value:.3f}" for name, value in continual.summary(dice).items())]
-    lost = continual.forgetting(dice)
-    if lost.worst > 0:
-        lines.append(f"most forgotten: {lost.worst_domain}, {lost.worst:.3f}")
-    return matrix_table(dice, notes), lines
-
-
 def matrix_table(matrix: Matrix, notes: str | None = None) -> RenderableType:
     """Stages as rows, domains as columns; scores of domains that a stage has not seen yet are dim.
 

@@ -4,7 +4,6 @@ What is learnt is what :mod:`garda.runs.run` would have learnt at this place of 
 the same stages, the same knowledge before.
 """
 
-import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from garda.core.errors import ConfigError, DataError, PackageError, Refused, Run
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
 from garda.data import checks
+from garda.data.manifest import digest_manifest
 from garda.data.sequence import Domain, DomainSequence, read_domain
 from garda.evaluation import evaluator
 from garda.evaluation.evaluator import TestScans
@@ -40,6 +40,8 @@ from garda.runs.stage import Before, Known
 from garda.runs.tracking import Tracker
 from garda.safety.limits import SourceBaseline
 from garda.training import distributed
+
+MUCH = 0.1  # of Dice, by which other classes for the same labels would have to fit better
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def _is_as_asked(hop: Hop, found: Verified) -> bool:
     """Whether a finished hop was made from this manifest and with these options."""
     last, number = found.entries[-1], len(found.entries)
     read_domain(hop.manifest, hop.domain, last.stage, format.read_task(found.setup, hop.out))  # a missing one is told
-    manifest = hop.pseudonyms.digest("manifest", hashlib.sha256(hop.manifest.read_bytes()).hexdigest())
+    manifest = hop.pseudonyms.digest("manifest", digest_manifest(hop.manifest))
     mine = None if hop.key is None else signing.public_digits(hop.key)
     signed = mine is None or any((own.line, own.key) == (number, mine) for own in found.signatures)
     audited = last.audit is not None or not hop.audited
@@ -193,7 +195,7 @@ def _prepare(hop: Hop, verified: Verified, learnt: LoadedPackage) -> Run:
         method=setup.method,
         settings=learnt.settings,
         origin=SettingsOrigin(hop.package / SETUP, (("--set", hop.changes),)),
-        digests={hop.domain: hashlib.sha256(hop.manifest.read_bytes()).hexdigest()},
+        digests={hop.domain: digest_manifest(hop.manifest)},
         seed=setup.seed,
     )
     run = Run(sequence, hop.data, hop.work, hop.tracker, hop.console, hop.stopping, hop.pseudonyms)
@@ -271,4 +273,16 @@ def evaluate_package(
     raise_all([DataError(manifest, "has the name of another manifest", "rename one") for manifest in twice[:1]])
     scans = TestScans(domains, data, pseudonyms)
     bar = console.bar("scores")
-    return evaluator.score_scans(scans, learnt.method, learnt.knowledge, last, verified.setup.seed, bar)
+    confusion = evaluator.Confusion(len(task.classes))
+    scores = evaluator.score_scans(
+        scans, learnt.method, learnt.knowledge, last, verified.setup.seed, bar, confusion.add
+    )
+    for domain in domains:
+        best, now, then = confusion.permuted(domain.name)
+        if then - now >= MUCH:
+            pairs = ", ".join(f"{label} for {name}" for label, name in zip(best, task.classes[1:], strict=True))
+            console.line(
+                f"{domain.name}: label indices {pairs} would raise Dice from {now:.3f} to {then:.3f}; if the site's "
+                f"codes differ, say so in {domain.name}.yaml beside the manifest"
+            )
+    return scores

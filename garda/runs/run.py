@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
 
+from garda.core.console import Console
 from garda.core.errors import Interrupted, RunFolderError
 from garda.data import checks
 from garda.data.manifest import SPLITS
 from garda.data.sequence import Domain, DomainSequence
-from garda.evaluation import continual, figures
+from garda.evaluation import continual, figures, tables
 from garda.evaluation.continual import Metric
 from garda.evaluation.metrics import Score, read_scores, write_scores
 from garda.handover import format, ledger, signing
@@ -216,3 +218,14 @@ def describe(sequence: DomainSequence, plan: Plan) -> RunDescription:
         manifests=manifests,
         stages=[context.stage_name(domain) for domain in sequence.domains],
     )
+
+
+def tell_scores(sequence: DomainSequence, scores: list[Score], out: Path, console: Console) -> None:
+    """The matrix and its numbers, and where every score is."""
+    dice = continual.matrix(scores, [domain.name for domain in sequence.domains], "dice")
+    console.show(tables.matrix_table(dice, sequence.task.same_patient_in_splits))
+    console.line(", ".join(f"{name} {value:.3f}" for name, value in continual.summary(dice).items()))
+    lost = continual.forgetting(dice)
+    if lost.worst > 0:
+        console.line(f"most forgotten: {lost.worst_domain}, {lost.worst:.3f}")
+    console.line(f"every score: {out / 'scores.csv'}")

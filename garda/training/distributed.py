@@ -69,7 +69,7 @@ def configure(devices: int, nodes: int, accelerator: str) -> bool:
 
     quieten()
     try:
-        strategy = DDPStrategy(timeout=PATIENCE)
+        strategy = DDPStrategy(timeout=PATIENCE, cluster_environment=_surroundings())
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
     except (ValueError, RuntimeError, KeyError) as error:
         _check_devices(devices, accelerator)
@@ -83,6 +83,23 @@ def configure(devices: int, nodes: int, accelerator: str) -> bool:
     if fabric.global_rank > 0 and LEADER in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     return fabric.global_rank == 0
+
+
+def _surroundings() -> Any:
+    """What starts the processes: this program, unless a cluster's variables say that it has; to ask Fabric of Slurm
+    would print its advice wherever ``srun`` is installed."""
+    from lightning_fabric.plugins.environments import (
+        LightningEnvironment,
+        LSFEnvironment,
+        MPIEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
+
+    for kind in (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment):
+        if (kind is not SLURMEnvironment or "SLURM_NTASKS" in os.environ) and kind.detect():
+            return kind()
+    return LightningEnvironment()
 
 
 def quieten() -> None:

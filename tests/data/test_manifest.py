@@ -122,9 +122,21 @@ def test_a_pattern_names_the_patient(tmp_path: Path):
     assert cases[0].split == cases[1].split
 
 
+def test_a_first_channel_is_no_part_of_a_name(tmp_path: Path):
+    fill(tmp_path, "images/heart_007_0000.nii.gz", "labels/heart_007.nii.gz")
+    assert rows(tmp_path, tmp_path)[0][::3] == ("heart_007", ("labels/heart_007.nii.gz",))
+    fill(tmp_path, "images/heart_007_0001.nii.gz")
+    assert [row[0] for row in rows(tmp_path, tmp_path)] == ["heart_007_0000", "heart_007_0001"]
+
+
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
+        (
+            ["sub-1/anat/sub-1_T1w.nii", "sub-1/anat/sub-1_T2w.nii"],
+            {},
+            "{}: has 2 contrasts of sub-1: T1w, T2w; choose one, such as --image-suffix _T1w",
+        ),
         (["x/a.png"], {}, "{}: has no folder images, imagesTr or sub-*; put"),
         (["images/a.txt"], {}, "{}: holds no image in layout 'pairs'; put"),
         (["images/a.png", "images/a.tif"], {}, "{}: holds 2 images named 'a'; give"),

@@ -15,9 +15,10 @@ from PIL import Image
 from garda.core import config
 from garda.core.errors import DataError
 from garda.data import readers
+from garda.data.checks import check_case
 from garda.data.manifest import Case, read_manifest
 from garda.data.task import Intensity, LabelFormat, Task
-from garda.data.volume import Volume, check_case, grid_for, prediction_name, read_volume, write_label_map
+from garda.data.volume import Volume, grid_for, prediction_name, read_volume, write_label_map
 from tests.support.errors import told
 
 TASK = Task(name="t", classes=("background", "a", "b"), size=(16, 16))
@@ -290,8 +291,8 @@ def test_bad_pictures_and_unknown_formats_are_one_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (classes() + 1, "holds the value 3, expected 0 to 2; correct the label, or map its values"),
-        (classes() * 0.5, "holds the value 0.5, expected 0 to 2; correct the label, or map its values"),
+        (classes() + 1, "holds the value 3, expected 0 to 2; correct the label, or say what they mean"),
+        (classes() * 0.5, "holds the value 0.5, expected 0 to 2; correct the label, or say what they mean"),
         (np.where(classes() == 1, np.nan, 0.0), "holds the value nan, expected 0 to 2; correct the label"),
         (classes()[:, :5], "has 4 x 5 x 5 voxels, its image 4 x 6 x 5; give the label that was drawn on this image"),
         (np.stack([classes()] * 2, axis=-1), "has 2 channels; store class indices in one channel"),

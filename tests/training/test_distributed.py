@@ -275,3 +275,15 @@ def test_several_kinds_of_rows_are_shared_each_for_itself(monkeypatch):
     assert sharding.shard(4) == slice(2, 4)
     assert sharding.shard(4, 2).tolist() == [2, 3, 5]
     assert "cannot be shared" in told(ValueError, sharding.shard, 3)
+
+
+@pytest.mark.parametrize(("variables", "kind"), [({}, "LightningEnvironment"), (SLURM, "SLURMEnvironment")])
+def test_a_machine_with_srun_is_not_taken_for_a_job(variables, kind, tmp_path, monkeypatch):
+    (tmp_path / "srun").write_text("#!/bin/sh\n")
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for name in SLURM:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert type(distributed._surroundings()).__name__ == kind  # and no warning, which would be an error
