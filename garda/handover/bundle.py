@@ -20,7 +20,7 @@ from garda.data.task import Task
 from garda.handover import bundle_config
 from garda.handover.format import CARD
 from garda.handover.load import Exported
-from garda.models.reading import Ensemble
+from garda.models.ensemble import Ensemble
 
 SCHEMA = "https://project-monai.github.io/schema/meta_schema_20240725.json"
 README = "docs/README.md"

@@ -20,7 +20,7 @@ from garda.data.randomise import RandomisationSettings
 from garda.data.task import Task
 from garda.data.volume import Volume
 from garda.methods.knowledge import Knowledge, domain_state_limit, load_knowledge
-from garda.models import reading, unet
+from garda.models import ensemble, unet
 from garda.models.factorised_training import GeneratorSettings
 from garda.models.generator import Generator
 from garda.models.objectives import SupervisedObjective, SupervisedTrainingSettings
@@ -204,7 +204,7 @@ class Method(Generic[S]):
     def slice_network_for(self, knowledge: Knowledge, domain: str) -> nn.Module:
         """As :meth:`network_for`, for (B, C, H, W) slices as they are, which are enlarged and made smaller again."""
         network, zoom = self.network_for(knowledge, domain), self.zoom_for(knowledge, domain)
-        return network if zoom == 1 else reading.Zoomed(network, zoom).eval()
+        return network if zoom == 1 else ensemble.Zoomed(network, zoom).eval()
 
     def check(self) -> None:
         """Refuse, before anything is learnt, what could only fail hours later.

@@ -7,7 +7,9 @@ that no site ends worse than it would have without it:
 - *Experts*: three networks learn the labelled source: from its images as they are (``plain``), under random curves
   (``curves``), and under a mixture of kinds (``mixture``, the segmenter). They err differently.
 - *Reading*: of the experts, their mean and, where files have no spacing, enlarged images, a target is read as agrees
-  most with itself over random views (:mod:`garda.models.reading`); the source as its held-out labels say.
+  most with itself over random views (:mod:`garda.models.reading`); the source as its held-out labels say. Where the
+  experts contradict each other far more than at the source, agreement says nothing: the target is read as a domain
+  that has not been met.
 - *Lesson*: where even that reading is not sure of itself, an adapter of its network (:mod:`garda.models.adapter`)
   learns what the experts say on average over views (:mod:`garda.models.lesson`); it is kept if it agrees better with
   itself than that reading does, on slices from which it has not learnt.
@@ -33,16 +35,17 @@ from garda.data.randomise import RandomisationSettings
 from garda.methods.knowledge import Knowledge
 from garda.methods.replay_method import ReplayMethod
 from garda.models import adapter, reading
+from garda.models.ensemble import Ensemble
 from garda.models.lesson import LessonObjective, LessonSettings
 from garda.models.objectives import SupervisedTrainingSettings
-from garda.models.reading import Candidate, ChoiceSettings, Ensemble, Reading
+from garda.models.reading import Candidate, ChoiceSettings, Reading
 from garda.training import distributed, loop
 from garda.training.cache import Stage
 from garda.training.loop import Phase
 
 NAMES = ("plain", "curves", "mixture")  # of the experts, in the order of a reading's mask
 MASK, ZOOM = "reading.experts", "reading.zoom"  # a domain's state
-PLAUSIBLE = "plausible.shares"  # of the source
+PLAUSIBLE, CONSENSUS = "plausible.shares", "plausible.consensus"  # of the source
 NEAR = 0.05  # of agreement, within which experts teach together with the best
 PATCHES = 24  # by which a reading is chosen where slices are larger than the network's input
 FIDELITY = 64  # replayed anatomies by which replay is measured
@@ -68,8 +71,8 @@ class Garda(ReplayMethod[GardaSettings]):
 
     Domain state: ``reading.experts``, (3,) uint8, which experts' mean reads the domain; ``reading.zoom``, how far
     images are enlarged; an adapter, where a lesson has been kept; of the source, ``plausible.shares`` too, see
-    :func:`garda.models.reading.plausible_shares`. A domain that has not been met is read by the mixture. In packages of
-    format 1 and 2 a domain's state is an adapter of the one network alone.
+    :func:`garda.models.reading.plausible_shares`, and ``plausible.consensus``, a number. A domain that has not been met
+    is read by the mixture. In packages of format 1 and 2 a domain's state is an adapter of the one network alone.
     """
 
     Settings = GardaSettings
@@ -108,8 +111,10 @@ class Garda(ReplayMethod[GardaSettings]):
         numbers = {each.name: each.agreement for each in readings} | {
             "fidelity of replay": self._fidelity(knowledge, phase)
         }
-        phase.note({"chosen": chosen.name, "by": "held-out labels", **numbers})
-        state = {PLAUSIBLE: reading.plausible_shares(shown.label, len(self.task.classes)), **_state(chosen)}
+        alike = distributed.on_rank_zero(lambda: reading.consensus(known, image, self.compute))
+        phase.note({"chosen": chosen.name, "by": "held-out labels", **numbers, "consensus": alike})
+        plausible = {PLAUSIBLE: reading.plausible_shares(shown.label, len(self.task.classes))}
+        state = {**plausible, CONSENSUS: torch.tensor(alike), **_state(chosen)}
         return replace(knowledge, domain_state={domain: state})
 
     def adapt(self, knowledge: Knowledge, domain: str, slices: Slices, stage: Stage) -> Knowledge:
@@ -118,12 +123,12 @@ class Garda(ReplayMethod[GardaSettings]):
             raise TypeError("garda adapts a generator")
         generator = self.trainer.learn_style(knowledge.generator, domain, slices, stage, knowledge.source_segmenter)
         generator.round_style()
-        readings = self._read(knowledge, slices, stage)
-        chosen = reading.choose(readings, self.settings.choice)
+        readings, lesson = self._read(knowledge, slices, stage), self.settings.lesson
         candidates = {each: _state(each) for each in readings}
         numbers = {each.name: each.agreement for each in readings if each.plausible}
-        lesson = self.settings.lesson
-        if chosen.agreement < lesson.enough and lesson.steps:
+        alike = self._consensus(knowledge, readings, slices, stage)
+        chosen, by = self._choose(knowledge, readings, alike)
+        if by == "views" and chosen.agreement < lesson.enough and lesson.steps:
             shown, apart = slices.hold_out()
             student, own = self._teach(knowledge, chosen, readings, shown, stage)
             before, after = self._judge(knowledge, chosen, student, own, apart, stage)
@@ -132,7 +137,7 @@ class Garda(ReplayMethod[GardaSettings]):
             numbers |= {f"{chosen.name}, held out": before.agreement, f"{taught.name}, held out": after.agreement}
             if after.plausible and after.agreement >= before.agreement + lesson.gain:
                 chosen = taught
-        stage("choice").note({"chosen": chosen.name, "by": "views", **numbers})
+        stage("choice").note({"chosen": chosen.name, "by": by, **numbers, "consensus": alike})
         stage.offer(
             [
                 Candidate(each.name, own, {"agreement": each.agreement, "plausible": each.plausible}, each is chosen)
@@ -144,7 +149,7 @@ class Garda(ReplayMethod[GardaSettings]):
     def network_for(self, knowledge: Knowledge, domain: str) -> nn.Module:
         """The experts of the domain's reading; the mixture where it has not been met."""
         state = knowledge.domain_state.get(domain, {})
-        mask, own = state.get(MASK), {name: state[name] for name in state if name not in (MASK, ZOOM, PLAUSIBLE)}
+        mask, own = state.get(MASK), {name: state[name] for name in state.keys() - {MASK, ZOOM, PLAUSIBLE, CONSENSUS}}
         if mask is None:
             return adapter.apply_adapter(knowledge.segmenter, own)  # format 1 and 2, or nothing
         network = self._network(knowledge, [name for name, used in zip(NAMES, mask.tolist(), strict=True) if used])
@@ -223,13 +228,33 @@ class Garda(ReplayMethod[GardaSettings]):
             found += [each for each in some if each.experts == best.experts]
         return found
 
+    def _choose(self, knowledge: Knowledge, readings: Sequence[Reading], alike: float) -> tuple[Reading, str]:
+        """A target's reading, and what says so: its agreement over views, or that the experts contradict each other."""
+        known = knowledge.domain_state[knowledge.domains[0]].get(CONSENSUS)
+        unmet = next(each for each in readings if each.experts == NAMES[-1:] and each.zoom == 1)
+        if known is not None and alike < self.settings.choice.contradicted * float(known) and unmet.plausible:
+            return unmet, "contradiction"
+        return reading.choose(readings, self.settings.choice), "views"
+
+    def _consensus(self, knowledge: Knowledge, readings: Sequence[Reading], slices: Slices, stage: Stage) -> float:
+        """Of the experts that are plausible at zoom 1."""
+        plausible = {
+            each.experts[0] for each in readings if each.plausible and each.zoom == 1 and len(each.experts) == 1
+        }
+        experts = {name: network for name, network in self._experts(knowledge).items() if name in plausible}
+        image = self._views(slices, stage)
+        return distributed.on_rank_zero(lambda: reading.consensus(experts, image, self.compute))
+
+    def _views(self, slices: Slices, stage: Stage) -> Tensor:
+        """(B, C, H, W) slices by which a reading is chosen."""
+        patches = self.task.fit == "patch"
+        count = min(len(slices), PATCHES if patches else self.settings.choice.slices)
+        return slices.batch(0, count, derive_seed(stage("choice").seed, "views"), WINDOW if patches else 1.0).image
+
     def _compare(
         self, knowledge: Knowledge, experts: Mapping[str, nn.Module], zoom: float, slices: Slices, stage: Stage
     ) -> list[Reading]:
-        settings, seed = self.settings.choice, stage("choice").seed
-        patches = self.task.fit == "patch"
-        count = min(len(slices), PATCHES if patches else settings.slices)
-        image = slices.batch(0, count, derive_seed(seed, "views"), WINDOW if patches else 1.0).image
+        settings, seed, image = self.settings.choice, stage("choice").seed, self._views(slices, stage)
         shares = knowledge.domain_state[knowledge.domains[0]].get(PLAUSIBLE)
 
         def compare() -> list[Reading]:

@@ -8,7 +8,8 @@ implausible ones go first: those whose classes take a share of the image that th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +21,10 @@ from garda.core.config import Config
 from garda.data import augment
 from garda.data.augment import GeometrySettings
 from garda.data.task import Task
+from garda.models.ensemble import resize
 from garda.training.device import Compute
 
 PART = 16  # slices computed at once
-STEP = 16  # a network's sides are multiples of it
 MOST = 0.9  # share of the image that no class exceeds
 VIEWS = GeometrySettings(probability=1.0, degrees=12.0, shift=0.04)  # turned by quarters and mirrored where task allows
 SHIFTS = GeometrySettings(probability=1.0, degrees=0.0, scale=0.0, shift=0.08)  # these too; by whole pixels
@@ -40,6 +41,7 @@ class ChoiceSettings(Config):
         zoomed: by how much an enlarged image must be agreed on better.
         fewer: factor by which a class's share of the image may lie below the source's.
         more: by which it may lie above.
+        contradicted: share of the source's consensus of the networks below which a domain is read as one not met.
     """
 
     slices: PositiveInt = 64
@@ -49,6 +51,7 @@ class ChoiceSettings(Config):
     zoomed: NonNegativeFloat = 0.008
     fewer: float = Field(default=20.0, ge=1)
     more: float = Field(default=4.0, ge=1)
+    contradicted: float = Field(default=0.7, ge=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -91,37 +94,6 @@ class Candidate:
     own: Mapping[str, Tensor]
     scores: Mapping[str, float]
     chosen: bool
-
-
-class Ensemble(nn.Module):
-    """The mean of several networks' probabilities.
-
-    >>> network = Ensemble([nn.Conv2d(1, 2, 1), nn.Conv2d(1, 2, 1)])
-    >>> bool(torch.isclose(network(torch.rand(1, 1, 4, 4)).exp().sum(), torch.tensor(16.0)))
-    True
-    """
-
-    def __init__(self, networks: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleList(networks)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) to the (B, K, H, W) logarithms of the mean probabilities."""
-        found = [torch.softmax(network(image).float(), dim=1) for network in self.networks]
-        return torch.stack(found).mean(dim=0).clamp_min(1e-8).log()
-
-
-class Zoomed(nn.Module):
-    """A network that is shown enlarged images."""
-
-    def __init__(self, network: nn.Module, zoom: float) -> None:
-        super().__init__()
-        self.network, self.zoom = network, zoom
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, K, H, W) logits."""
-        logits = self.network(_resize(image, self.zoom)).float()
-        return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def plausible_shares(label: Tensor, classes: int) -> Tensor:
@@ -174,7 +146,7 @@ def compare(
     common = torch.zeros(settings.views, len(groups), len(task.classes))
     total, seen, pixels = torch.zeros_like(common), torch.zeros(len(groups), len(task.classes)), 0
     for image in images.split(PART):
-        shown = _resize(image, zoom)
+        shown = resize(image, zoom)
         own = _ask(experts, shown, groups, compute)
         seen += own.sum(dim=(1, 3, 4))
         pixels += shown[:, 0].numel()
@@ -193,6 +165,27 @@ def compare(
     return [
         Reading(group, zoom, float(agreed), bool(fit)) for group, agreed, fit in zip(groups, dice, fits, strict=True)
     ]
+
+
+@torch.no_grad()
+def consensus(experts: Mapping[str, nn.Module], images: Tensor, compute: Compute) -> float:
+    """Dice, the mean over foreground classes, between those two networks that say most alike; 1 for fewer than two.
+
+    Args:
+        experts: in evaluation mode, by name.
+        images: (B, C, H, W) in [0, 1].
+        compute: device and precision.
+    """
+    groups = [(name,) for name in experts]
+    if len(groups) < 2:
+        return 1.0
+    parts = [_ask(experts, part, groups, compute) for part in (resize(each, 1.0) for each in images.split(PART))]
+    answers = torch.cat(parts, dim=1).movedim(2, 1).flatten(2)
+    dice = [
+        float((2 * (one * other).sum(dim=1) / (one + other).sum(dim=1).clamp_min(1))[1:].mean())
+        for one, other in itertools.combinations(answers, 2)
+    ]
+    return max(dice)
 
 
 @torch.no_grad()
@@ -261,14 +254,6 @@ def _ask(
     decided = [torch.stack([answers[name] for name in group]).mean(dim=0).argmax(dim=1) for group in groups]
     classes = next(iter(answers.values())).shape[1]
     return torch.stack([F.one_hot(each, classes).movedim(3, 1).float() for each in decided])
-
-
-def _resize(image: Tensor, zoom: float) -> Tensor:
-    """(B, C, H, W) at sides that a network takes, as near as can be to ``zoom`` times the image's."""
-    sides = [max(STEP, round(side * zoom / STEP) * STEP) for side in image.shape[-2:]]
-    if sides == list(image.shape[-2:]):
-        return image
-    return F.interpolate(image, size=sides, mode="bilinear", align_corners=False, antialias=True)
 
 
 def draw_view(number: int, image: Tensor, any_orientation: bool) -> Tensor:

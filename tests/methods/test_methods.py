@@ -117,7 +117,7 @@ def test_garda_reads_every_domain_as_was_chosen_and_an_unknown_one_with_the_mixt
 
 def test_the_source_keeps_its_best_reading_and_what_its_classes_look_like():
     source = fakes.known_by("garda")[0]
-    assert {*source.domain_state["a"]} == {garda.MASK, garda.ZOOM, garda.PLAUSIBLE}
+    assert {*source.domain_state["a"]} == {garda.MASK, garda.ZOOM, garda.PLAUSIBLE, garda.CONSENSUS}
     assert source.domain_state["a"][garda.PLAUSIBLE].shape == (1, 2)
     plain, mixture = (fakes.known_by(name)[0].segmenter for name in ("source_only", "randomised"))
     fakes.assert_equal(plain.state_dict(), source.experts["plain"].state_dict())
@@ -275,3 +275,18 @@ def test_a_lesson_is_kept_if_slices_say_so_that_were_not_learnt_from(after, kept
     (taught,) = (each for each in offered if "taught" in each.name)
     assert taught.chosen == kept
     assert any(name not in ("reading.experts", "reading.zoom") for name in learnt.domain_state["b"]) == kept
+
+
+@pytest.mark.parametrize(("alike", "chosen"), [(0.6, "plain"), (0.4, "mixture")])
+def test_where_experts_contradict_each_other_a_site_is_read_as_one_not_met(alike, chosen):
+    learner = fakes.method("garda")
+    known = fakes.known_by("garda")[0]
+    source = {**known.domain_state["a"], garda.CONSENSUS: torch.tensor(0.8)}
+    known = replace(known, domain_state={"a": source})
+    readings = [Reading((name,), 1.0, agreed, True) for name, agreed in (("plain", 0.9), ("mixture", 0.8))]
+    found, by = learner._choose(known, readings, alike)
+    assert (found.name, by) == (chosen, "views" if chosen == "plain" else "contradiction")
+    old = replace(known, domain_state={"a": {}})
+    assert learner._choose(old, readings, alike)[0].name == "plain"
+    implausible = [readings[0], replace(readings[1], plausible=False)]
+    assert learner._choose(known, implausible, alike)[0].name == "plain"

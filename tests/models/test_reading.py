@@ -15,7 +15,7 @@ from garda.data.randomise import RandomisationSettings
 from garda.data.sequence import Domain
 from garda.data.task import Task
 from garda.data.volume import Frame, Volume
-from garda.models import reading, stopping
+from garda.models import ensemble, reading, stopping
 from garda.models.reading import ChoiceSettings
 from garda.models.stopping import HeldOut, StoppingSettings
 from garda.training.device import Compute, ComputeSettings
@@ -86,6 +86,13 @@ def test_every_other_view_moves_whole_pixels():
     assert not torch.isin(turned.mul(1e4).round(), image.mul(1e4).round()).all()
 
 
+def test_consensus_is_that_of_the_two_that_say_most_alike():
+    same, image = Threshold(0.5), discs().image
+    assert reading.consensus({"one": same}, image, COMPUTE) == 1
+    assert reading.consensus({"one": same, "two": Threshold(0.4), "three": Place()}, image, COMPUTE) == 1
+    assert 0 < reading.consensus({"one": same, "three": Place()}, image, COMPUTE) < 0.7
+
+
 def test_views_are_turned_back():
     motion = reading.augment.draw_affine(4, GeometrySettings(probability=1, shift=0.1), True, torch.device("cpu"))
     whole = torch.eye(3).repeat(4, 1, 1)
@@ -104,7 +111,7 @@ def test_several_and_zoomed_must_win_by_a_margin():
 
 
 def test_a_zoomed_network_answers_for_the_image_as_it_is():
-    network = reading.Zoomed(Threshold(0.5), 2.0)
+    network = ensemble.Zoomed(Threshold(0.5), 2.0)
     image = discs().image
     assert network(image).shape == (8, 2, 32, 32)
     assert ((network(image).argmax(dim=1) == discs().label).float().mean()) > 0.97
