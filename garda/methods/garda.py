@@ -123,11 +123,10 @@ class Garda(ReplayMethod[GardaSettings]):
             raise TypeError("garda adapts a generator")
         generator = self.trainer.learn_style(knowledge.generator, domain, slices, stage, knowledge.source_segmenter)
         generator.round_style()
-        readings, lesson = self._read(knowledge, slices, stage), self.settings.lesson
+        lesson = self.settings.lesson
+        readings, chosen, by, alike = self.choose_reading(knowledge, slices, stage)
         candidates = {each: _state(each) for each in readings}
         numbers = {each.name: each.agreement for each in readings if each.plausible}
-        alike = self._consensus(knowledge, readings, slices, stage)
-        chosen, by = self._choose(knowledge, readings, alike)
         if by == "views" and chosen.agreement < lesson.enough and lesson.steps:
             shown, apart = slices.hold_out()
             student, own = self._teach(knowledge, chosen, readings, shown, stage)
@@ -227,6 +226,14 @@ class Garda(ReplayMethod[GardaSettings]):
             some = self._compare(knowledge, {name: experts[name] for name in best.experts}, zoom, slices, stage)
             found += [each for each in some if each.experts == best.experts]
         return found
+
+    def choose_reading(
+        self, knowledge: Knowledge, slices: Slices, stage: Stage
+    ) -> tuple[list[Reading], Reading, str, float]:
+        """Every reading of a target, the chosen one, what says so, and the consensus of the experts."""
+        readings = self._read(knowledge, slices, stage)
+        alike = self._consensus(knowledge, readings, slices, stage)
+        return readings, *self._choose(knowledge, readings, alike), alike
 
     def _choose(self, knowledge: Knowledge, readings: Sequence[Reading], alike: float) -> tuple[Reading, str]:
         """A target's reading, and what says so: its agreement over views, or that the experts contradict each other."""
