@@ -24,7 +24,7 @@ from garda.runs.tracking import RunDescription, Status
 
 JOURNAL, STATE = "tracking.jsonl", "tracking.json"
 SEND_SECONDS = 10.0  # between two deliveries in the course of a stage, so that curves can be watched
-DEADLINE_SECONDS = 30.0  # for one delivery; a store that takes longer is asked no more by this process
+DEADLINE_SECONDS = 30.0  # for which a run waits for a delivery, and once more at its end
 Kind = Literal["start", "losses", "stage_ended", "artifact", "finish"]
 
 
@@ -121,7 +121,8 @@ class Journalled:
         self._out, self._store, self._tell = out, store, tell
         self._told, self._reachable, self._sent = False, True, 0.0
         self._problem: tuple[str, str] | None = None
-        self._late, self._reported = False, 0
+        self._reported = 0
+        self._late: Thread | None = None
         self._key, self._last = uuid.uuid4().hex, 0
         self._stages: Sequence[str] = ()
         self._deliveries = {store.name: _Delivery()}
@@ -168,6 +169,8 @@ class Journalled:
     def finish(self, status: Status) -> None:
         """See :class:`~garda.runs.tracking.Tracker`."""
         self._add("finish", {"status": status})
+        if self._late is not None:
+            self._late.join(DEADLINE_SECONDS)
         self._send()
 
     def check_delivered(self) -> str:
@@ -203,7 +206,7 @@ class Journalled:
 
     def _send(self) -> None:
         self._sent = time.monotonic()
-        if not self._pending or self._problem or self._late:
+        if not self._pending or self._problem or (self._late is not None and self._late.is_alive()):
             return
         delivery = self._deliveries[self._store.name]
         try:
@@ -224,7 +227,7 @@ class Journalled:
             self._tell_once(self._store.name, error)
 
     def _deliver(self, ids: dict[str, str]) -> None:
-        """Hand over what is pending, within a deadline: a server that drips bytes must not hold up a run."""
+        """Hand over what is pending; a run does not wait for a server that drips bytes, nor asks it anew meanwhile."""
         raised: list[Exception] = []
 
         def deliver() -> None:
@@ -236,8 +239,8 @@ class Journalled:
         sending = Thread(target=deliver, daemon=True)
         sending.start()
         sending.join(DEADLINE_SECONDS)
-        self._late = sending.is_alive()
-        if self._late:
+        self._late = sending if sending.is_alive() else None
+        if self._late is not None:
             raise TimeoutError
         for error in raised:
             raise error

@@ -158,16 +158,18 @@ def test_a_store_gets_what_happened_in_order(out: Path):
 
 
 def test_a_store_that_drips_holds_nothing_up(out: Path, monkeypatch: pytest.MonkeyPatch):
-    store, told, answer = Recorder(), list[str](), threading.Event()
+    store, told, answer, asked = Recorder(), list[str](), threading.Event(), list[int]()
     monkeypatch.setattr(journal, "DEADLINE_SECONDS", 0.05)
-    monkeypatch.setattr(store, "deliver", lambda *given: answer.wait(20))
+    monkeypatch.setattr(store, "deliver", lambda *given: asked.append(1) or answer.wait(20))
     tracker = begin(out, store, told.append)
-    monkeypatch.setattr(store, "deliver", lambda *given: pytest.fail("is asked no more"))
     whole_run(tracker, out)
-    answer.set()
-    assert len(told) == 1 and "tracking does not work (TimeoutError)" in told[0]
+    assert len(told) == 1 and "tracking does not work (TimeoutError)" in told[0] and len(asked) == 1
     with pytest.raises(Undelivered, match="recorder: 0 of 18 metrics delivered; run the same command again"):
         tracker.check_delivered()
+    answer.set()
+    tracker._late.join()
+    tracker.finish("finished")
+    assert tracker.check_delivered() == "18 of 18 metrics delivered"
 
 
 @pytest.mark.parametrize("fails", ["before", "after"])
