@@ -113,6 +113,8 @@ def _finish(path: Path, figure: Figure, note: str | None, below: str = "") -> No
         figure.supxlabel(text, fontsize="x-small", wrap=True)
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+    figure.clear()  # a figure and its axes hold each other, and a canvas of 14 MB, until somebody collects garbage
+    vars(figure.canvas).pop("renderer", None)
 
 
 def draw_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
