@@ -138,6 +138,7 @@ def adapt(
     from garda.runs.hop import Hop, work_folder
     from garda.runs.hop import adapt as adapt_package
     from garda.runs.mlflow import open_tracker
+    from garda.runs.report import write_audit_page
     from garda.runs.tracking import InMemory
     from garda.training import distributed
 
@@ -149,7 +150,10 @@ def adapt(
         tracker = open_tracker(work_folder(out), console.line, track) if tracked else InMemory()
         own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
         hop = Hop(package, manifest, data, out, *own, name, changes, trust or (), sign, force, audited, expect)
-        _tell(adapt_package(hop), console)
+        done = adapt_package(hop)
+        _tell(done, console)
+        if rank_zero:
+            console.line(f"for an auditor: {write_audit_page(done, out)}")
 
 
 @app.command()
@@ -236,6 +240,37 @@ def export(
             packages.pack(found.folder, out)
         print(f"package {found.digest}")
     print(out)
+
+
+class Reader(StrEnum):
+    """Who a page is for."""
+
+    clinician = "clinician"
+    auditor = "auditor"
+    researcher = "researcher"
+
+
+@app.command()
+def report(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|PACKAGE", help="A run, a package, or for researchers a comparison.")
+    ],
+    reader: Annotated[Reader, typer.Option("--for", help="Who reads it; a clinician's page holds images.")],
+    out: Annotated[Path, typer.Option("--out", help="The page that is written, NAME.html.")],
+    data: Annotated[Path | None, typer.Option("--data", help="For a clinician: the folder of the scans.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="For a clinician: CSV of this site's scans.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
+    trust: Trust = None,
+    expect: Expect = "",
+) -> None:
+    """Write one page that loads nothing: pictures and numbers for a clinician, an auditor or a researcher."""
+    from garda.runs.report import Report, write_report
+
+    with open_console() as console:
+        write_report(Report(source, reader.value, out, data, manifest, name, trust or (), expect), console)
+        console.line(str(out))
 
 
 @app.command()
