@@ -67,7 +67,7 @@ def draw_slopes(comparison: Comparison, row: Row) -> Picture:
             axes.plot([0, 1], [old, new], color=UP if new >= old else DOWN, linewidth=0.8, marker=".", markersize=3)
             lines.append([domain, number, old, new])
         axes.set_title(f"{domain}, n={len(pairs)}", fontsize="small")
-        axes.set(xlim=(-0.2, 1.2), ylim=(-0.03, 1.03))
+        axes.set(xlim=(-0.2, 1.2))
         axes.set_xticks([0, 1], ["before", "after"], fontsize="small")
     figure.supylabel("Dice, mean over classes", fontsize="small")
     title = f"{row.name}: every test patient before and after its site's own stage (blue: not worse, orange: worse)"

@@ -46,8 +46,8 @@ class ReadScan:
         where: manifest and line, by which the site finds the scan.
         patient: whose it is.
         scores: one a class; none without a label.
-        volumes: of each class, found and drawn, in ml, or voxels where the scan has no spacing; drawn is NaN without
-            a label.
+        volumes: of each class, found and drawn; drawn is NaN without a label.
+        unit: of the volumes: ml, or voxels where the scan has no spacing.
         unsure: share of unsure voxels among those that are unsure or in a structure.
         slices: to be shown.
     """
@@ -56,6 +56,7 @@ class ReadScan:
     patient: str
     scores: list[Score]
     volumes: list[tuple[str, float, float]]
+    unit: str
     unsure: float
     slices: list[Slice]
 
@@ -114,7 +115,8 @@ def _read(case: Case, scan: Volume, labels: torch.Tensor, certain: torch.Tensor,
     share = float(unsure.sum() / max(1, ((found > 0) | unsure).sum()))
     slices = thumbnails.cut_slices(scan.image[:, 0].numpy(), found, drawn, unsure, scan.spacing_mm)
     file, _, line = case.where.rpartition(":")
-    return ReadScan(f"{Path(file).name}, line {line}", case.patient, scores, volumes, share, slices)
+    where, unit = f"{Path(file).name}, line {line}", "voxels" if scan.spacing_mm is None else "ml"
+    return ReadScan(where, case.patient, scores, volumes, unit, share, slices)
 
 
 def _render(site: str, task: Task, scans: Sequence[ReadScan], decision: str) -> str:
@@ -123,7 +125,7 @@ def _render(site: str, task: Task, scans: Sequence[ReadScan], decision: str) -> 
     patients = {name: [*continual.patient_scores(scores, "dice", name).values()] for name in classes}
     light, sentence = judge(site, patients if labelled else {}, decision, len({scan.patient for scan in scans}))
     worst, others = choose(scans)
-    unit = "ml" if scans[0].slices and task.spacing_mm is not None else "voxels"
+    unit = "/".join(sorted({scan.unit for scan in scans}))
     first = "The six worst patients" if labelled else "The six patients with the most unsure answers"
     return page.render(
         "clinician.html",

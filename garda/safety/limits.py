@@ -163,8 +163,8 @@ def both_limits(check: Check, settings: GateSettings | None) -> tuple[float | No
         settings: that it was made with; None, or a check that they do not name, leaves the other limit unknown.
 
     >>> settings = GateSettings(noise=(0.5, 0.75), replay=(0.6, 0.45))
-    >>> both_limits(at_most("noise", "b", 0.7, above(0.2, settings.noise), "share"), settings)
-    (0.6, 0.8)
+    >>> both_limits(at_most("noise", "b", 0.7, above(0.0, settings.noise), "share"), settings)
+    (0.5, 0.75)
     >>> low, lower = both_limits(at_least("replay", "b", 0.1, share_of(0.8, settings.replay), "Dice"), settings)
     >>> round(low, 3), round(lower, 3)
     (0.48, 0.36)

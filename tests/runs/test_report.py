@@ -18,7 +18,7 @@ from garda.evaluation import bootstrap, report_figures, thumbnails
 from garda.evaluation.measures import Comparison, FinishedRun, Row
 from garda.evaluation.metrics import Score
 from garda.evaluation.thumbnails import Slice
-from garda.handover import signing, verify
+from garda.handover import format, signing, verify
 from garda.handover.setup import read_plan
 from garda.runs import report, report_auditor, report_clinician, report_researcher
 from garda.runs.report import Report
@@ -110,7 +110,7 @@ def test_a_clinician_finds_the_scan_by_its_line_and_no_name(pages, pipeline):
     words = Page(pages["clinician"]).words
     rows = csv.DictReader(io.StringIO(sites.manifest(pipeline, 1).read_text()))
     line = 2 + [row["split"] for row in rows].index("test")
-    assert f"{SITES[1]}.csv, line {line}" in words and f"{SITES[1]}_003" not in words
+    assert "Volumes in ml" in words and f"{SITES[1]}.csv, line {line}" in words and f"{SITES[1]}_003" not in words
 
 
 def test_a_site_without_drawings_is_shown_and_never_green(finished, pipeline, tmp_path):
@@ -128,7 +128,7 @@ def test_a_site_without_drawings_is_shown_and_never_green(finished, pipeline, tm
 
 def scan(patient: str, dice: float, unsure: float = 0.0) -> ReadScan:
     scores = [] if dice != dice else [Score(0, "", patient, "c", 0, "organ", dice, 1.0, "mm")]
-    return ReadScan("m.csv, line 2", patient, scores, [], unsure, [])
+    return ReadScan("m.csv, line 2", patient, scores, [], "ml", unsure, [])
 
 
 def test_the_worst_patients_are_shown_and_others_at_random():
@@ -221,10 +221,12 @@ def test_an_old_package_has_a_page(tmp_path):
     assert loads_nothing(tmp_path / "old.html")
 
 
-def test_a_hop_leaves_the_auditors_page_beside_its_package(finished, pipeline, tmp_path):
-    with verify.open_package(finished, stage=1) as found:
-        out = report.write_audit_page(found, tmp_path / "b.zip")
-    assert out == tmp_path / "b.zip.html" and found.digest[:4] in Page(out).words
+def test_a_hop_leaves_the_auditors_page_beside_its_package(run_of, pipeline, tmp_path):
+    source, out = format.find_stage(run_of("adabn"), 0), tmp_path / "b.zip"
+    words = ("adapt", source, sites.manifest(pipeline, 1), "--data", pipeline.parent / "data", "--out", out)
+    assert cli.garda(*words) == 0 and {file.name for file in tmp_path.iterdir()} == {"b.zip", "b.zip.html"}
+    with verify.open_package(out) as found:
+        assert found.digest[:4] in Page(tmp_path / "b.zip.html").words
 
 
 def test_every_picture_of_a_run_lies_beside_it_in_three_forms_and_every_table_for_latex(finished, pages):
