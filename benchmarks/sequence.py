@@ -28,7 +28,6 @@ import torch
 import yaml
 
 from benchmarks.measure import describe, peak, reset_peak
-from garda import cli_site
 from garda.core import files
 from garda.core.config import load
 from garda.core.console import Console
@@ -40,7 +39,7 @@ from garda.data.sequence import DomainSequence, Pipeline, read_sequence
 from garda.handover import format
 from garda.handover.settings import parse_settings
 from garda.methods import metadata
-from garda.runs import run
+from garda.runs import arguments, run
 from garda.runs.context import Run, stage_name
 from garda.runs.tracking import InMemory
 from garda.training.device import Compute
@@ -260,7 +259,7 @@ def measure(given: argparse.Namespace) -> None:
             "--domains", f"expected 2 or more, got {given.domains}", "the last is compared with the second"
         )
     pipeline = write_pipeline(given.pipeline, given.out, given.domains, given.config)
-    sequence = read_sequence(pipeline, changes=cli_site.parse_changes(given.set))
+    sequence = read_sequence(pipeline, changes=arguments.parse_changes(given.set))
     if not any(checks.labelled_cases(domain) for domain in sequence.domains):
         raise DataError(given.pipeline, "no test scan has a label to score by", "give a pipeline that has some")
     stages, device = follow(sequence, given.data, given.out / "run")

@@ -16,6 +16,7 @@ from garda.cli_site import Audited, Changes, DataFolder, Devices, Nodes, Signing
 from garda.core import files
 from garda.core.errors import DataError, GardaError, Interrupted, Refused
 from garda.core.signals import LEADER, Stopping
+from garda.runs import arguments
 
 MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
 
@@ -93,11 +94,11 @@ def run(
     from garda.training import distributed
 
     sequence = read_sequence(
-        pipeline, config=config, method=method, seed=seed, changes=cli_site.parse_changes(change or [])
+        pipeline, config=config, method=method, seed=seed, changes=arguments.parse_changes(change or [])
     )
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     rank_zero = distributed.configure(devices, nodes, settings.compute.accelerator)
-    with cli_site.open_console(rank_zero) as console:
+    with arguments.open_console(rank_zero) as console:
         tracker = open_tracker(out, tell=console.line) if rank_zero else InMemory()
         own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
         scores = run_sequence(Run(sequence, data, out, *own, judging=judging, key=sign, audited=audited))
@@ -142,10 +143,10 @@ def compare(
     from garda.runs.compare import compare as compare_methods
     from garda.runs.compare_plan import Request, parse_methods, parse_seeds
 
-    changes = cli_site.parse_changes(change or [])
+    changes = arguments.parse_changes(change or [])
     asked = (parse_methods(methods), parse_seeds(seeds), label, changes, config, against, judging)
     request = Request(pipeline, data, out, *asked)
-    with cli_site.open_console() as console:
+    with arguments.open_console() as console:
         compare_methods(request, console, context.obj, Pseudonyms(load_key()))
 
 
@@ -167,12 +168,12 @@ def check(
     from garda.handover.settings import parse_settings
     from garda.methods.registry import build_method
 
-    sequence = read_sequence(pipeline, config=config, method=method, changes=cli_site.parse_changes(change or []))
+    sequence = read_sequence(pipeline, config=config, method=method, changes=arguments.parse_changes(change or []))
     settings = parse_settings(sequence.method, sequence.settings, sequence.origin)
     learner = build_method(sequence.method, settings, sequence.task)
     learner.check()
     cases = [case for domain in sequence.domains for case in domain.cases]
-    with cli_site.open_console() as console:
+    with arguments.open_console() as console:
         fingerprint.check(sequence, data, console, learner.reads_target_labels, pictures, strict)
         unrecorded = sum(not case.digests for case in cases)
         if unrecorded:
@@ -249,7 +250,7 @@ def phantom(
     from garda.data.manifest import Split
     from garda.data.phantom import write_phantom
 
-    with cli_site.open_console() as console:
+    with arguments.open_console() as console:
         counts: dict[Split, int] = {"train": train, "val": val, "test": test}
         folder = write_phantom(out, seed=seed, patients=counts, slices=slices, progress=console.bar("phantom"))
         console.line(f"manifests: {folder}")
@@ -278,8 +279,8 @@ def main() -> None:
     try:
         with stopping.listening():
             raise SystemExit(app(obj=stopping, prog_name="garda", standalone_mode=False))
-    except cli_site.UsageError as error:
-        print(cli_site.describe_usage(error), end="", file=sys.stderr)
+    except arguments.UsageError as error:
+        print(arguments.describe_usage(error), end="", file=sys.stderr)
         raise SystemExit(GardaError.exit_code) from None
     except (GardaError, Interrupted) as error:
         print(error, file=sys.stderr)

@@ -6,7 +6,6 @@ Heavy imports wait until a command needs them.
 from __future__ import annotations
 
 import os
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,76 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from garda.core.errors import ConfigError, Refused, RunFolderError
+from garda.runs.arguments import open_console, parse_changes, read_private, read_trusted
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     from garda.core.console import Console
-    from garda.handover.signing import Trusted
     from garda.handover.verify import Verified
-
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no public name for it
-
-
-def describe_usage(error: Any) -> str:
-    """The line for a ``UsageError``; nothing where the help has been shown instead."""
-    message = error.format_message().replace("Value error, ", "")  # pydantic's own words
-    if "\n" in message:  # the help
-        return f"{message}\n"
-    what, _, near = message.partition(". Did you mean ")
-    command = error.ctx.command_path if error.ctx else " ".join(["garda", *sys.argv[1:2]])
-    remedy = f"did you mean {near}" if near else f"see {command} --help"
-    return f"{command}: {what[0].lower()}{what[1:].rstrip('.')}; {remedy}\n" if what else ""
-
 
 DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manifests' paths are relative to.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
 Devices = Annotated[int, typer.Option("--devices", min=1, help="Devices that share each batch, a process each.")]
 Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines that so many devices each are on.")]
-
-
-def open_console(shown: bool = True) -> Console:
-    """What tells the user; nothing at a rank that another one speaks for."""
-    from rich.console import Console as RichConsole
-
-    from garda.core.console import Console
-
-    return Console(None if shown else RichConsole(quiet=True))
-
-
-def read_trusted(text: str) -> Trusted:
-    """See :func:`garda.handover.signing.read_trusted`."""
-    from garda.handover import signing
-
-    return signing.read_trusted(text)
-
-
-def read_private(text: str) -> Ed25519PrivateKey:
-    """See :func:`garda.handover.signing.read_private`."""
-    from garda.handover import signing
-
-    return signing.read_private(Path(text))
-
-
-def parse_changes(texts: list[str]) -> dict[str, Any]:
-    """``["a.b=3"]`` as ``{"a": {"b": 3}}``."""
-    import yaml
-
-    from garda.core.config import YamlLoader, merge
-
-    changes: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not all(key.split(".")):
-            raise ConfigError("--set", f"expected KEY=VALUE, got {text!r}", "write for example --set source.steps=100")
-        try:
-            nested: Any = yaml.load(value, YamlLoader)
-        except (yaml.YAMLError, ValueError):
-            raise ConfigError("--set", f"{value!r} is not a YAML value", "quote it") from None
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        changes = merge(changes, nested)
-    return changes
 
 
 class Format(StrEnum):
@@ -145,6 +84,7 @@ def adapt(
     from garda.runs.hop import Hop, work_folder
     from garda.runs.hop import adapt as adapt_package
     from garda.runs.mlflow import open_tracker
+    from garda.runs.report import write_audit_page
     from garda.runs.tracking import InMemory
     from garda.training import distributed
 
@@ -156,7 +96,10 @@ def adapt(
         tracker = open_tracker(work_folder(out), console.line, track) if tracked else InMemory()
         own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
         hop = Hop(package, manifest, data, out, *own, name, changes, trust or (), sign, force, audited, expect)
-        _tell(adapt_package(hop), console)
+        done = adapt_package(hop)
+        _tell(done, console)
+        if rank_zero:
+            console.line(f"for an auditor: {write_audit_page(done, out)}")
         if tracked:
             console.line(f"metrics: {tracker.check_delivered()}")
 
@@ -268,6 +211,37 @@ def export(
             packages.pack(found.folder, out)
         print(f"package {found.digest}")
     print(out)
+
+
+class Reader(StrEnum):
+    """Who a page is for."""
+
+    clinician = "clinician"
+    auditor = "auditor"
+    researcher = "researcher"
+
+
+@app.command()
+def report(
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|PACKAGE", help="A run, a package, or for researchers a comparison.")
+    ],
+    reader: Annotated[Reader, typer.Option("--for", help="Who reads it; a clinician's page holds images.")],
+    out: Annotated[Path, typer.Option("--out", help="The page that is written, NAME.html.")],
+    data: Annotated[Path | None, typer.Option("--data", help="For a clinician: the folder of the scans.")] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--manifest", help="For a clinician: CSV of this site's scans.")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
+    trust: Trust = None,
+    expect: Expect = "",
+) -> None:
+    """Write one page that loads nothing: pictures and numbers for a clinician, an auditor or a researcher."""
+    from garda.runs.report import Report, write_report
+
+    with open_console() as console:
+        write_report(Report(source, reader.value, out, data, manifest, name, trust or (), expect), console)
+        console.line(str(out))
 
 
 @app.command()

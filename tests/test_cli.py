@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from garda import __version__, cli_site
+from garda import __version__
 from garda.core.errors import ConfigError
 from garda.handover import format
+from garda.runs import arguments
 from tests.support import cli, sites
 from tests.support.errors import told
 from tests.support.sites import SITES
@@ -126,12 +127,12 @@ def test_predict_writes_label_maps(pipeline, tmp_path, capsys):
 
 
 def test_changes_from_the_command_line():
-    assert cli_site.parse_changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
-    assert cli_site.parse_changes(["rate=1e-3"]) == {"rate": 1e-3}
+    assert arguments.parse_changes(["a.b=3", "a.c=[1, 2]", "d=x"]) == {"a": {"b": 3, "c": [1, 2]}, "d": "x"}
+    assert arguments.parse_changes(["rate=1e-3"]) == {"rate": 1e-3}
     for text in ("a", "=3", "a..b=3"):
-        assert "expected KEY=VALUE" in told(ConfigError, cli_site.parse_changes, [text])
+        assert "expected KEY=VALUE" in told(ConfigError, arguments.parse_changes, [text])
     for text in ("a={", "a=2020-99-99"):
-        assert "is not a YAML value" in told(ConfigError, cli_site.parse_changes, [text])
+        assert "is not a YAML value" in told(ConfigError, arguments.parse_changes, [text])
 
 
 @pytest.mark.parametrize(

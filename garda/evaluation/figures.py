@@ -21,31 +21,36 @@ if TYPE_CHECKING:
 MARKERS = "osD^vP*X"  # with ten colours, forty rows look different
 
 
-def draw_matrices(path: Path, comparison: Comparison) -> None:
-    """Write a PNG with each row's Dice after every stage (down) on every domain (across), means over its seeds.
-
-    Framed cells are domains after their own stage. The colours can be told apart with any colour vision; lighter is
-    better.
-
-    Args:
-        path: the file to write.
-        comparison: at least one row.
+def write_png(path: Path, figure: Figure) -> None:
+    """Write a picture.
 
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+    figure.clear()  # a figure and its axes hold each other, and a canvas of 14 MB, until somebody collects garbage
+    vars(figure.canvas).pop("renderer", None)
+
+
+def draw_matrices(comparison: Comparison) -> Figure:
+    """Each row's Dice after every stage (down) on every domain (across), means over its seeds; at least one row.
+
+    Framed cells are domains after their own stage. The colours can be told apart with any colour vision; lighter is
+    better.
+    """
     count, domains = len(comparison.rows), len(comparison.domains)
     across = math.ceil(math.sqrt(count))
     down = math.ceil(count / across)
-    figure = _figure((1.2 + 0.55 * domains) * across + 2.0, (0.8 + 0.4 * domains) * down + 1.4)
-    panels = _panels(figure, count, down, across)
+    figure = new_figure((1.2 + 0.55 * domains) * across + 2.0, (0.8 + 0.4 * domains) * down + 1.4)
+    panels = panels_of(figure, count, down, across)
     for row, axes in zip(comparison.rows, panels, strict=False):
         _draw_heat_map(axes, continual.matrix(row.scores, comparison.domains, "dice"))
         axes.set_title(f"{row.name}{', bound' if row.bound else ''} (seeds: {len(row.runs)})", fontsize="small")
     bar = figure.colorbar(panels[0].images[0], ax=panels)
     bar.set_label("Dice, mean over classes, patients and seeds", fontsize="small")
     figure.supylabel("after stage", fontsize="small")
-    _finish(path, figure, comparison.note)
+    return _finish(figure, comparison.note)
 
 
 def _draw_heat_map(axes: Any, found: Matrix) -> None:
@@ -61,45 +66,43 @@ def _draw_heat_map(axes: Any, found: Matrix) -> None:
         axes.text(domain, stage, text, ha="center", va="center", color=colour, fontsize="x-small", bbox=frame)
 
 
-def draw_curves(path: Path, comparison: Comparison) -> None:
-    """Write a PNG with a panel a domain: its Dice after every stage, a line a row, means over patients and seeds.
+def draw_curves(comparison: Comparison) -> Figure:
+    """A panel a domain: its Dice after every stage, a line a row, means over patients and seeds; at least one row.
 
-    A dotted line stands at the domain's own stage; oracles are dashed.
-
-    Args:
-        path: the file to write.
-        comparison: at least one row.
-
-    Raises:
-        RunFolderError: no space left, or the folder cannot be written.
+    A band goes from the lowest to the highest seed. A dotted line stands at the domain's own stage; oracles are dashed.
     """
     domains = comparison.domains
     across = min(3, len(domains))
     down = math.ceil(len(domains) / across)
     legend = 0.22 * math.ceil(len(comparison.rows) / 4)
-    figure = _figure(3.4 * across, 2.6 * down + legend + 0.6)
-    panels = _panels(figure, len(domains), down, across)
+    figure = new_figure(3.4 * across, 2.6 * down + legend + 0.6)
+    panels = panels_of(figure, len(domains), down, across)
     for number, (row, marker) in enumerate(zip(comparison.rows, itertools.cycle(MARKERS), strict=False)):
         values = continual.matrix(row.scores, domains, "dice").values
+        seeds = np.stack([continual.matrix(run.scores, domains, "dice").values for run in row.runs.values()])
         style = {"linestyle": "--" if row.bound else "-", "color": f"C{number % 10}", "marker": marker}
-        for axes, line in zip(panels, values.T, strict=False):
+        for index, (axes, line) in enumerate(zip(panels, values.T, strict=False)):
             axes.plot(line, **style, markersize=4, linewidth=1.2, label=row.name)
+            if len(seeds) > 1:
+                low, high = seeds[..., index].min(axis=0), seeds[..., index].max(axis=0)
+                axes.fill_between(range(len(line)), low, high, color=style["color"], alpha=0.2, linewidth=0)
     for index, (axes, domain) in enumerate(zip(panels, domains, strict=False)):
         axes.axvline(index, color="grey", linestyle=":", linewidth=1.0)
         axes.set_title(domain, fontsize="small")
         axes.set(xticks=range(len(domains)), ylim=(-0.03, 1.03))
     figure.supylabel("Dice, mean over classes, patients and seeds", fontsize="small")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize="x-small")
-    _finish(path, figure, comparison.note, "after stage")
+    return _finish(figure, comparison.note, "after stage")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty picture, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def _panels(figure: Figure, count: int, down: int, across: int) -> list[Any]:
+def panels_of(figure: Figure, count: int, down: int, across: int) -> list[Any]:
     """``count`` panels in a grid, whose other places stay empty."""
     panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
     for axes in panels[count:]:
@@ -107,31 +110,24 @@ def _panels(figure: Figure, count: int, down: int, across: int) -> list[Any]:
     return panels
 
 
-def _finish(path: Path, figure: Figure, note: str | None, below: str = "") -> None:
-    """Write the picture with its note below."""
+def _finish(figure: Figure, note: str | None, below: str = "") -> Figure:
+    """The picture with its note below."""
     if text := "\n".join(filter(None, (below, note))):
         figure.supxlabel(text, fontsize="x-small", wrap=True)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
-    figure.clear()  # a figure and its axes hold each other, and a canvas of 14 MB, until somebody collects garbage
-    vars(figure.canvas).pop("renderer", None)
+    return figure
 
 
-def draw_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
-    """Write the matrix as a PNG heat map; a line parts the domains seen (below it) from those still to come.
+def draw_matrix(matrix: Matrix, note: str | None = None) -> Figure:
+    """The matrix as a heat map; a line parts the domains seen (below it) from those still to come.
 
     The colours (cividis) can be told apart with any colour vision; lighter is better.
 
     Args:
-        path: the file to write.
         matrix: at least one stage.
         note: written below, such as the reason why a patient stands in two splits.
-
-    Raises:
-        RunFolderError: no space left, or the folder cannot be written.
     """
     stages, domains = matrix.values.shape
-    figure = _figure(2.6 + 1.1 * domains, 2.0 + 0.6 * stages)
+    figure = new_figure(2.6 + 1.1 * domains, 2.0 + 0.6 * stages)
     axes = figure.add_subplot()
     top = 1.0 if matrix.metric == "dice" else float(np.fmax.reduce(matrix.values, axis=None, initial=0.0)) or 1.0
     colours = "cividis" if matrix.metric == "dice" else "cividis_r"
@@ -142,7 +138,7 @@ def draw_matrix(path: Path, matrix: Matrix, note: str | None = None) -> None:
     _write_values(axes, matrix, top)
     _draw_border(axes, stages, domains)
     figure.colorbar(image, ax=axes, label=tables.quantity(matrix))
-    _finish(path, figure, note)
+    return _finish(figure, note)
 
 
 def _write_values(axes: Any, matrix: Matrix, top: float) -> None:

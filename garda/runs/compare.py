@@ -8,7 +8,9 @@
 The tables are made from every finished run in the folder, whichever call of the command made it.
 """
 
-from garda.core import files
+from pathlib import Path
+
+from garda.core import config, files
 from garda.core.console import Console
 from garda.core.errors import GardaError, TrainingError, Undelivered, raise_all
 from garda.core.pseudonyms import Pseudonyms
@@ -38,7 +40,7 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
         if planned.finished:
             console.line(f"{planned.name}: finished before")
             continue
-        write_tables(request, gather(request, common, planned.sequence.task))  # whatever ends this run, they are there
+        write_tables(request, gather(request.out, common))  # whatever ends this run, they are there
         console.line(f"{planned.name}:")
         try:
             opened = _open(request, planned, console, stopping, pseudonyms)
@@ -48,21 +50,22 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
             failed.append(TrainingError(f"{planned.name}, {error.where}", error.what, error.remedy))
         except Undelivered as error:
             late = Undelivered(f"{planned.name}, {error.where}", error.what, error.remedy)
-    comparison = gather(request, common, asked[0].sequence.task)
+    comparison = gather(request.out, common)
     for table in write_tables(request, comparison):
         console.show(tables.rich_table(table))
     if comparison.rows:
-        figures.draw_matrices(request.out / "matrices.png", comparison)
-        figures.draw_curves(request.out / "curves.png", comparison)
+        figures.write_png(request.out / "matrices.png", figures.draw_matrices(comparison))
+        figures.write_png(request.out / "curves.png", figures.draw_curves(comparison))
         console.line(f"every number, and pictures: {request.out}")
     raise_all(failed)
     if late is not None:
         raise late
 
 
-def gather(request: Request, common: Common, task: Task) -> Comparison:
+def gather(out: Path, common: Common) -> Comparison:
     """Every row that is finished in the comparison's folder; errors as in :func:`compare_plan.find_rows`."""
-    domains, rows = tuple(domain.name for domain in common.domains), compare_plan.find_rows(request.out, common)
+    domains, task = tuple(domain.name for domain in common.domains), config.parse(Task, common.task, out)
+    rows = compare_plan.find_rows(out, common)
     return Comparison(domains, task.classes[1:], task.same_patient_in_splits, tuple(rows))
 
 

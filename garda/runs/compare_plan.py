@@ -193,10 +193,7 @@ def _join(out: Path, common: Common) -> Common:
         raise RunFolderError(out, "holds something that is not a comparison of garda", "give a new --out folder")
     if not begun:
         return common
-    try:
-        known = Common.model_validate(files.read_json(file))
-    except ValueError:
-        raise RunFolderError(file, "is damaged", "give a new --out folder, or restore the file") from None
+    known = read_common(out)
     difference = _first_difference(known, common)
     for key in sorted({*known.settings, *common.settings}):
         if known.settings.get(key) != common.settings.get(key):
@@ -205,6 +202,19 @@ def _join(out: Path, common: Common) -> Common:
         what = f"the folder holds another comparison, {difference} differs"
         raise RunFolderError(file, what, "undo the change, or give a new --out folder")
     return common.model_copy(update={"configs": tuple(sorted({*known.configs, *common.configs}))})
+
+
+def read_common(out: Path) -> Common:
+    """What the runs of a comparison have in common.
+
+    Raises:
+        RunFolderError: ``comparison.json`` is damaged.
+    """
+    file = out / "comparison.json"
+    try:
+        return Common.model_validate(files.read_json(file))
+    except ValueError:
+        raise RunFolderError(file, "is damaged", "give a new --out folder, or restore the file") from None
 
 
 def _possible(asked: DomainSequence) -> list[str]:

@@ -182,7 +182,7 @@ def publish(run: Run, domain: Domain, scores: list[Score]) -> None:
     dice = continual.matrix(scores, names, "dice")
     continual.write_matrix(run.out / "matrix.csv", dice, note)
     continual.write_matrix(run.out / "matrix_hd95.csv", continual.matrix(scores, names, "hd95"), note)
-    figures.draw_matrix(run.out / "matrix.png", dice, note)
+    figures.write_png(run.out / "matrix.png", figures.draw_matrix(dice, note))
     run.tracker.stage_ended(context.stage_name(domain), domain.index, stage_metrics(so_far, run.sequence))
     for name in ("plan.json", "scores.csv", "matrix.csv", "matrix_hd95.csv", "matrix.png"):
         run.tracker.artifact(run.out / name)

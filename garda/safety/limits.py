@@ -155,6 +155,32 @@ def _check(name: str, domain: str, value: float, limits: Limits, what: str, *, l
     return Check(name=name, domain=domain, value=known, limit=limit, decision=decision, reason=reason, lowest=lowest)
 
 
+def both_limits(check: Check, settings: GateSettings | None) -> tuple[float | None, float | None]:
+    """The limits beyond which a check's value is held, and refused; a check keeps one of them, settings give the other.
+
+    Args:
+        check: as of a ledger.
+        settings: that it was made with; None, or a check that they do not name, leaves the other limit unknown.
+
+    >>> settings = GateSettings(noise=(0.5, 0.75), replay=(0.6, 0.45))
+    >>> both_limits(at_most("noise", "b", 0.7, above(0.0, settings.noise), "share"), settings)
+    (0.5, 0.75)
+    >>> low, lower = both_limits(at_least("replay", "b", 0.1, share_of(0.8, settings.replay), "Dice"), settings)
+    >>> round(low, 3), round(lower, 3)
+    (0.48, 0.36)
+    """
+    refused = check.decision == "refuse"
+    shares: Limits | None = (1.0, 1.0) if check.name == "finite" else getattr(settings, check.name, None)
+    if shares is None:
+        return (None, check.limit) if refused else (check.limit, None)
+    known, other = shares if not refused else shares[::-1]
+    if check.name in ("blank", "greys", "noise", "style"):
+        found = None if known == 1 else 1 - (1 - check.limit) * (1 - other) / (1 - known)
+    else:
+        found = check.limit if known == other else None if known == 0 else check.limit * other / known
+    return (found, check.limit) if refused else (check.limit, found)
+
+
 class Views(Config):
     """Three views of how well a network knows what it is shown; each in [0, 1], higher for better.
 

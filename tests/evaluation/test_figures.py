@@ -163,7 +163,7 @@ PERFECT = make({"first": [(1.0, 0.0)]}, "hd95", stages=1)
 @pytest.mark.parametrize("matrix", [make(TWO_AND_ONE), make(TWO_AND_ONE, "hd95"), PERFECT])
 def test_the_picture_is_a_png(tmp_path: Path, matrix: Matrix):
     path = tmp_path / "new folder" / "matrix.png"
-    figures.draw_matrix(path, matrix)
+    figures.write_png(path, figures.draw_matrix(matrix))
     height, width, _ = imread(path).shape
     assert width > height > 300
     assert [file.name for file in path.parent.iterdir()] == ["matrix.png"]
