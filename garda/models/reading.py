@@ -51,7 +51,7 @@ class ChoiceSettings(Config):
     zoomed: NonNegativeFloat = 0.008
     fewer: float = Field(default=20.0, ge=1)
     more: float = Field(default=4.0, ge=1)
-    contradicted: float = Field(default=0.7, ge=0, le=1)
+    contradicted: float = Field(default=0.6, ge=0, le=1)
 
 
 @dataclass(frozen=True)
