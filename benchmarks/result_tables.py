@@ -41,23 +41,17 @@ DATA_SETS = (
         "nuclei",
         "Cell nuclei",
         "Fluorescence to stain and bright field; one seed. Both fluorescent targets are read by the plain network, as"
-        " `source_only` reads them, the stain by an adapter taught at zoom 0.5, and the bright field, where the networks"
+        " `source_only` reads them, the stain by an adapter taught at zoom 0.5, and the bright field, where networks"
         " contradict each other, by the mixture, which `randomised` is.",
         site="he_stained_320",
     ),
     DataSet(
         "phantom",
         "Heart phantom",
-        "Four synthetic MR sites; one seed. Every target is read by the mixture, which `randomised` is: what garda adds"
-        " to it is the plain network at the source.",
+        "One seed. Every target is read by the mixture, which `randomised` is: garda adds the plain network at the"
+        " source.",
     ),
-    DataSet(
-        "spinal_cord",
-        "Spinal cord",
-        "White and grey matter, six scanners, one volunteer each; one seed and one test scan a site, so that a single"
-        " site says little. UCL and Milan are read by the plain network, the source and the others by the mixture; an"
-        " adapter has learnt four of the five targets (not Milan).",
-    ),
+    DataSet("spinal_cord", "Spinal cord", "One seed and one test scan a site: a single site says little."),
 )
 
 HEAD = """
@@ -67,11 +61,10 @@ Whole-scan Dice, the mean over classes and then over the `n` test patients of a 
 `configs/small.yaml`, two CPU cores. In brackets: 95 % intervals over patients and, where there are several, seeds.
 *To `garda`* is the paired difference, by patient and seed, of the seeds that both rows have, where both were run
 together. Forgetting of `garda` is 0 by construction: what a site has learnt is never written to again.
-Bounds see what a method may not, the targets' labels (`supervised`) or all sites' images at once (`joint`). Seconds are
-left out, since rows were run beside other work: [performance.md](performance.md) has quiet ones.
+Bounds see what a method may not, the targets' labels (`supervised`) or all sites' images at once (`joint`).
 
-The commands that made the files of [docs/results](../results/README.md) stand there. Rows that are missing here have
-not been run with this version; all profit from the source training that it has.
+The commands that made the files of [docs/results](../results/README.md) stand there. Rows that are missing have not
+been run with this version.
 """
 
 

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from garda.core import files
 from garda.core.errors import ConfigError, GardaError, raise_all
 
 MOST = 20  # misfits that are told at once; a package from elsewhere may have any number
@@ -90,11 +91,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or holds no mapping.
     """
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), YamlLoader)
+        loaded = yaml.load(files.read_bytes(path).decode(), YamlLoader)
     except FileNotFoundError:
         raise ConfigError(path, "no such file", "check the path") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(path, f"cannot be read ({error.__class__.__name__})", "give a readable text file") from None
+        why = files.reason(error) if isinstance(error, OSError) else "it is no utf-8"
+        raise ConfigError(path, f"cannot be read ({why})", "give a readable text file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""

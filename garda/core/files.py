@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -97,6 +98,23 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def refuse_special(path: Path) -> None:
+    """Refuse a pipe, a socket or a device, which a reader might wait for without end.
+
+    Raises:
+        OSError: it is one, or cannot be looked at.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(None, "it is a pipe, socket or device", str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; errors as :func:`refuse_special`."""
+    refuse_special(path)
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> Any:
     """Read JSON.
 
@@ -104,7 +122,7 @@ def read_json(path: Path) -> Any:
         RunFolderError: the file is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bytes(path).decode())
     except ValueError:
         raise RunFolderError(path, "is damaged", "give a new --out folder, or restore the file") from None
     except OSError as error:
@@ -124,7 +142,7 @@ def describe(error: OSError, path: Path) -> GardaError:
 
 def reason(error: OSError) -> str:
     """What the system says, without the path."""
-    return (os.strerror(error.errno) if error.errno else str(error)).lower()
+    return (os.strerror(error.errno) if error.errno else error.strerror or str(error)).lower()
 
 
 @contextmanager

@@ -58,7 +58,7 @@ def load_key(folder: Path | None = None) -> bytes:
     try:
         if not path.exists():
             _make(path)
-        key, mode = path.read_bytes(), path.stat().st_mode & 0o777
+        key, mode = files.read_bytes(path), path.stat().st_mode & 0o777
     except OSError as error:
         what = f"the pseudonym key cannot be read or made ({files.reason(error)})"
         raise GardaError(path, what, "set GARDA_HOME to a folder of your own") from None

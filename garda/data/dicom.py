@@ -6,6 +6,7 @@ Of a header only the geometry goes further than this file; what a DICOM-SEG must
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,15 +27,20 @@ if TYPE_CHECKING:
 
 UNEVEN = 0.1  # of the slice distance: what differs more is a missing slice, what differs less is rounding
 SAME = 1e-3  # of a direction cosine or mm: what differs less is rounding
+ANGLE = 0.02  # how far products of direction cosines may be from 0 and 1
 TILT = 0.02  # of the slice distance: slices that are moved sideways by less are not sheared
 # What is read of a header: whose it is, how its pixels are stored, where they lie.
-OWNER = ("SOPClassUID", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientIdentityRemoved")
+OWNER = ("SOPClassUID", "ModalityLUTSequence", "SeriesInstanceUID", "FrameOfReferenceUID", "PatientIdentityRemoved")
 SHAPE = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "NumberOfFrames", "PhotometricInterpretation")
 VALUES = ("BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept")  # what a pixel means
 PLACE = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+COUNTS = ("InstanceNumber", "ImagesInAcquisition", "AcquisitionNumber")
+CT = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.2")  # whose slices no echoes lie between
+GONE = 1.9  # slice distances from one slice to the next: at least one is missing between
 BARE = re.compile(
     rb"[\x02\x08]\x00[\x00-\x20]\x00(UL|UI|CS|DA|TM|SH|LO|[\x01-\xff]\x00\x00\x00)", re.DOTALL
 )  # a data set
+WHOLE = "fetch the others, or convert what is there to NIfTI"
 APART = "give every stack of parallel slices a folder of its own"
 
 
@@ -77,24 +83,6 @@ def is_series(folder: Path) -> bool:
     return any(file.is_file() and _is_dicom_file(file) for file in folder.iterdir() if file.name != DIRECTORY)
 
 
-def patient_id(path: Path) -> str:
-    """The PatientID of a series, by which scans are put together and which nobody writes; empty where it has none.
-
-    Raises:
-        DataError: a zip file cannot be unpacked.
-    """
-    import pydicom
-
-    file, packed = ScanFile(path, "image", str(path)), scan.split_archive(path)
-    with files.private_temporary_folder() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they quote what is in a header
-        if packed is not None:
-            dicom_zip.unpack(file, *packed, folder)
-        found = _dicom_files(file, folder if packed else path)
-        headers = [pydicom.dcmread(each, stop_before_pixels=True, specific_tags=["PatientID"]) for each in found[:1]]
-    return str(headers[0].get("PatientID") or "").strip() if headers else ""
-
-
 def read_series(file: ScanFile) -> RawImage:
     """The one series of a folder or a zipped study, its pixels (X, Y, Z, C); errors as :func:`series`."""
     import SimpleITK as sitk
@@ -131,14 +119,18 @@ def series(file: ScanFile) -> Iterator[Series]:
 
 def _look(file: ScanFile, folder: Path) -> Series:
     """A series by its headers, all of them: what a library drops in silence would be missing in the volume."""
-    found = {str(path): _read_header(file, path) for path in _dicom_files(file, folder)}
+    found = {str(path): _read_header(file, path) for path in dicom_files(file, folder)}
     slices = {path: header for path, header in found.items() if "Rows" in header}  # no reports or presentation states
     if not slices:
         raise file.error("is a folder without a DICOM series", "give an image file, or a folder with one series")
     if (count := len({header.get("SeriesInstanceUID") for header in slices.values()})) > 1:
         raise file.error(f"holds {count} DICOM series", "give every series a folder of its own")
-    if any(int(header.get("NumberOfFrames") or 1) > 1 for header in slices.values()):
-        raise file.error("has several frames in a DICOM file", "export the series with a file for each slice")
+    kinds = [header.get("SOPClassUID", "") for header in slices.values()]
+    enhanced = any(getattr(kind, "name", "").startswith(("Enhanced", "Legacy Converted")) for kind in kinds)
+    if enhanced or any(int(header.get("NumberOfFrames") or 1) > 1 for header in slices.values()):
+        raise file.error(
+            "is enhanced DICOM, with several frames in a file", "export the series with a file for each slice"
+        )
     try:
         return _stack(file, [*slices], [*slices.values()])
     except (TypeError, ValueError):  # a value of the header that is no number
@@ -156,10 +148,16 @@ def _stack(file: ScanFile, paths: Sequence[str], headers: Sequence[Dataset]) -> 
     if not all(header.get("PixelSpacing") for header in headers):
         raise file.error("does not say how large its pixels are (no PixelSpacing)", "convert it with its true spacing")
     spacings = _numbers(headers, "PixelSpacing", (1.0, 1.0))
+    if not spacings.min() > 0:
+        raise file.error("does not say how large its pixels are (PixelSpacing)", "convert it with its true spacing")
+    if any("ModalityLUTSequence" in header or _high_bit(header) for header in headers):
+        raise file.error("stores pixels behind a table, or not in their lowest bits", "export the series again")
     turns = _numbers(headers, "ImageOrientationPatient", (1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
     if np.ptp(spacings, axis=0).max() > SAME or np.ptp(turns, axis=0).max() > SAME:
         raise file.error("has slices of several orientations or pixel sizes", APART)
     along_row, along_column = turns[0, :3], turns[0, 3:]
+    if np.abs(turns[0].reshape(2, 3) @ turns[0].reshape(2, 3).T - np.eye(2)).max() > ANGLE:
+        raise file.error("has rows and columns that are not at right angles", "export the series again")
     normal = np.cross(along_row, along_column)
     unordered = _numbers(headers, "ImagePositionPatient", (0.0, 0.0, 0.0))
     order = np.argsort(unordered @ normal, kind="stable")
@@ -167,6 +165,8 @@ def _stack(file: ScanFile, paths: Sequence[str], headers: Sequence[Dataset]) -> 
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = along_row * spacings[0, 1], along_column * spacings[0, 0]
     affine[:3, 2], affine[:3, 3] = _step(file, places, normal, headers[0]), places[0]
+    if len(paths) > 1:
+        _refuse_gaps(file, [headers[index] for index in order], float(affine[:3, 2] @ normal))
     sideways = affine[:3, 2] - affine[:3, 2] @ normal * normal
     meanings = {tuple(str(header.get(name)) for name in VALUES) for header in headers}
     return Series(
@@ -195,11 +195,43 @@ def _step(file: ScanFile, places: np.ndarray, normal: np.ndarray, header: Datase
     return mean
 
 
+def _refuse_gaps(file: ScanFile, headers: Sequence[Dataset], step: float) -> None:
+    """Refuse a series of which slices are missing at even distances, or at its ends, as its headers tell.
+
+    Every echo or phase in a folder of its own leaves even gaps between the numbers too, and a whole multiple of its
+    slices in the acquisition: so numbers alone count for CT alone, else the slices' own distance is asked.
+
+    Args:
+        file: the series.
+        headers: of its slices, in their order.
+        step: mm from one slice to the next.
+    """
+    between, thick = (abs(float(headers[0].get(name) or 0)) for name in ("SpacingBetweenSlices", "SliceThickness"))
+    of_gaps = between < thick and abs(between + thick - step) <= UNEVEN * step  # some scanners give the gap alone
+    numbers = [int(header.get("InstanceNumber") or 0) for header in headers]
+    apart = {abs(after - before) for before, after in itertools.pairwise(numbers)}
+    jumps = len(apart) == 1 and min(apart) > 1
+    distance = between or thick
+    far = not of_gaps and step > GONE * distance if distance else True
+    if (between and far) or (jumps and (far or str(headers[0].get("SOPClassUID")) in CT)):
+        what = f"lacks slices: they lie {step:g} mm apart" + (f", and {distance:g} mm as it says" if distance else "")
+        raise file.error(what, WHOLE)
+    totals = {(int(h.get("ImagesInAcquisition") or 0), str(h.get("AcquisitionNumber"))) for h in headers}
+    total = max(total for total, _ in totals)
+    if len(totals) == 1 and total > len(headers) and total % len(headers):
+        raise file.error(f"lacks slices: it has {len(headers)} of the {total} of its acquisition", WHOLE)
+
+
+def _high_bit(header: Dataset) -> bool:
+    """Whether pixels are stored above the lowest bits."""
+    return "HighBit" in header and "BitsStored" in header and header.HighBit != header.BitsStored - 1
+
+
 def _numbers(headers: Sequence[Dataset], name: str, default: Sequence[float]) -> np.ndarray:
     return np.array([[float(value) for value in header.get(name) or default] for header in headers])
 
 
-def _dicom_files(file: ScanFile, folder: Path) -> list[Path]:
+def dicom_files(file: ScanFile, folder: Path) -> list[Path]:
     """Every file of a folder that begins as DICOM says; one that cannot be opened is told."""
     found = []
     for path in sorted(folder.iterdir()):
@@ -208,6 +240,8 @@ def _dicom_files(file: ScanFile, folder: Path) -> list[Path]:
         if path.is_symlink() and not path.exists():
             raise file.error(f"has a part {path.name} that leads nowhere", "fetch it, or take it out")
         try:
+            if not path.is_dir():
+                files.refuse_special(path)
             if path.is_file() and _is_dicom_file(path):
                 found.append(path)
             elif path.is_file() and BARE.match(path.read_bytes()[:8]):
@@ -226,7 +260,7 @@ def _read_header(file: ScanFile, path: Path) -> Dataset:
         try:
             with path.open("rb") as opened:
                 header = pydicom.dcmread(
-                    opened, stop_before_pixels=True, specific_tags=[*OWNER, *SHAPE, *VALUES, *PLACE]
+                    opened, stop_before_pixels=True, specific_tags=[*OWNER, *SHAPE, *VALUES, *PLACE, *COUNTS]
                 )
                 header.decode()
                 whole = _is_whole(header, path.stat().st_size - opened.tell())
@@ -245,8 +279,9 @@ def _is_whole(header: Dataset, left: int) -> bool:
     """
     if "Rows" not in header:
         return "Image Storage" not in header.SOPClassUID.name
-    if header.file_meta.TransferSyntaxUID.is_compressed:
-        return left > 0
+    syntax = header.file_meta.TransferSyntaxUID
+    if syntax.is_compressed or syntax.is_deflated:  # the latter has been unpacked to its end
+        return left > 0 or syntax.is_deflated
     pixels = int(header.Rows) * int(header.Columns) * int(header.get("SamplesPerPixel", 1))
     return left >= pixels * int(header.BitsAllocated) // 8
 

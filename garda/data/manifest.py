@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from garda.core.config import Config, load, load_yaml
 from garda.core.errors import ConfigError, DataError, GardaError, raise_all
-from garda.core.files import reason, replacing
+from garda.core.files import read_bytes, reason, replacing
 from garda.data.task import Task
 
 Split = Literal["train", "val", "test"]
@@ -118,7 +118,7 @@ def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(path, "no such manifest", "write one with `garda manifest`") from None
     except UnicodeDecodeError:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +18,10 @@ from nibabel.affines import voxel_sizes
 
 from garda.core import files
 from garda.core.errors import DataError, RunFolderError
-from garda.data import dicom, layouts, manifest, orientation, readers
+from garda.data import dicom, dicom_zip, layouts, manifest, orientation, readers
 from garda.data.build_manifest import make_cases
 from garda.data.layouts import Scan
-from garda.data.scan import ScanFile, cannot_read
+from garda.data.scan import ScanFile, cannot_read, split_archive
 
 KEPT = 0.995  # of the foreground along rows, and along columns, so that both together keep 99 %
 LARGEST = 256  # pixels of a side that is learnt whole; what needs more is learnt in patches
@@ -124,7 +125,7 @@ def find_patients(scans: Sequence[Scan]) -> tuple[list[str], str, bool]:
     >>> find_patients([Scan("p1_ses-1", Path("a")), Scan("p1_ses-2", Path("b")), Scan("p2_ses-1", Path("c"))])
     (['p1', 'p1', 'p2'], 'patients by file name, such as p1 of p1_ses-1', True)
     """
-    identities = [dicom.patient_id(scan.image) if dicom.is_dicom(scan.image) else "" for scan in scans]
+    identities = [patient_id(scan.image) if dicom.is_dicom(scan.image) else "" for scan in scans]
     if all(identities) and (len(set(identities)) > 1 or len(scans) == 1):
         names: dict[str, str] = {}
         return (
@@ -266,3 +267,21 @@ def _pipeline(name: str, source: Site, targets: Sequence[Site], labelled: int) -
             "",
         ]
     )
+
+
+def patient_id(path: Path) -> str:
+    """The PatientID of a series, by which scans are put together and which nobody writes; empty where it has none.
+
+    Raises:
+        DataError: a zip file cannot be unpacked.
+    """
+    import pydicom
+
+    file, packed = ScanFile(path, "image", str(path)), split_archive(path)
+    with files.private_temporary_folder() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote what is in a header
+        if packed is not None:
+            dicom_zip.unpack(file, *packed, folder)
+        found = dicom.dicom_files(file, folder if packed else path)
+        headers = [pydicom.dcmread(each, stop_before_pixels=True, specific_tags=["PatientID"]) for each in found[:1]]
+    return str(headers[0].get("PatientID") or "").strip() if headers else ""

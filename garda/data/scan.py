@@ -1,6 +1,8 @@
 """One scan's file, folder or zipped study, what messages call it, and an image as it is stored."""
 
+import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from garda.core import files
 from garda.core.errors import DataError
 
 ARCHIVE = ".zip"
-UNITS = {"meter": 1e3, "micron": 1e-3}  # mm of NIfTI's other units; one that is not known is taken for mm
+UNITS = (1.0, 1e3, 1.0, 1e-3)  # mm of NIfTI's codes: unknown, which is taken for mm, metre, millimetre, micrometre
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world axes to NIfTI's
 
 
@@ -35,14 +37,14 @@ class ScanFile:
         return DataError(self.where, f"{self.name} {what}", remedy)
 
     def require(self) -> None:
-        """Make sure that the file is there.
+        """Make sure that the file or folder is there.
 
         Raises:
-            DataError: it does not exist, or its folder may not be entered.
+            DataError: it does not exist, its folder may not be entered, or it is a pipe, socket or device.
         """
         packed = split_archive(self.path)
         try:
-            (self.path if packed is None else packed[0]).stat()
+            files.refuse_special(self.path if packed is None else packed[0])
         except (FileNotFoundError, NotADirectoryError):
             raise self.error("does not exist", "check the path and --data") from None
         except OSError as error:
@@ -66,7 +68,7 @@ class RawImage:
         """(4, 4), (X, Y, Z, 1) indices to RAS mm, whatever the header says of units; of a picture the identity."""
         if self.header is None:
             return np.eye(4)
-        return np.diag([UNITS.get(self.header.get_xyzt_units()[0], 1.0)] * 3 + [1.0]) @ self.header.get_best_affine()
+        return np.diag([UNITS[self.header["xyzt_units"] & 7]] * 3 + [1.0]) @ self.header.get_best_affine()
 
 
 def split_archive(path: Path) -> tuple[Path, str] | None:
@@ -115,6 +117,25 @@ def with_affine(pixels: np.ndarray, affine: np.ndarray, sheared: bool = False) -
     if not sheared:
         header.set_qform(affine, code="scanner")
     return RawImage(pixels, header)
+
+
+def check_length(file: ScanFile, shape: Sequence[int], width: int, found: int) -> None:
+    """Refuse a header whose sizes do not fit the data behind it; fewer bytes than a plane more are padding.
+
+    Args:
+        file: the scan.
+        shape: its voxels, columns and rows first.
+        width: bytes of a voxel.
+        found: bytes of data.
+
+    Raises:
+        DataError: there are fewer, or more.
+    """
+    needed, plane = math.prod(shape) * width, math.prod(shape[:2]) * width
+    if not 0 < needed <= found:
+        raise file.error("holds fewer values than its header says", "copy it again, it may be truncated")
+    if found - needed >= plane:
+        raise file.error("holds more planes than its header says", "correct its header, or copy it again")
 
 
 def cannot_read(error: OSError) -> tuple[str, str]:

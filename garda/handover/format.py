@@ -57,7 +57,7 @@ def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
             except GardaError as error:
                 raise error.moved(folder, path) from None
     else:
-        raise PackageError(path, "does not exist", "check the path")
+        raise PackageError(path, "is no file or folder" if path.exists() else "does not exist", "check the path")
 
 
 def find_stage(run: Path, stage: int | None = None) -> Path:

@@ -96,7 +96,7 @@ def read_public(path: Path) -> str:
 
 def _read(path: Path, load: Callable[[bytes], object], kind: type, misfit: str, remedy: str) -> Any:
     try:
-        key = load(path.read_bytes())
+        key = load(files.read_bytes(path))
     except OSError as error:
         raise ConfigError(path, f"the key cannot be read ({files.reason(error)})", remedy) from None
     except (ValueError, TypeError, UnsupportedAlgorithm):

@@ -33,7 +33,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors; no code of the file is executed. Errors as in :func:`load_weights`."""
     try:
-        return safetensors.torch.load(path.read_bytes())
+        return safetensors.torch.load(files.read_bytes(path))
     except FileNotFoundError:
         raise CheckpointError(path, "no such file", "copy the whole folder") from None
     except (SafetensorError, OSError):

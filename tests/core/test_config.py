@@ -95,7 +95,7 @@ NO_VALUE = "holds a date, number or tag that YAML cannot read; quote it"
         (None, "no such file; check the path"),
         ("- 1\n", "expected keys and values, found list; see"),
         ("name: x\ninner: {\n", "line 3: not valid YAML; mend the syntax"),
-        ("\udcff\udcfe\0", "cannot be read (UnicodeDecodeError); give"),
+        ("\udcff\udcfe\0", "cannot be read (it is no utf-8); give"),
         ("name: 2020-99-99", NO_VALUE),
         ("name: !!int many", NO_VALUE),
         ("name: !!bool 3", NO_VALUE),

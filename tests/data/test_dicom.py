@@ -312,7 +312,7 @@ def test_a_slice_that_cannot_be_read_is_no_smaller_volume(deep: Path, tmp_path: 
         (2, {"FrameOfReferenceUID": "1.2.3"}, "slices of several sizes or frames of reference; give every stack"),
         (2, {"ImagePositionPatient": None}, "slices whose DICOM headers do not say where they lie; convert"),
         (None, {"ImagePositionPatient": [0, 0, 0]}, "several slices at one place; give every phase or echo a folder"),
-        (None, {"NumberOfFrames": 4}, "several frames in a DICOM file; export the series with a file for each slice"),
+        (None, {"NumberOfFrames": 4}, "several frames in a file; export the series with a file for each slice"),
         (2, {"SeriesInstanceUID": "1.2.3"}, "holds 2 DICOM series; give every series a folder of its own"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_sites_own_codes_are_part_of_the_plan(folders, tmp_path, capsys):
 def test_one_patient_id_is_one_patient_and_is_not_written(monkeypatch):
     owners = {"a": "MRN-1", "b": "MRN-2", "c": "MRN-1"}
     monkeypatch.setattr(propose.dicom, "is_dicom", lambda image: True)
-    monkeypatch.setattr(propose.dicom, "patient_id", lambda image: owners[image.name])
+    monkeypatch.setattr(propose, "patient_id", lambda image: owners[image.name])
     patients, evidence, _ = propose.find_patients([Scan(key, Path(key), patient="folder") for key in owners])
     assert patients == ["a", "b", "a"] and "PatientID" in evidence
 

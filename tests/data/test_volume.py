@@ -251,7 +251,7 @@ def spoilt(value: float) -> np.ndarray:
 NIFTI = nib.Nifti1Image(scan(), np.eye(4)).to_bytes()
 BAD_IMAGES = [
     (None, "does not exist; check the path and --data"),
-    (b"no scan", "cannot be read (ImageFileError); copy it again, it may be truncated"),
+    (b"no scan", "cannot be read (WrapStructError); copy it again, it may be truncated"),
     (NIFTI[:400], "cannot be read (OSError); copy it again, it may be truncated"),
     (NIFTI[:296] + bytes(16) + NIFTI[312:], "has an affine that cannot be inverted; mend"),  # srow_y is zero
     (spoilt(np.nan), "holds NaN or infinite values; repair the image, or leave the case out"),
