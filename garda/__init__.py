@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from garda.core import pseudonyms
+
+# MONAI imports MLflow and Matplotlib: they would send usage, and write an id and a list of fonts into folders of theirs
+NO_USAGE = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+for _name, _value in {**NO_USAGE, "MPLCONFIGDIR": str(pseudonyms.own_folder() / "matplotlib")}.items():
+    os.environ.setdefault(_name, _value)
 
 if TYPE_CHECKING:
     from garda.api import Package

@@ -37,10 +37,17 @@ def test_what_computes_nothing_needs_no_torch(words, tmp_path):
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
 
 
-def test_run_prints_the_matrix_and_where_everything_is(pipeline, tmp_path, capsys):
+def test_run_prints_the_matrix_and_which_metrics_have_arrived(pipeline, tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", out, "--set", "source.steps=2")
-    assert cli.garda(*words, "--method", "source_only", "--seed", "3") == 0
+    words = (*words, "--method", "source_only", "--seed", "3")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1/?token=secret")
+    assert cli.garda(*words) == 4
+    printed, error = capsys.readouterr()
+    assert re.fullmatch(r"http://127.0.0.1:1/: 0 of \d\d+ metrics delivered; run the same command again .*\n", error)
+    assert printed.count("tracking does not work") == 1 and "secret" not in printed
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert cli.garda(*words) == 0
     printed = capsys.readouterr().out
     assert "after stage" in printed and f"2 {SITES[2]}" in printed and "forgetting" in printed
     scores, metrics = printed.splitlines()[-2:]
@@ -181,7 +188,7 @@ def test_a_ui_without_a_run(tmp_path, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
+def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys, monkeypatch):
     data, manifests = pipeline.parent / "data", pipeline.parent / "data" / "manifests"
     run = tmp_path / "run"
     assert cli.garda("run", pipeline, "--data", data, "--out", run, "--method", "garda") == 0
@@ -191,7 +198,13 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys):
     assert cli.garda("export", stage, "--to", "zip", "--out", tmp_path / "a.zip") == 0
     assert capsys.readouterr().out == f"package {format.package_digest(stage)}\n{tmp_path / 'a.zip'}\n"
     words = ("adapt", tmp_path / "a.zip", manifests / f"{SITES[1]}.csv", "--data", data, "--out", tmp_path / "b.zip")
+    work = tmp_path / ".b.zip.work"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert cli.garda(*words, "--sign", tmp_path / "a.key") == 4
+    assert {path.name for path in work.iterdir()} == {"plan.json", "tracking.jsonl"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{run / 'mlflow.db'}")
     assert cli.garda(*words, "--sign", tmp_path / "a.key") == 0
+    assert not work.exists()
     capsys.readouterr()
     assert cli.garda("verify", tmp_path / "b.zip") == 0
     verified = capsys.readouterr().out.splitlines()

@@ -237,7 +237,7 @@ class Garda(ReplayMethod[GardaSettings]):
 
     def _choose(self, knowledge: Knowledge, readings: Sequence[Reading], alike: float) -> tuple[Reading, str]:
         """A target's reading, and what says so: its agreement over views, or that the experts contradict each other."""
-        known = knowledge.domain_state[knowledge.domains[0]].get(CONSENSUS)
+        known = knowledge.domain_state.get(knowledge.domains[0], {}).get(CONSENSUS)
         unmet = next(each for each in readings if each.experts == NAMES[-1:] and each.zoom == 1)
         if known is not None and alike < self.settings.choice.contradicted * float(known) and unmet.plausible:
             return unmet, "contradiction"
@@ -262,7 +262,7 @@ class Garda(ReplayMethod[GardaSettings]):
         self, knowledge: Knowledge, experts: Mapping[str, nn.Module], zoom: float, slices: Slices, stage: Stage
     ) -> list[Reading]:
         settings, seed, image = self.settings.choice, stage("choice").seed, self._views(slices, stage)
-        shares = knowledge.domain_state[knowledge.domains[0]].get(PLAUSIBLE)
+        shares = knowledge.domain_state.get(knowledge.domains[0], {}).get(PLAUSIBLE)
 
         def compare() -> list[Reading]:
             with torch.random.fork_rng(devices=[]):

@@ -30,6 +30,7 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
     A run whose training fails is told at the end, and the others go on.
 
     Raises:
+        Undelivered: all have finished, and metrics have not reached their store.
         TrainingError: a run has failed; several are :class:`~garda.core.errors.Problems`.
         GardaError: nothing is trained before settings, folders and manifests of every run have been found good.
     """
@@ -37,14 +38,14 @@ def compare(request: Request, console: Console, stopping: Stopping, pseudonyms: 
     files.write_json(request.out / "comparison.json", common.model_dump(mode="json"))
     failed, late = list[GardaError](), None
     for planned in asked:
-        if planned.finished:
-            console.line(f"{planned.name}: finished before")
-            continue
-        write_tables(request, gather(request.out, common))  # whatever ends this run, they are there
-        console.line(f"{planned.name}:")
+        console.line(f"{planned.name}:{' finished before' * planned.finished}")
+        opened = _open(request, planned, console, stopping, pseudonyms)
         try:
-            opened = _open(request, planned, console, stopping, pseudonyms)
-            run.run_sequence(opened)
+            if planned.finished:
+                opened.tracker.catch_up()
+            else:
+                write_tables(request, gather(request.out, common))  # whatever ends this run, they are there
+                run.run_sequence(opened)
             opened.tracker.check_delivered()
         except TrainingError as error:
             failed.append(TrainingError(f"{planned.name}, {error.where}", error.what, error.remedy))

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from garda.core import files
 from garda.core.config import SettingsOrigin
 from garda.core.console import Console
-from garda.core.errors import ConfigError, DataError, PackageError, Refused, RunFolderError, raise_all
+from garda.core.errors import ConfigError, DataError, PackageError, Refused, RunFolderError, Undelivered, raise_all
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.signals import Stopping
 from garda.data import checks
@@ -35,13 +35,12 @@ from garda.handover.verify import Verified
 from garda.methods.oracles import Oracle
 from garda.runs import context, stage
 from garda.runs.context import Run
+from garda.runs.journal import JOURNAL, STATE
 from garda.runs.run import carry_out
 from garda.runs.stage import Before, Known
 from garda.runs.tracking import Tracker
 from garda.safety.limits import SourceBaseline
 from garda.training import distributed
-
-MUCH = 0.1  # of Dice, by which other classes for the same labels would have to fit better
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def adapt(hop: Hop) -> Verified:
         carry_out(run, planned, method, follow)
     if not distributed.is_rank_zero():
         return came
-    files.remove_folder(run.out)
+    _clear_work(hop)
     with verify.open_package(hop.out) as goes:
         return _passed(hop, goes)
 
@@ -154,8 +153,23 @@ def _find_done(hop: Hop, came: Verified) -> Verified:
         done = False
     if not done:
         raise RunFolderError(hop.out, "exists already, and is not what this hop gives", "give another --out")
-    files.remove_folder(hop.work)
+    hop.tracker.catch_up()
+    _clear_work(hop)
     return _passed(hop, found)
+
+
+def _clear_work(hop: Hop) -> None:
+    """Remove the work folder; what a tracker has not delivered stays in it, for the same command again."""
+    try:
+        hop.tracker.check_delivered()
+    except Undelivered:
+        for path in hop.work.iterdir():
+            if path.is_dir():
+                files.remove_folder(path)
+            elif path.name not in (JOURNAL, STATE, "plan.json"):
+                path.unlink()
+    else:
+        files.remove_folder(hop.work)
 
 
 def _is_as_asked(hop: Hop, found: Verified) -> bool:
@@ -277,12 +291,6 @@ def evaluate_package(
     scores = evaluator.score_scans(
         scans, learnt.method, learnt.knowledge, last, verified.setup.seed, bar, confusion.add
     )
-    for domain in domains:
-        best, now, then = confusion.permuted(domain.name)
-        if then - now >= MUCH:
-            pairs = ", ".join(f"{label} for {name}" for label, name in zip(best, task.classes[1:], strict=True))
-            console.line(
-                f"{domain.name}: label indices {pairs} would raise Dice from {now:.3f} to {then:.3f}; if the site's "
-                f"codes differ, say so in {domain.name}.yaml beside the manifest"
-            )
+    for line in confusion.advise(task.classes[1:]):
+        console.line(line)
     return scores

@@ -132,6 +132,18 @@ class Journalled:
 
     def start(self, run: RunDescription) -> None:
         """See :class:`~garda.runs.tracking.Tracker`; what an earlier process could not send is sent now."""
+        self._recall()
+        self._stages = run.stages
+        self._add("start", asdict(run) | {"key": self._key})
+        self._send()
+
+    def catch_up(self) -> None:
+        """See :class:`~garda.runs.tracking.Tracker`."""
+        self._recall()
+        self._send()
+
+    def _recall(self) -> None:
+        """Take up what earlier processes wrote, and what of it the store has."""
         with suppress(OSError, ValidationError):  # of a damaged file nothing is known: sending again does no harm
             self._deliveries |= _DELIVERIES.validate_json((self._out / STATE).read_bytes(), strict=True)
         delivered = self._last = self._deliveries[self._store.name].delivered
@@ -142,9 +154,6 @@ class Journalled:
         except OSError as error:
             self._tell_once(JOURNAL, error)
         self._pending = [event for event in self._pending if event.number > delivered]
-        self._stages = run.stages
-        self._add("start", asdict(run) | {"key": self._key})
-        self._send()
 
     def losses(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """See :class:`~garda.runs.tracking.Tracker`; costs one written line, and a delivery every ten seconds."""
@@ -229,10 +238,11 @@ class Journalled:
     def _deliver(self, ids: dict[str, str]) -> None:
         """Hand over what is pending; a run does not wait for a server that drips bytes, nor asks it anew meanwhile."""
         raised: list[Exception] = []
+        events = [*self._pending]  # a late delivery goes on while others are added
 
         def deliver() -> None:
             try:
-                self._store.deliver(self._pending, ids)
+                self._store.deliver(events, ids)
             except Exception as error:
                 raised.append(error)
 

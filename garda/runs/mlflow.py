@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from garda import NO_USAGE
 from garda.core import files
 from garda.core.errors import ConfigError, RunFolderError
 from garda.runs import mlflow_words
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 DIGEST_CHARACTERS = 36  # the most that MLflow takes
 MOST_A_CALL = {"metrics": 1000, "params": 100, "tags": 100}
-OFFLINE = {  # a hospital's network may end at the door, and a store that is down must not hold up training
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
+OFFLINE = NO_USAGE | {  # a hospital's network may end at the door, and a store that is down must not hold up training
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

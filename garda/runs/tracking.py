@@ -65,6 +65,9 @@ class Tracker(Protocol):
     def finish(self, status: Status) -> None:
         """The process is done with the run."""
 
+    def catch_up(self) -> None:
+        """Send what is missing of a run that has ended; takes the place of all other calls."""
+
     def check_delivered(self) -> str:
         """How many metrics of the run its store has, in words.
 
@@ -119,6 +122,9 @@ class InMemory:
     def finish(self, status: Status) -> None:
         """See :class:`Tracker`."""
         self.status = status
+
+    def catch_up(self) -> None:
+        """See :class:`Tracker`."""
 
     def check_delivered(self) -> str:
         """See :class:`Tracker`."""

@@ -401,9 +401,15 @@ def test_runs_share_the_source_and_one_store(pipeline, tmp_path, capsys, monkeyp
     monkeypatch.setitem(matplotlib.rcParams, "savefig.dpi", 50)
     out = tmp_path / "out"
     words = ("compare", pipeline, "--data", pipeline.parent / "data", "--out", out)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    assert garda(*words, "--methods", "randomised") == 4
+    printed, error = capsys.readouterr()
+    assert "0-bssfp_1p5t-segmenter:" in printed
+    assert error.startswith("randomised seed 0, http://127.0.0.1:1: 0 of ")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert garda(*words, "--methods", "randomised") == 0
     printed = capsys.readouterr().out
-    assert "0-bssfp_1p5t-segmenter:" in printed
+    assert "randomised seed 0: finished before" in printed
     assert printed.splitlines()[-1] == f"every number, and pictures: {out}"
     assert {"comparison.csv", "differences.csv", "table.csv", "matrices.png", "curves.png"} <= set(os.listdir(out))
     assert garda(*words, "--methods", "adabn", "--label", "more", "--set", "adabn.batches=4") == 0

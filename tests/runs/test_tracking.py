@@ -521,10 +521,14 @@ def test_no_file_appears_outside_the_folders_that_are_named(out: Path):
     home.mkdir()
     code = "import sys; from tests.runs import test_tracking as t; from pathlib import Path; out = Path(sys.argv[1]); "
     code += "import monai.handlers; t.whole_run(t.mlflow.open_tracker(out, print), out)"
-    clean = {name: value for name, value in os.environ.items() if name not in (*mlflow.OFFLINE, "XDG_CONFIG_HOME")}
-    clean |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "MPLCONFIGDIR": str(out)}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*mlflow.OFFLINE, "XDG_CONFIG_HOME", "MPLCONFIGDIR")
+    }
+    clean |= {"HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2]), "GARDA_HOME": str(out / "own")}
     subprocess.run([sys.executable, "-c", code, str(out)], env=clean, check=True)
-    assert (out / "mlflow.db").exists() and not list(home.rglob("*"))
+    assert (out / "mlflow.db").exists() and not [path for path in home.rglob("*") if path.is_file()]
 
 
 def test_runs_of_one_sequence_stand_side_by_side(used: Path):
