@@ -141,7 +141,7 @@ def main() -> None:
     settings = parse_settings("garda_paper", sequence.settings, sequence.origin)
     computes = {"tuned": Compute(settings.compute), "plain": Plain(settings.compute)}
     device = computes["tuned"].device
-    kinds = {"tuned": {"bf16": torch.bfloat16, "32": torch.float32}[settings.compute.precision], "plain": torch.float32}
+    kinds = {"tuned": computes["tuned"].dtype, "plain": torch.float32}
     limits = {how: measure.matrix_limit(device, kind) for how, kind in kinds.items()}
     machine = measure.describe(device)
     print(f"{machine}, {task.size} pixels, batch {settings.garda_paper.images.batch}")

@@ -1,6 +1,7 @@
 """Scoring, one of the two roles of a stage: it reads labelled test scans and learns nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,13 +16,15 @@ from garda.core.pseudonyms import Pseudonyms
 from garda.data import checks, components, holdout, volume
 from garda.data.sequence import Domain
 from garda.data.task import Groups
-from garda.evaluation import metrics
+from garda.evaluation import bootstrap, continual, metrics
 from garda.evaluation.metrics import Score
 from garda.methods.base import Method
 from garda.methods.knowledge import Knowledge
 from garda.models import inference
 
 MUCH = 0.1  # of Dice, by which other classes for the same labels would have to fit better
+ENOUGH = 5  # patients; fewer give no interval
+FALL, FALL_OF_FEW = 0.01, 0.02  # of mean Dice, with an interval and without
 MOST = 20  # scans of the source by which post-processing is chosen
 
 
@@ -110,6 +113,28 @@ def choose_postprocessing(method: Method, knowledge: Knowledge, source: Domain, 
             found = inference.segment(network, shown, method.task, method.compute)
             pairs.append((found.to(torch.uint8), scan.label.to(torch.uint8)))  # all are kept: an eighth of the memory
     return components.choose_groups(pairs, len(method.task.classes))
+
+
+def describe_falls(stage: int, scores: Iterable[Score]) -> Iterator[str]:
+    """A line for each site whose patients are segmented worse after a stage than before it.
+
+    The mean of the patients' differences in Dice must be beyond ``FALL``, and their 95 % interval above 0; with fewer
+    than five patients there is no interval, and the mean must be beyond ``FALL_OF_FEW``.
+
+    Args:
+        stage: its number.
+        scores: rows of one seed; patients without a score before and after the stage are left out.
+    """
+    dice = continual.patient_scores(scores, "dice")
+    pairs = defaultdict[str, list[tuple[float, float]]](list)
+    for key, after in dice.items():
+        if key.stage == stage and (before := dice.get(key._replace(stage=stage - 1))) is not None:
+            pairs[key.domain].append((before, after))
+    for name, both in pairs.items():
+        (before, after), enough = np.mean(both, axis=0), len(both) >= ENOUGH
+        interval = bootstrap.bootstrap_interval([one - other for one, other in both]) if enough else None
+        if before - after > (FALL if enough else FALL_OF_FEW) and (interval is None or interval.low > 0):
+            yield f"Dice of {name} fell from {before:.3f} to {after:.3f} in this stage"
 
 
 class Confusion:

@@ -226,7 +226,7 @@ def _score(run: Run, package: LoadedPackage, domain: Domain, known: Known) -> Se
     goes = came if same else stage.score_domains(run, method, domain, known(), [domain])
     scores = [*(replace(row, stage=domain.index - 1) for row in came), *goes]
     _publish(run, domain, scores)
-    stage.warn_regression(run, domain, scores)
+    stage.hold_falls(run, domain, scores)
     return scores
 
 

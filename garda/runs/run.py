@@ -142,7 +142,7 @@ def _score(
         changed = [other for other in unscored if other.name not in same]
         rows = stage.score_domains(run, method, domain, known(), changed) if changed else []
         scores[:] = sorted([*others, *copied, *rows], key=lambda row: row.stage)
-        stage.warn_regression(run, domain, scores)
+    stage.hold_falls(run, domain, scores)
     if run.judging:
         _judge(run, method, domain, known)
     publish(run, domain, scores)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache, partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from garda import __version__
@@ -21,7 +20,7 @@ from garda.data.dataset import Slices
 from garda.data.manifest import Case
 from garda.data.sequence import Domain
 from garda.data.volume import Volume
-from garda.evaluation import continual, evaluator, results
+from garda.evaluation import evaluator, results
 from garda.evaluation.evaluator import TestScans
 from garda.evaluation.metrics import Score
 from garda.handover import format, write
@@ -38,7 +37,6 @@ from garda.safety.limits import Check, GateDecision, SourceBaseline
 from garda.training import distributed
 from garda.training.cache import Stage
 
-FALL = 0.02  # of Dice: what falls by less is noise of few test patients
 Known = Callable[[], Knowledge]  # read, or learnt, when it is first asked for
 
 
@@ -214,10 +212,7 @@ def _audit(run: Run, method: Method, domain: Domain, knowledge: Knowledge) -> No
     found = audit.audit_domain(method, knowledge, domain, run.data, run.settings.audit, run.sequence.seed)
     for line in audit.describe_audit(found):
         context.tell(run, domain, line)
-    reasons = (*record.reasons, *(f"{domain.name}: {finding}" for finding in found.findings))
-    decision = "hold" if found.findings and record.decision == "promote" else record.decision
-    changes = {"audit": found.model_dump(mode="json"), "reasons": reasons, "decision": decision}
-    files.write_json(file, record.model_copy(update=changes).model_dump(mode="json"))
+    _amend(file, [f"{domain.name}: {finding}" for finding in found.findings], audit=found.model_dump(mode="json"))
 
 
 def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slices:
@@ -255,23 +250,30 @@ def score_domains(
     return evaluator.score_scans(scans, method, knowledge, domain.index, run.sequence.seed, bar)
 
 
-def warn_regression(run: Run, domain: Domain, scores: Iterable[Score]) -> None:
-    """Tell where a site's own labels say that its stage has done harm; no gate sees a label.
+def hold_falls(run: Run, domain: Domain, scores: Sequence[Score]) -> None:
+    """Hold a stage whose own labels, or an earlier site's, say that it has done harm; no gate sees a label.
+
+    A second call with the same scores changes nothing, and one after sealing says nothing.
 
     Args:
-        run: whose console tells.
+        run: whose console tells; the stage's record gets the reasons.
         domain: the stage's.
         scores: rows of this stage and the one before.
     """
-    rows = [row for row in scores if row.domain == domain.name]
-    before, after = (
-        continual.patient_scores([row for row in rows if row.stage == stage], "dice").values()
-        for stage in (domain.index - 1, domain.index)
-    )
-    if before and after and fmean(before) - fmean(after) > FALL:
-        fell = f"from {fmean(before):.3f} to {fmean(after):.3f}"
-        what = f"warning: Dice of {domain.name} fell {fell} in its own stage"
-        context.tell(run, domain, f"{what}; look at its label maps before it is used there")
+    file = run.kept(domain) / OPEN
+    if file.exists() and (fallen := [*evaluator.describe_falls(domain.index, scores)]):
+        for reason in fallen:
+            context.tell(run, domain, f"warning: {reason}; look at its label maps before it is used there")
+        _amend(file, fallen)
+
+
+def _amend(file: Path, reasons: Iterable[str], **changes: object) -> None:
+    """Reasons for a hold that were found after the gate has judged; what is refused stays refused."""
+    record = StageRecord.model_validate(files.read_json(file))
+    new = [reason for reason in reasons if reason not in record.reasons]
+    decision = "hold" if new and record.decision == "promote" else record.decision
+    changes |= {"reasons": (*record.reasons, *new), "decision": decision}
+    files.write_json(file, record.model_copy(update=changes).model_dump(mode="json"))
 
 
 def _no_choice(candidates: Sequence[object]) -> None:

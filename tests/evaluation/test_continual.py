@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from garda.evaluation import bootstrap, continual
+from garda.evaluation import bootstrap, continual, evaluator
 from garda.evaluation.bootstrap import Estimate
 from garda.evaluation.continual import Matrix, PatientKey
 from garda.evaluation.metrics import Score
@@ -219,3 +220,24 @@ def test_the_written_matrix_has_stages_as_rows(tmp_path: Path):
     path = tmp_path / "matrix.csv"
     continual.write_matrix(path, dice_matrix([0.1 + 0.2, NAN, 0.4], [0.8, NAN, 0.5]))
     assert path.read_text() == "stage,a,b,c\n0,0.30000000000000004,,0.4\n1,0.8,,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("lost", "fell"),
+    [
+        ((0.03, 0.03), True),
+        ((0.02, 0.01), False),  # of two patients that is noise
+        ((-0.2, -0.2), False),
+        ((0.011,) * 5, True),
+        ((0.009,) * 5, False),
+        ((0.2, -0.1, 0.2, -0.1, 0.1), False),  # the interval holds 0
+    ],
+)
+def test_a_fall_is_one_beyond_the_noise_of_its_patients(lost, fell):
+    rows = [
+        score(0.7 - after * by, stage=1 + after, patient=f"P-{who}") for after in (0, 1) for who, by in enumerate(lost)
+    ]
+    alone = replace(rows[-1], patient="P-new", dice=0.0)
+    said = f"Dice of a fell from 0.700 to {0.7 - sum(lost) / len(lost):.3f} in this stage"
+    assert [*evaluator.describe_falls(2, [*rows, alone])] == [said] * fell
+    assert [*evaluator.describe_falls(1, rows)] == []

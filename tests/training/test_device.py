@@ -52,3 +52,13 @@ def test_a_device_that_is_not_there(monkeypatch):
         monkeypatch.setattr(f"torch.{module}.is_available", lambda: False)
         with pytest.raises(ConfigError, match=f"compute.accelerator: no {name.upper()} device is available"):
             Compute(ComputeSettings(accelerator=name))
+
+
+def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch):
+    for has, taken in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(device, "has_bfloat16", lambda kind, has=has: has)
+        for precision, dtype in (("auto", taken), ("bf16", torch.bfloat16), ("32", torch.float32)):
+            compute = Compute(ComputeSettings(accelerator="cpu", precision=precision))
+            with compute.autocast():
+                found = torch.nn.Conv2d(1, 2, 3)(torch.rand(1, 1, 8, 8)).dtype
+            assert compute.dtype == found == dtype
