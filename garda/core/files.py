@@ -9,28 +9,32 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from garda.core.errors import GardaError, RunFolderError
+
+TORN = ".*.tmp"  # what a killed process may leave of a file that it was replacing
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error.
 
+    Its name is always the same, so that the next attempt removes what a killed one has left.
+
     Raises:
         RunFolderError: no space is left, or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())  # so that the rename never names a torn file
+            flush(temporary)  # so that the rename never names a torn file
             os.replace(temporary, path)
+            flush(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -50,10 +54,23 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             draft.parent.mkdir(parents=True, exist_ok=True)
             draft.mkdir()
             yield draft
+            for written in [*draft.rglob("*"), draft]:
+                flush(written)
             shutil.rmtree(path, ignore_errors=True)
             os.replace(draft, path)
+            flush(path.absolute().parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk; not every file system can do so for a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError) if stat.S_ISDIR(os.fstat(descriptor).st_mode) else nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

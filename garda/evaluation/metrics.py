@@ -188,6 +188,8 @@ def _parse(row: list[str], where: str) -> Score:
         if unit not in get_args(Unit):
             raise ValueError(unit)
         numbers = float(dice or "nan"), float(hd95 or "nan")
+        if not (0 <= numbers[0] <= 1 or dice == "") or not (0 <= numbers[1] < math.inf or hd95 == ""):
+            raise ValueError("no Dice, or no distance")
         return Score(int(stage), domain, patient, case, int(seed), name, *numbers, cast(Unit, unit))
     except ValueError:
         raise RunFolderError(where, "is damaged", _AGAIN) from None

@@ -42,6 +42,11 @@ class Result(Config):
     hd95: float | None
     unit: str
 
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """What it is about."""
+        return self.stage, self.domain, self.name
+
 
 def summarise(scores: Sequence[Score]) -> list[Result]:
     """Scores of scans as means over patients, by stage, domain and class, in the order in which they come.

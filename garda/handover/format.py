@@ -21,7 +21,7 @@ from garda.methods.metadata import EXPERTS
 
 SETUP, CARD, NOTICE, SIGNATURES = "setup.json", "card.md", "NOTICE.md", "signatures.jsonl"
 DIGEST = "digest.txt"
-OPEN = "stage.json"  # beside the knowledge of a stage that has not been sealed yet
+OPEN = "stage.json"  # beside knowledge that has not been sealed yet
 GENERATOR = "generator.safetensors"
 EXPERT_FILES = tuple(f"{name}.safetensors" for name in EXPERTS)
 WEIGHTS = ("segmenter.safetensors", "teacher.safetensors", *EXPERT_FILES, GENERATOR, "statistics.safetensors")
@@ -30,11 +30,6 @@ CONTENTS = (*KNOWLEDGE, SETUP, RESULTS, CARD, NOTICE)
 KNOWN = (*CONTENTS, LEDGER, DIGEST, SIGNATURES)
 OPTIONAL = (GENERATOR, *EXPERT_FILES, SIGNATURES)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest date, in place of every file's own
-
-
-def is_package(folder: Path) -> bool:
-    """Whether a folder looks like a sealed package."""
-    return (folder / LEDGER).is_file() and (folder / SETUP).is_file() and not (folder / OPEN).exists()
 
 
 @contextmanager
@@ -61,21 +56,21 @@ def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
 
 
 def find_stage(run: Path, stage: int | None = None) -> Path:
-    """The package of a stage of a run, or of the last one learnt.
+    """The package of a stage of a run, or of the last one that has ended.
 
     Raises:
-        RunFolderError: there is no such stage, or it has not been learnt yet.
+        RunFolderError: there is no such stage, or it has not ended yet.
     """
     folders = [stage_folder(run, index, planned.name) for index, planned in enumerate(read_plan(run).domains)]
-    learnt = [folder for folder in folders if folder.exists()]
-    if stage is None and learnt:
-        return learnt[-1]
+    ended = [folder for folder in folders if folder.exists()]
+    if stage is None and ended:
+        return ended[-1]
     if stage is not None and not 0 <= stage < len(folders):
         raise RunFolderError(run, f"has no stage {stage}", f"its stages are 0 to {len(folders) - 1}")
     if stage is not None and folders[stage].exists():
         return folders[stage]
     wanted = "a stage" if stage is None else f"stage {stage}"
-    raise RunFolderError(run, f"{wanted} has not been learnt yet", f"{len(learnt)} of {len(folders)} have; go on first")
+    raise RunFolderError(run, f"{wanted} has not ended yet", f"{len(ended)} of {len(folders)} have; go on first")
 
 
 def stage_folder(run: Path, index: int, domain: str) -> Path:
@@ -130,8 +125,6 @@ def pack(folder: Path, path: Path) -> None:
 
 
 def _check(folder: Path, where: Path | None = None) -> Path:
-    if (folder / OPEN).exists():
-        raise PackageError(where or folder, "its stage has not been finished", "run the same command again first")
     for name in (LEDGER, SETUP):
         if not (folder / name).is_file():
             raise PackageError(

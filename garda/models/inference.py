@@ -115,4 +115,4 @@ def estimate_statistics(
     started = time.monotonic()
     with compute.autocast():
         update_bn(images(), network)
-    phase.ended(time.monotonic() - started)
+    phase.spent(time.monotonic() - started)

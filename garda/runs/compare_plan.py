@@ -12,10 +12,11 @@ from typing import Any
 from garda.core import files
 from garda.core.config import Config
 from garda.core.errors import ConfigError, RunFolderError, raise_all
+from garda.core.files import TORN
 from garda.core.pseudonyms import Pseudonyms
 from garda.data import sequence
 from garda.data.sequence import DomainSequence
-from garda.evaluation import measures, metrics
+from garda.evaluation import measures
 from garda.evaluation.measures import FinishedRun, Row
 from garda.handover import format, settings, setup
 from garda.handover.format import KNOWLEDGE
@@ -23,8 +24,7 @@ from garda.handover.settings import Settings
 from garda.handover.setup import Plan, PlannedDomain
 from garda.methods import registry
 from garda.methods.registry import METHODS
-from garda.runs import plan
-from garda.runs.plan import TORN
+from garda.runs import context, plan
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def read_run(folder: Path, made: Plan) -> FinishedRun | None:
     Raises:
         RunFolderError: a file is damaged.
     """
-    scores = metrics.read_scores(folder / "scores.csv") if (folder / "scores.csv").exists() else []
+    scores = context.read_run_scores(folder, [domain.name for domain in made.domains])
     last = len(made.domains) - 1
     if max((score.stage for score in scores), default=-1) < last:
         return None

@@ -1,6 +1,6 @@
 """A run: what is asked for, who listens, and its folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,10 +12,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from garda import __version__
 from garda.core import files
 from garda.core.console import Console
+from garda.core.errors import RunFolderError
 from garda.core.pseudonyms import Pseudonyms
 from garda.core.seeds import derive_seed
 from garda.core.signals import Stopping
 from garda.data.sequence import Domain, DomainSequence
+from garda.evaluation import metrics, results
+from garda.evaluation.metrics import Score
 from garda.handover import format, ledger
 from garda.handover.ledger import FileRecord
 from garda.handover.settings import Settings, parse_settings
@@ -23,6 +26,8 @@ from garda.runs.tracking import Tracker
 from garda.training import distributed
 from garda.training.cache import Cache
 from garda.training.loop import Note, Phase
+
+AGAIN = "delete it, it is computed again"
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,16 @@ class Run:
         return self.out / "seconds.json"
 
     def kept(self, domain: Domain) -> Path:
-        """Where a stage's package is kept; the folder exists once the stage has been learnt."""
+        """Where a stage's package is kept; it appears whole, and is never written again."""
         return format.stage_folder(self.out, domain.index, domain.name)
+
+    def learnt(self, domain: Domain) -> Path:
+        """What a stage has learnt, and will say of it, until its package is there."""
+        return self.kept(domain).with_name("learnt")
+
+    def found(self, domain: Domain) -> Path:
+        """Where a stage's knowledge is: in its package, or in what has not been sealed yet."""
+        return kept if (kept := self.kept(domain)).exists() else self.learnt(domain)
 
     def training(self, domain: Domain) -> Path:
         """Checkpoints of a stage in progress; deleted when its knowledge is kept."""
@@ -89,12 +102,38 @@ class Run:
 
     def to_learn(self) -> list[Domain]:
         """The domains whose stage is to be learnt; one that another site has learnt has no case here."""
-        return [domain for domain in self.sequence.domains if domain.cases and not self.kept(domain).exists()]
+        return [domain for domain in self.sequence.domains if domain.cases and not self.found(domain).exists()]
 
 
 def stage_name(domain: Domain) -> str:
     """Such as ``1-SiteB``."""
     return f"{domain.index}-{domain.name}"
+
+
+def read_run_scores(out: Path, names: Sequence[str]) -> list[Score]:
+    """What a run folder says of its stages; nothing where it has scored none.
+
+    Args:
+        out: the run folder.
+        names: of the run's domains, in order.
+
+    Raises:
+        RunFolderError: the file is damaged, or does not say what the ledger of a stage's package says.
+    """
+    file = out / "scores.csv"
+    scores = metrics.read_scores(file) if file.exists() else []
+    if any(row.stage >= len(names) for row in scores):
+        raise RunFolderError(file, "holds stages of another run", AGAIN)
+    for index, name in enumerate(names):
+        package = format.stage_folder(out, index, name)
+        found = {r.key: r for r in results.summarise([row for row in scores if row.stage == index])}
+        if found and package.exists():
+            sealed = ledger.parse_lines(package, ledger.read_lines(package))[-1].scores
+            for result in sealed:
+                if found.get(result.key, result) != result:
+                    what = f"says of {result.domain} after stage {index} other than the ledger of {package.parent.name}"
+                    raise RunFolderError(file, what, AGAIN)
+    return scores
 
 
 def tell(run: Run, domain: Domain, line: str) -> None:
@@ -127,7 +166,8 @@ def open_phase(run: Run, domain: Domain, folder: Path, part: str) -> Phase:
         log=partial(run.tracker.losses, name),
         progress=run.console.bar(name),
         checkpoint_seconds=run.settings.checkpoint_seconds,
-        ended=partial(_note_seconds, run, name),
+        before=float(_read_records(run.seconds_file).get(name, 0.0)),
+        spent=partial(_note_seconds, run, name),
         note=partial(_note, run, name),
     )
 
@@ -181,6 +221,6 @@ def _of_stage(file: Path, domain: Domain) -> dict[str, Any]:
 
 
 def deleted_records(folder: Path) -> tuple[FileRecord, ...]:
-    """Records of everything that lies below a folder."""
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Records of everything that lies below a folder, but for what a killed process was about to write."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.match(files.TORN))
     return tuple(ledger.record(path, path.relative_to(folder).as_posix()) for path in found)

@@ -218,7 +218,7 @@ def _prepare(hop: Hop, verified: Verified, learnt: LoadedPackage) -> Run:
 
 def _score(run: Run, package: LoadedPackage, domain: Domain, known: Known) -> Sequence[Score]:
     """The site's own test scans, read by what came and by what goes on; nothing once that is sealed."""
-    if format.is_package(run.kept(domain)) or not checks.labelled_cases(domain):
+    if run.kept(domain).exists() or not checks.labelled_cases(domain):
         return []
     method, before = package.method, package.knowledge
     came = stage.score_domains(run, method, domain, before, [domain], "scores-before")

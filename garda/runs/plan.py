@@ -10,8 +10,6 @@ from garda.core.errors import RunFolderError
 from garda.handover import setup
 from garda.handover.setup import Plan
 
-TORN = ".*.tmp"  # what a killed process may leave of a file that it was replacing
-
 
 @contextmanager
 def claim(out: Path, planned: Plan) -> Iterator[None]:
@@ -34,7 +32,7 @@ def claim(out: Path, planned: Plan) -> Iterator[None]:
             except BlockingIOError:
                 raise RunFolderError(out, "is in use by another run", "wait for it, or give another --out") from None
         check_folder(out, planned)
-        for torn in out.glob(TORN):
+        for torn in out.rglob(files.TORN):
             torn.unlink(missing_ok=True)
         files.write_json(out / "plan.json", planned.model_dump(mode="json"))
         yield
@@ -55,7 +53,7 @@ def check_folder(out: Path, planned: Plan) -> None:
 
 def _is_foreign(path: Path) -> bool:
     """True for what a run that was killed at its very start cannot have left."""
-    return path.name != ".lock" and not path.match(TORN)
+    return path.name != ".lock" and not path.match(files.TORN)
 
 
 def _compare(file: Path, old: Plan, new: Plan) -> None:

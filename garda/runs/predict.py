@@ -1,11 +1,12 @@
 """Segment new images with what a run has learnt."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
+from garda.core import files
 from garda.core.console import Console
 from garda.core.errors import DataError, GardaError, raise_all
 from garda.data import checks, dicom, dicom_seg, layouts
@@ -21,6 +22,8 @@ from garda.handover.signing import Trusted
 from garda.methods.knowledge import Knowledge
 from garda.models import inference
 from garda.training import loop
+
+UNFINISHED = ".unfinished.json"  # in the output of a prediction that has not ended: what was asked for
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,44 @@ def predict(
         require("--runtime onnx", LIBRARY)
     _check_exist(images)
     scans = _name_outputs(images, out)
-    for folder in (image for image in images if image.is_dir() and not dicom.is_series(image)):
-        left = layouts.find_left(folder, [scan.image for scan in scans])
-        for line in layouts.tell_left(left, strict, folder):
-            console.line(line)
+    _tell_left(images, scans, strict, console)
     with verify.open_package(source, trusted, expected, stage) as found:
         learnt = load.load_package(found.folder)
+    asked = {"package": found.digest, "domain": domain, "onnx": onnx, "images": [*map(str, images)]}
+    to_do = _find_unfinished(out, scans, asked)
     console.line(_describe_choice(learnt.knowledge, domain))
     domain, task = load.choose_domain(learnt.knowledge, domain), learnt.method.task
     answer = _prepare(learnt, domain, onnx)
-    raise_all(checks.check_cases([scan.case for scan in scans], task, Path(), console))
+    raise_all(checks.check_cases([scan.case for scan in to_do], task, Path(), console))
     origin: Origin | None = Origin(found.setup.name, found.setup.method, found.digest, domain)
     if not dicom_seg.can_write_dicom_seg():
         origin = None
         if any(dicom.is_dicom(scan.image) for scan in scans):
             console.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
-    return _write_all(scans, task, answer, origin, console)
+    files.write_json(out / UNFINISHED, asked)
+    problems = _write_all(to_do, task, answer, origin, console)
+    (out / UNFINISHED).unlink()
+    raise_all(problems)
+    return [file for scan in scans for file in (scan.target, dicom_seg.dicom_seg_name(scan.target)) if file.exists()]
+
+
+def _tell_left(images: Sequence[Path], scans: Sequence[Scan], strict: bool, console: Console) -> None:
+    """What of the given folders is no image that garda reads."""
+    for folder in (image for image in images if image.is_dir() and not dicom.is_series(image)):
+        left = layouts.find_left(folder, [scan.image for scan in scans])
+        for line in layouts.tell_left(left, strict, folder):
+            console.line(line)
+
+
+def _find_unfinished(out: Path, scans: Sequence[Scan], asked: Mapping[str, object]) -> list[Scan]:
+    """The scans that are left to do, where the same command was stopped before; else all, and none may be there."""
+    if (out / UNFINISHED).exists() and files.read_json(out / UNFINISHED) == asked:
+        return [scan for scan in scans if not scan.target.exists()]
+    for scan in scans:
+        for file in (scan.target, dicom_seg.dicom_seg_name(scan.target)):
+            if file.exists():
+                raise DataError(file, "exists already", "give another --out folder, or remove it")
+    return [*scans]
 
 
 def _describe_choice(knowledge: Knowledge, domain: str | None) -> str:
@@ -135,9 +160,6 @@ def _name_outputs(images: Sequence[Path], out: Path) -> list[Scan]:
         if target in scans:
             what = f"would be written to {target}, as another image"
             raise DataError(image, what, "predict them apart, or give the folder that holds both")
-        existing = next((file for file in (target, dicom_seg.dicom_seg_name(target)) if file.exists()), None)
-        if existing is not None:
-            raise DataError(existing, "exists already", "give another --out folder, or remove it")
         scans[target] = Scan(image, target)
     return [*scans.values()]
 
@@ -154,9 +176,11 @@ def _prepare(learnt: LoadedPackage, domain: str, onnx: bool) -> Callable[[Volume
 
 def _write_all(
     scans: Sequence[Scan], task: Task, answer: Callable[[Volume], Tensor], origin: Origin | None, console: Console
-) -> list[Path]:
-    """Label maps, and a DICOM-SEG beside those of DICOM unless ``origin`` is None; the next scan is read meanwhile."""
-    written: list[Path] = []
+) -> list[GardaError]:
+    """Label maps, and a DICOM-SEG beside those of DICOM unless ``origin`` is None; the next scan is read meanwhile.
+
+    A label map is written last, so that one that is there says that its scan is done.
+    """
     problems: list[GardaError] = []
     progress = console.bar("predict")
     with (
@@ -165,15 +189,12 @@ def _write_all(
     ):
         for index, (scan, volume) in enumerate(zip(scans, volumes, strict=True)):
             label_map = answer(volume)
-            write_label_map(label_map, volume, scan.target)
-            written.append(scan.target)
             if origin is not None and dicom.is_dicom(scan.image):
                 file, path = ScanFile(scan.image, "image", str(scan.image)), dicom_seg.dicom_seg_name(scan.target)
                 try:
                     dicom_seg.write_dicom_seg(in_stored_order(label_map, volume), file, task, path, origin)
-                    written.append(path)
                 except DataError as error:
                     problems.append(error)
+            write_label_map(label_map, volume, scan.target)
             progress(index + 1, len(scans))
-    raise_all(problems)
-    return written
+    return problems

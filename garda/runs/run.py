@@ -21,8 +21,8 @@ from garda.data.manifest import SPLITS
 from garda.data.sequence import Domain, DomainSequence
 from garda.evaluation import continual, figures, tables
 from garda.evaluation.continual import Metric
-from garda.evaluation.metrics import Score, read_scores, write_scores
-from garda.handover import format, ledger, signing
+from garda.evaluation.metrics import Score, write_scores
+from garda.handover import ledger, signing, verify
 from garda.handover.settings import make_plan
 from garda.handover.setup import Plan
 from garda.methods import registry
@@ -43,7 +43,7 @@ T = TypeVar("T")
 def run_sequence(run: Run) -> list[Score]:
     """Take a segmenter through the sequence; the same call again goes on where the last one ended.
 
-    Every rank of a run on several devices calls this.
+    Every rank of a run on several devices calls this. At the end every stage's package is looked at once more.
 
     Returns:
         The scores of every labelled test scan after every stage; at rank zero alone.
@@ -98,7 +98,7 @@ def _check_signed(run: Run) -> None:
     mine = signing.public_digits(run.key)
     for domain in run.sequence.domains:
         package, line = run.kept(domain), domain.index + 1
-        if not format.is_package(package):
+        if not package.exists():
             continue
         if (line, mine) not in [(own.line, own.key) for own in signing.read_signatures(package)]:
             remedy = "leave out --sign, or give another --out"
@@ -106,15 +106,15 @@ def _check_signed(run: Run) -> None:
 
 
 def _follow(run: Run, planned: Plan, method: Method) -> list[Score]:
-    scores = read_scores(run.scores_file) if run.scores_file.exists() else []
-    if any(row.stage >= len(run.sequence.domains) for row in scores):
-        raise RunFolderError(run.scores_file, "holds stages of another run", "delete it, it is computed again")
+    scores = context.read_run_scores(run.out, [domain.name for domain in run.sequence.domains])
     before: Before | None = None
     for domain in run.sequence.domains:
         run.stopping.check(context.stage_name(domain))
         score = partial(_score, run, method, scores, before)
         known = stage.run_stage(run, method, domain, before, planned.setup, score)
         before = Before(run.kept(domain), known, partial(_read_baseline, run) if run.gated else None)
+    for package in map(run.kept, run.sequence.domains) if distributed.is_rank_zero() else ():
+        verify.verify(package)
     if run.judging and not (run.out / CANDIDATES).exists():
         run.console.line("no choice is judged: no candidates were kept, or no target has a labelled test scan")
     return scores

@@ -23,7 +23,7 @@ from garda.data.volume import Volume
 from garda.evaluation import evaluator, results
 from garda.evaluation.evaluator import TestScans
 from garda.evaluation.metrics import Score
-from garda.handover import format, write
+from garda.handover import write
 from garda.handover.format import OPEN
 from garda.handover.ledger import StageRecord
 from garda.handover.setup import Setup
@@ -78,17 +78,17 @@ def run_stage(
     Returns:
         what is known after the stage.
     """
-    kept = run.kept(domain)
-    missing = distributed.on_rank_zero(lambda: not kept.exists())
+    missing = distributed.on_rank_zero(lambda: not run.found(domain).exists())
     learnt = learn(run, method, domain, before) if missing else None
-    known = cache(lambda: learnt or method.load(kept))
+    known = cache(lambda: learnt or method.load(run.found(domain)))
     if distributed.is_rank_zero():
-        if run.audited and not format.is_package(kept):
+        if run.audited:
             _audit(run, method, domain, known())
         files.remove_folder(run.training(domain))  # what cannot be removed is told: it may hold a discriminator
         scores = score(domain, known)
         write.write_package(
-            kept,
+            run.kept(domain),
+            run.learnt(domain),
             before.package if before else None,
             setup,
             results.summarise(scores),
@@ -134,7 +134,7 @@ def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Kn
                 found=context.notes_of(run, domain),
                 **found,
             )
-            knowledge.save(run.kept(domain), {OPEN: record.model_dump(mode="json")})
+            knowledge.save(run.learnt(domain), {OPEN: record.model_dump(mode="json")})
     return knowledge
 
 
@@ -203,8 +203,8 @@ def _describe_decision(run: Run, domain: Domain, found: GateDecision) -> dict[st
 
 def _audit(run: Run, method: Method, domain: Domain, knowledge: Knowledge) -> None:
     """Look for patients in what was learnt; a finding holds it. A second call does nothing."""
-    file = run.kept(domain) / OPEN
-    if not file.exists() or knowledge.generator is None or domain.name not in knowledge.generator.domains:
+    file, drawn = run.learnt(domain) / OPEN, knowledge.generator
+    if run.kept(domain).exists() or not file.exists() or drawn is None or domain.name not in drawn.domains:
         return
     record = StageRecord.model_validate(files.read_json(file))
     if record.audit is not None:
@@ -260,7 +260,7 @@ def hold_falls(run: Run, domain: Domain, scores: Sequence[Score]) -> None:
         domain: the stage's.
         scores: rows of this stage and the one before.
     """
-    file = run.kept(domain) / OPEN
+    file = run.learnt(domain) / OPEN
     if file.exists() and (fallen := [*evaluator.describe_falls(domain.index, scores)]):
         for reason in fallen:
             context.tell(run, domain, f"warning: {reason}; look at its label maps before it is used there")

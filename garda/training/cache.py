@@ -59,12 +59,16 @@ class Cache:
             seconds, noted = known.get("seconds"), known.get("noted")
             if not isinstance(seconds, float) or not isinstance(noted, dict):
                 raise CheckpointError(metadata, "is damaged", "delete it, the network is learnt again")
-            phase.ended(seconds)
+            phase.spent(seconds)
             phase.note(noted)
             return weights.load_weights(kept, build()).requires_grad_(False)
         spent, found = [0.0], dict[str, Note]()
-        network = learn(replace(phase, ended=spent.append, note=found.update)).eval().requires_grad_(False)
-        phase.ended(spent[-1])
+
+        def note_seconds(seconds: float) -> None:
+            spent.append(seconds)
+            phase.spent(seconds)
+
+        network = learn(replace(phase, spent=note_seconds, note=found.update)).eval().requires_grad_(False)
         phase.note(found)
         weights.save_weights(kept, network.state_dict())
         files.write_json(metadata, {"seconds": spent[-1], "noted": found, **decided})

@@ -4,7 +4,6 @@ Every step's random numbers are a function of the phase's seed and the step's nu
 any moment and goes on from an older checkpoint repeats the lost steps bit by bit.
 """
 
-import io
 import math
 import time
 import warnings
@@ -17,18 +16,17 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from garda.core import files
-from garda.core.errors import CheckpointError, Interrupted, TrainingError
+from garda.core.errors import Interrupted, TrainingError
 from garda.core.seeds import derive_seed
 from garda.core.signals import Stopping
-from garda.training import distributed, sharding
+from garda.training import checkpoint, distributed, sharding
+from garda.training.checkpoint import Stateful
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 
-Stateful = nn.Module | torch.optim.Optimizer  # what a checkpoint can hold
 Note = float | str
 LOSS_POINTS = 500  # logged points of one loss in one phase, at most
 
@@ -55,7 +53,8 @@ class Phase:
         log: receives (step, losses), at most ``LOSS_POINTS`` times.
         progress: receives (steps done, steps in all) after every step.
         checkpoint_seconds: time between two checkpoints.
-        ended: receives the seconds of training at the phase's end, those before an interruption included.
+        before: seconds that were spent before the checkpoint, if there is one.
+        spent: receives the seconds of training at every checkpoint and at the end, ``before`` included.
         note: receives what the phase has found out, for the record; a phase that is repeated notes it again.
     """
 
@@ -66,7 +65,8 @@ class Phase:
     log: Callable[[int, Mapping[str, float]], None] = lambda step, losses: None
     progress: Callable[[int, int], None] = lambda done, total: None
     checkpoint_seconds: float = 60.0
-    ended: Callable[[float], None] = lambda seconds: None
+    before: float = 0.0
+    spent: Callable[[float], None] = lambda seconds: None
     note: Callable[[Mapping[str, Note]], None] = lambda found: None
 
     @property
@@ -123,12 +123,11 @@ def fit(
     """
     torch.manual_seed(derive_seed(phase.seed, "build"))
     objective = build()
-    step, before = _restore(objective, phase) if distributed.is_rank_zero() else (0, 0.0)
-    step, before = _join(objective, step, before, phase)
-    started = time.monotonic() - before
+    step = checkpoint.restore(objective.state(), phase.seed, phase.checkpoint)
+    started = time.monotonic() - (phase.before if step else 0.0)
     if step < steps and not finished(objective):
         _learn(objective, batch, range(step, steps), phase, started, finished)
-    phase.ended(time.monotonic() - started)
+    phase.spent(time.monotonic() - started)
     return objective
 
 
@@ -147,7 +146,8 @@ def _learn(
             phase.progress(left.stop if last else step + 1, left.stop)
             asked = distributed.largest(phase.stopping.exit_code or 0)  # a later signal is for the next step to see
             if asked or last or time.monotonic() - saved > phase.checkpoint_seconds:
-                _save(objective, step + 1, phase, time.monotonic() - started)
+                checkpoint.save(objective.state(), step + 1, phase.seed, phase.checkpoint)
+                phase.spent(time.monotonic() - started)
                 saved = time.monotonic()
             if asked:
                 raise Interrupted(phase.name, asked)
@@ -170,52 +170,6 @@ def _checked(losses: Mapping[str, Tensor], phase: Phase, step: int) -> dict[str,
         if not math.isfinite(value):
             raise TrainingError(f"{phase.name}, step {step}", f"loss {name!r} is {value}", remedy)
     return values
-
-
-def _save(objective: Objective, step: int, phase: Phase, seconds: float) -> None:
-    if distributed.is_rank_zero():
-        with files.replacing(phase.checkpoint) as temporary:
-            temporary.write_bytes(_pack(objective, step, phase, seconds))
-
-
-def _pack(objective: Objective, step: int, phase: Phase, seconds: float) -> memoryview:
-    state = {name: part.state_dict() for name, part in objective.state().items()}
-    buffer = io.BytesIO()  # torch's own writer hides a full disk behind a RuntimeError
-    torch.save({"seed": phase.seed, "step": step, "seconds": seconds, "state": state}, buffer)
-    return buffer.getbuffer()
-
-
-def _join(objective: Objective, step: int, seconds: float, phase: Phase) -> tuple[int, float]:
-    """Let all processes begin with rank zero's state: networks that were built alike may still differ by rounding."""
-    if distributed.count() == 1:
-        return step, seconds
-    packed = distributed.on_rank_zero(lambda: bytes(_pack(objective, step, phase, seconds)))
-    if distributed.is_rank_zero():
-        return step, seconds
-    saved = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-    for name, part in objective.state().items():
-        part.load_state_dict(saved["state"][name])
-    return int(saved["step"]), float(saved["seconds"])
-
-
-def _restore(objective: Objective, phase: Phase) -> tuple[int, float]:
-    """The step to go on with and the seconds spent so far; zeros where there is no checkpoint."""
-    if not phase.checkpoint.exists():
-        return 0, 0.0
-    remedy = "delete it to repeat the stage from its start"
-    try:
-        saved = torch.load(phase.checkpoint, map_location="cpu", weights_only=True)
-        step, seed, seconds, state = saved["step"], saved["seed"], saved["seconds"], saved["state"]
-    except Exception:  # torch raises many kinds for a damaged file
-        raise CheckpointError(phase.checkpoint, "is truncated or damaged", remedy) from None
-    if seed != phase.seed:
-        raise CheckpointError(phase.checkpoint, f"was written with seed {seed}, not {phase.seed}", remedy)
-    try:
-        for name, part in objective.state().items():
-            part.load_state_dict(state[name])
-    except (KeyError, ValueError, RuntimeError):
-        raise CheckpointError(phase.checkpoint, "belongs to another configuration", remedy) from None
-    return int(step), float(seconds)
 
 
 def cosine_lr(

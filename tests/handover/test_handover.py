@@ -154,8 +154,9 @@ def test_a_run_killed_while_sealing_seals_again(name, pipeline, tmp_path, monkey
         patch.setattr(f"garda.handover.write.{name}", die)
         with pytest.raises(KeyboardInterrupt):
             sites.run_tiny(pipeline, tmp_path / "run", method="source_only")
-    assert (format.find_stage(tmp_path / "run") / OPEN).exists()
-    with pytest.raises(PackageError, match="its stage has not been finished; run the same command again first"):
+    stage = format.stage_folder(tmp_path / "run", 0, SITES[0])
+    assert (stage.with_name("learnt") / OPEN).exists() and not stage.exists()
+    with pytest.raises(RunFolderError, match="a stage has not ended yet; 0 of 3 have; go on first"):
         hop.adapt(fakes.hop_to(pipeline, tmp_path / "run", 1, tmp_path / "1"))
     sites.run_tiny(pipeline, tmp_path / "run", method="source_only")
     assert len(verify.verify(format.find_stage(tmp_path / "run")).entries) == 3

@@ -234,7 +234,7 @@ def test_runs_share_what_they_learn_from_the_source(tmp_path):
 
     def learn(name: str, seed: int) -> Knowledge:
         def open_phase(part: str) -> Phase:
-            return Phase(part, tmp_path / name / part, seed=seed, ended=seconds.append)
+            return Phase(part, tmp_path / name / part, seed=seed, spent=seconds.append)
 
         cached = Stage(open_phase, Cache(tmp_path / "cache", {"seed": seed}))
         return learner.learn_source("a", FakeSlices(0, with_labels=True), None, cached)

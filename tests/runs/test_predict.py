@@ -179,9 +179,15 @@ def test_a_scan_that_vanishes_costs_no_label_map_before_it(run, images, tmp_path
             raise DataError(case.where, "cannot be read", "copy it again")
         return own(case, *given, **more)
 
-    monkeypatch.setattr(predict, "read_volume", read_volume)
-    assert "cannot be read; copy it again" in told(DataError, sites.predict, run, images, tmp_path / "maps")
-    assert [path.name for path in (tmp_path / "maps").iterdir()] == [images[0].name]
+    out = tmp_path / "maps"
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "read_volume", read_volume)
+        assert "cannot be read; copy it again" in told(DataError, sites.predict, run, images, out)
+    assert {path.name for path in out.iterdir()} == {images[0].name, predict.UNFINISHED}
+    assert "exists already" in told(DataError, sites.predict, run, images, out, domain="other")
+    first = (out / images[0].name).stat().st_mtime_ns
+    assert sites.predict(run, images, out) == [out / image.name for image in images] == sorted(out.iterdir())
+    assert (out / images[0].name).stat().st_mtime_ns == first
 
 
 @pytest.mark.parametrize("changes", [{}, {"fit": "patch", "size": (32, 32), "channels": 3}])

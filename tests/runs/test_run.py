@@ -96,6 +96,20 @@ def test_every_domain_is_scored_after_every_stage(finished):
     assert {phase for phase, _ in tracker.curves} == phases | {f"{STAGES[0]}-plain"}
 
 
+@pytest.mark.parametrize("value", ["0.999", "-1", "7", "inf"])
+def test_edited_scores_are_neither_shown_nor_gone_on_with(value, pipeline, again):
+    file = again / "scores.csv"
+    lines = file.read_text().splitlines()
+    column = lines[0].split(",").index("dice")
+    cells = lines[-1].split(",")
+    lines[-1] = ",".join([*cells[:column], value, *cells[column + 1 :]])
+    file.write_text("\n".join(lines) + "\n")
+    what = "says of lge_3t after stage 2 other than the ledger of 2-lge_3t" if value == "0.999" else "is damaged"
+    assert f"{what}; delete " in told(RunFolderError, sites.run_tiny, pipeline, again)
+    file.unlink()
+    assert sites.run_tiny(pipeline, again)
+
+
 def test_nothing_but_knowledge_stays_of_a_stage(finished):
     for stage in STAGES:
         assert [path.name for path in (finished / "stages" / stage).iterdir()] == ["package"]

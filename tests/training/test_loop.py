@@ -117,6 +117,23 @@ def test_losses_are_logged_a_bounded_number_of_times(tmp_path: Path, monkeypatch
     assert logged == [0, 3, 6, 9] and told == [(step, 11) for step in range(1, 12)]
 
 
+def test_no_flipped_bit_of_a_checkpoint_is_learnt_on_with(tmp_path: Path):
+    here = phase(tmp_path)
+    expected = loop.fit(Line, batch, 3, here).network.state_dict()
+    whole, found = here.checkpoint.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << place % 8
+        here.checkpoint.write_bytes(flipped)
+        try:
+            again = loop.fit(Line, batch, 3, here).network.state_dict()
+        except CheckpointError:
+            found += 1
+        else:  # between the parts of the file
+            assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
+    assert found > len(whole) // 14
+
+
 def test_damaged_and_foreign_checkpoints(tmp_path: Path):
     here = phase(tmp_path)
     loop.fit(Line, batch, 3, here)
