@@ -1,6 +1,7 @@
 """Everything that can be set for a run: what methods share, the gate, the audit, and a block for each method."""
 
 import json
+from functools import partial
 from typing import Any
 
 from pydantic import create_model
@@ -85,7 +86,11 @@ def deciding_settings(method: str, settings: Settings) -> dict[str, Any]:
 def make_plan(
     sequence: DomainSequence, settings: Settings, pseudonyms: Pseudonyms, package: str = "", forced: bool = False
 ) -> Plan:
-    """The plan of a sequence; ``package`` and ``forced`` as in :class:`Plan`."""
+    """The plan of a sequence; ``package`` and ``forced`` as in :class:`Plan`.
+
+    Manifests are told apart by keyed digests: against a plain one a list of guessed patients could be tried.
+    """
+    keyed = partial(pseudonyms.digest, "manifest")
     plan = {
         "garda": __version__,
         "name": sequence.name,
@@ -94,7 +99,10 @@ def make_plan(
         "pseudonyms": pseudonyms.pseudonym("check", "key"),
         "task": sequence.task.model_dump(mode="json"),
         "settings": deciding_settings(sequence.method, settings),
-        "domains": [{"name": d.name, "manifest": sequence.digests.get(d.name, "")} for d in sequence.domains],
+        "domains": [
+            {"name": d.name, "manifest": keyed(sequence.digests[d.name]) if d.name in sequence.digests else ""}
+            for d in sequence.domains
+        ],
         "package": package,
         "forced": forced,
     }

@@ -180,11 +180,21 @@ def open_cache(run: Run) -> Cache:
     context = {
         "garda": __version__,
         "task": sequence.task.model_dump(mode="json"),
-        "source": [sequence.source.name, sequence.digests[sequence.source.name]],
+        "source": [sequence.source.name, run.pseudonyms.digest("manifest", sequence.digests[sequence.source.name])],
         "seed": sequence.seed,
         "compute": run.settings.compute.model_dump(mode="json"),
     }
     return Cache(run.cache, context)
+
+
+def note_machine(run: Run, machine: Mapping[str, str]) -> None:
+    """Record what decides last bits beside the plan; told where a run goes on under something else."""
+    file = run.out / "machine.json"
+    before = _read_records(file)
+    changed = [f"{what} {now}, before {before[what]}" for what, now in machine.items() if before.get(what, now) != now]
+    if changed:
+        run.console.line(f"goes on under {'; '.join(changed)}: last bits may differ from those of a run in one go")
+    files.write_json(file, dict(machine))
 
 
 def _note_seconds(run: Run, name: str, seconds: float) -> None:

@@ -80,6 +80,8 @@ def carry_out(run: Run, planned: Plan, method: Method, follow: Callable[[], T]) 
         checks.check(run.sequence, run.data, cases, run.console, method.reads_target_labels)
     claimed = plan.claim(run.out, planned) if rank_zero else nullcontext()
     with claimed, distributed.running(run.stopping, bool(to_learn)):
+        if rank_zero and to_learn:
+            context.note_machine(run, method.compute.describe())
         run.tracker.start(describe(run.sequence, planned))
         try:
             found = follow()
@@ -141,7 +143,9 @@ def _score(
         copied = [replace(row, stage=domain.index) for row in earlier]
         changed = [other for other in unscored if other.name not in same]
         rows = stage.score_domains(run, method, domain, known(), changed) if changed else []
-        scores[:] = sorted([*others, *copied, *rows], key=lambda row: row.stage)
+        places = {other.name: place for place, other in enumerate(run.sequence.domains)}
+        rows = [*others, *copied, *rows]  # not in the order of the manifest, which would say who is who
+        scores[:] = sorted(rows, key=lambda row: (row.stage, places[row.domain], row.patient, row.case))
     stage.hold_falls(run, domain, scores)
     if run.judging:
         _judge(run, method, domain, known)
@@ -206,8 +210,8 @@ def stage_metrics(scores: Sequence[Score], sequence: DomainSequence) -> dict[str
 def describe(sequence: DomainSequence, plan: Plan) -> RunDescription:
     """The run as the tracker shows it; a domain that another site has learnt stands among the stages alone."""
     manifests = [
-        (domain.name, sequence.digests[domain.name], {split: len(domain.split(split)) for split in SPLITS})
-        for domain in sequence.domains
+        (domain.name, planned.manifest, {split: len(domain.split(split)) for split in SPLITS})
+        for domain, planned in zip(sequence.domains, plan.domains, strict=True)
         if domain.cases
     ]
     return RunDescription(

@@ -19,7 +19,7 @@ class RunDescription:
         method: the method's name.
         seed: the run's seed.
         parameters: settings, nested as they are; plain values.
-        manifests: per domain, source first: name, SHA-256 (hex) of the manifest file, number of cases by split.
+        manifests: per domain, source first: name, keyed digest of the manifest file, number of cases by split.
         stages: names of the stages, in order.
     """
 

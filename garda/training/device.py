@@ -97,6 +97,16 @@ class Compute:
         """The device that holds networks and batches."""
         return self._fabric.device
 
+    def describe(self) -> dict[str, str]:
+        """What decides last bits, beside settings and seed."""
+        return {
+            "torch": torch.__version__,
+            "device": str(self.device),
+            "precision": str(self.dtype).removeprefix("torch."),
+            "threads": str(torch.get_num_threads()),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        }
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it, convolutions and matrix products run in the chosen precision."""
         return self._fabric.autocast()

@@ -1,3 +1,5 @@
+import hashlib
+import io
 import pickle
 import re
 import shutil
@@ -14,6 +16,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from rich.console import Console as RichConsole
 
 from garda.core.console import Console
 from garda.core.errors import (
@@ -28,6 +31,7 @@ from garda.core.errors import (
 )
 from garda.core.pseudonyms import Pseudonyms, load_key
 from garda.data import checks, volume
+from garda.data.manifest import digest_manifest
 from garda.data.sequence import read_sequence
 from garda.evaluation.metrics import read_scores
 from garda.handover.format import EXPERT_FILES, KNOWN, SIGNATURES
@@ -38,6 +42,7 @@ from garda.methods.registry import METHODS
 from garda.models import inference
 from garda.runs import mlflow
 from garda.runs import stage as garda_stage
+from garda.runs.run import run_sequence
 from tests.support import sites
 from tests.support.cli import garda
 from tests.support.errors import told
@@ -108,6 +113,32 @@ def test_edited_scores_are_neither_shown_nor_gone_on_with(value, pipeline, again
     assert f"{what}; delete " in told(RunFolderError, sites.run_tiny, pipeline, again)
     file.unlink()
     assert sites.run_tiny(pipeline, again)
+
+
+def test_a_run_that_goes_on_under_other_threads_says_so(alone, pipeline, tmp_path):
+    said = io.StringIO()
+    for number, which in ((1, alone), (1, pipeline), (2, pipeline)):
+        torch.set_num_threads(number)
+        run = sites.tiny_run(read_sequence(which, method="source_only"), which, tmp_path / "run")
+        with Console(RichConsole(file=said, soft_wrap=True)) as console:
+            if number == 2:
+                shutil.rmtree(run.kept(run.sequence.domains[-1]))
+            run_sequence(replace(run, console=console))
+    torch.set_num_threads(1)
+    lines = [line for line in said.getvalue().splitlines() if "goes on under" in line]
+    assert lines == ["goes on under threads 2, before 1: last bits may differ from those of a run in one go"]
+
+
+def test_no_plain_digest_of_a_manifest_stands_in_a_run_folder(pipeline, again):
+    plain = [hashlib.sha256(sites.manifest(pipeline, site).read_bytes()).hexdigest().encode() for site in range(3)]
+    plain += [digest_manifest(sites.manifest(pipeline, site)).encode() for site in range(3)]
+    files = [path for path in again.rglob("*") if path.is_file()]
+    assert not [path for path in files if any(digest in path.read_bytes() for digest in plain)]
+
+
+def test_scores_are_not_in_the_order_of_the_manifest(finished):
+    rows = [(row.stage, SITES.index(row.domain), row.patient) for row in read_scores(finished / "scores.csv")]
+    assert rows == sorted(rows)
 
 
 def test_nothing_but_knowledge_stays_of_a_stage(finished):
