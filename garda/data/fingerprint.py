@@ -23,6 +23,8 @@ from garda.data.task import Task
 from garda.data.volume import Volume, grid_for
 
 LEAST_KEPT = 0.98  # share of a site's labelled foreground that the task's grid has to keep
+AIR, BELOW_AIR = -900.0, -1500.0  # Hounsfield units: air is -1000, what scanners put outside the field of view is less
+LEAST_SHOWN = 0.02  # share of voxels inside a window, below which it is another scale
 WIDTH = 80  # columns of a table
 FEWEST = 5  # scans among which one can stand out
 STANDS_OUT = 5.0  # times the usual distance from the median, which is 1.4826 of the median distance (Huber 1981)
@@ -51,7 +53,8 @@ class Traits:
 
 def measure(volume: Volume, task: Task) -> Traits:
     """The traits of a scan as a run would read it."""
-    numbers = {"lowest": volume.extremes[0], "highest": volume.extremes[1]}
+    shown = ((volume.image > 0) & (volume.image < 1)).float().mean()
+    numbers = {"lowest": volume.extremes[0], "highest": volume.extremes[1], "shown": float(shown)}
     slices, rows, columns = (float(count) for count in (len(volume.image), *volume.image.shape[-2:]))
     numbers |= dict(zip(GEOMETRY[1], (rows, columns, slices), strict=True))
     if volume.spacing_mm is not None:
@@ -89,7 +92,7 @@ def outliers(traits: Sequence[Traits]) -> Iterator[str]:
             yield f"{each.case}: orientation {each.orientation}, most are {usual[0][0]}"
         if each.foreground is not None and kept_share([each]) < LEAST_KEPT:
             yield f"{each.case}: the grid keeps {kept_share([each]):.3f} of the foreground"
-    for name in dict.fromkeys(name for each in traits for name in each.numbers if name != "lowest"):
+    for name in dict.fromkeys(name for each in traits for name in each.numbers if name not in ("lowest", "shown")):
         known = [(each.case, each.numbers[name]) for each in traits if name in each.numbers]
         values = np.array([value for _, value in known])
         median = float(np.median(values))
@@ -137,6 +140,8 @@ def check(
     for domain in sequence.domains:
         console.show(table(domain, found[domain.name], sequence.task))
         problems += find_cut(domain, found[domain.name], sequence.task)
+        for line in doubt_scale(found[domain.name], sequence.task):
+            console.line(f"{domain.name}: {line}")
         if pictures is not None and tiles[domain.name]:
             console.line(str(sheets.write(pictures / f"{domain.name}.png", tiles[domain.name])))
     try:
@@ -145,6 +150,28 @@ def check(
     except DataError as error:
         problems.append(error)
     raise_all(problems)
+
+
+def doubt_scale(traits: Sequence[Traits], task: Task) -> Iterator[str]:
+    """What speaks against the task's scale of intensities, a line each: CT begins near -1000, MR at 0.
+
+    >>> ct = [Traits("s", "RAS", {"lowest": -1024.0, "highest": 1900.0, "shown": 0.4}, None, "ml")]
+    >>> task = Task(name="t", classes=("background", "organ"), size=(16, 16))
+    >>> [*doubt_scale(ct, task)]
+    ['looks like CT, whose values mean the same everywhere: give intensity: {window: [...]} in task.yaml']
+    """
+    if not traits:
+        return
+    lowest, shown = (float(np.median([each.numbers[name] for each in traits])) for name in ("lowest", "shown"))
+    window = task.intensity.window
+    if window is None and lowest <= AIR:
+        yield "looks like CT, whose values mean the same everywhere: give intensity: {window: [...]} in task.yaml"
+    if window is None and lowest <= BELOW_AIR:
+        yield f"values from {lowest:g} are no tissue, and move the percentiles"
+    if window is not None and window[0] < 0 <= lowest:
+        yield f"no value is below 0, the window begins at {window[0]:g}: not CT, or not rescaled?"
+    if window is not None and shown < LEAST_SHOWN:
+        yield f"{shown:.3f} of the voxels lie inside the window of {window[0]:g} to {window[1]:g}"
 
 
 def find_cut(domain: Domain, traits: Sequence[Traits], task: Task) -> list[GardaError]:

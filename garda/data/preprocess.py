@@ -16,6 +16,7 @@ from garda.core.errors import DataError
 from garda.data.task import Intensity, Task
 
 FEWEST = 4  # pixels of a side at the task's spacing; with fewer, the header is wrong
+SPREAD = 3.0  # standard deviations either way of the mean that z-scores show
 SHRINK = 4  # in-plane subsampling for the estimate of the bias field, which is smooth
 
 
@@ -45,31 +46,53 @@ def check_extent(shape: Sequence[int], spacing_mm: Sequence[float] | None, task:
 def scale_intensity(
     image: np.ndarray, spacing_mm: tuple[float, float, float] | None, intensity: Intensity
 ) -> np.ndarray:
-    """Correct the bias field if asked to, then bring two percentiles of all channels together to 0 and 1, and clip.
+    """Correct the bias field if asked to, then bring two values of all channels together to 0 and 1, and clip.
 
     >>> image = np.arange(101, dtype=np.float32).reshape(1, 1, 1, 101)
     >>> scaled = scale_intensity(image, None, Intensity(percentiles=(10, 90)))
     >>> scaled[..., [0, 10, 50, 90, 100]].tolist()
     [[[[0.0, 0.0, 0.5, 1.0, 1.0]]]]
+    >>> scale_intensity(image - 50, None, Intensity(window=(-50, 50)))[0, 0, 0, [0, 25, 100]].tolist()
+    [0.0, 0.25, 1.0]
 
     Args:
         image: (C, D, H, W) float32, finite and not constant.
         spacing_mm: (slice, row, column) spacing, mm; None where the format has none.
-        intensity: the percentiles, and whether the bias field is corrected.
+        intensity: which values, and whether the bias field is corrected.
 
     Returns:
-        (C, D, H, W) float32 in [0, 1]. Where both percentiles are one number, as in an image that is black but for a
-        few pixels, minimum and maximum take their place.
+        (C, D, H, W) float32 in [0, 1]. Where both values are one number, as percentiles of an image that is black but
+        for a few pixels, minimum and maximum take their place.
 
     Raises:
-        DataError: the bias field cannot be estimated, as in slices of fewer than 4 x 4 pixels.
+        DataError: the bias field cannot be estimated, as in slices of fewer than 4 x 4 pixels; no voxel lies in the
+            window, or fewer than two lie above the floor.
     """
     if intensity.bias_field_correction:
         image = np.stack([_correct_bias_field(channel, spacing_mm or (1.0, 1.0, 1.0)) for channel in image])
-    low, high = np.percentile(image, intensity.percentiles)
+    low, high = _find_ends(image, intensity)
     if low == high:
-        low, high = image.min(), image.max()
+        low, high = float(image.min()), float(image.max())
     return np.clip((image - np.float32(low)) / np.float32(high - low), 0, 1)
+
+
+def _find_ends(image: np.ndarray, intensity: Intensity) -> tuple[float, float]:
+    """The values that become 0 and 1."""
+    remedy = "correct intensity in task.yaml, or leave the scan out"
+    if intensity.window is not None:
+        low, high = intensity.window
+        if image.max() <= low or image.min() >= high:
+            what = f"has values from {image.min():g} to {image.max():g}, all outside the window {low:g} to {high:g}"
+            raise DataError("intensity", what, remedy)
+        return low, high
+    if intensity.zscore is not None:
+        above = image[image > intensity.zscore]
+        if len(above) < 2:
+            raise DataError("intensity", f"has no two voxels above the floor of {intensity.zscore:g}", remedy)
+        mean, deviation = float(above.mean(dtype=np.float64)), float(above.std(dtype=np.float64))
+        return mean - SPREAD * deviation, mean + SPREAD * deviation
+    low, high = np.percentile(image, intensity.percentiles)
+    return low, high
 
 
 def _correct_bias_field(image: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

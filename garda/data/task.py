@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -14,13 +15,30 @@ Groups = tuple[tuple[int, ...], ...]  # of classes; each group is one object
 class Intensity(Config):
     """How a volume's intensities become numbers in [0, 1]; nothing here looks at a label.
 
+    Two values become 0 and 1, and what lies outside is clipped: percentiles of the whole volume unless a window or
+    z-scores are asked for.
+
     Attributes:
-        percentiles: of the whole volume (all channels together); they become 0 and 1, what lies outside is clipped.
+        percentiles: of the whole volume, all channels together.
+        window: two values as stored, after rescaling: Hounsfield units of a CT.
+        zscore: a floor; of the voxels above it, the mean less and plus three standard deviations.
         bias_field_correction: whether N4 evens out the coil's shading first.
     """
 
     percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, float] | None = Field(default=None, exclude_if=lambda window: window is None)
+    zscore: float | None = Field(default=None, exclude_if=lambda floor: floor is None)
     bias_field_correction: bool = False
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Intensity:
+        if self.window is not None and self.zscore is not None:
+            raise ValueError("window and zscore exclude each other")
+        if self.window is not None and not -math.inf < self.window[0] < self.window[1] < math.inf:
+            raise ValueError("window must grow")
+        if self.window is not None and self.bias_field_correction:
+            raise ValueError("bias_field_correction changes the values that a window is about")
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> Intensity:

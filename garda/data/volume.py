@@ -74,8 +74,8 @@ class Volume:
 def read_volume(case: Case, task: Task, data: Path, *, with_label: bool) -> Volume:
     """Read a scan, and its label if asked to.
 
-    Intensities: bias field correction if the task wants it, then the task's percentiles of the volume become 0 and 1,
-    and what lies outside is clipped. Where both percentiles are one number, minimum and maximum take their place.
+    Intensities: bias field correction if the task wants it, then two values become 0 and 1, and what lies outside is
+    clipped (:func:`garda.data.preprocess.scale_intensity`).
 
     Args:
         case: the manifest row.

@@ -127,6 +127,8 @@ def _refuse(exported: Exported) -> None:
         raise ConfigError("--to bundle", f"MONAI takes the name {code!r} for an expression", "give it another name")
     if task.intensity.bias_field_correction:
         what = "the task corrects bias fields, for which MONAI has no transform"
+    elif task.intensity.zscore is not None:
+        what = "the task takes z-scores above a floor, for which MONAI has no transform"
     elif task.plane == "acquired":
         what = "the task slices every scan as it was acquired, and a bundle turns all scans to one plane"
     else:

@@ -99,8 +99,13 @@ def _component(target: str, **arguments: Any) -> dict[str, Any]:
 def _reading(task: Task) -> dict[str, Any]:
     """Pictures to one-slice volumes, and intensities to [0, 1]; a scan is (C, ...) as MONAI loads it."""
     low, high = task.intensity.percentiles
+    window = task.intensity.window
     grey = f"torch.tensordot(torch.tensor({LUMA.tolist()}), picture, dims=1)[None]" if task.channels == 1 else "picture"
-    unit = {"lower": low, "upper": high, "b_min": 0.0, "b_max": 1.0, "clip": True}
+    unit: dict[str, Any] = {"b_min": 0.0, "b_max": 1.0, "clip": True}
+    scale = _component("ScaleIntensityRangePercentiles", lower=low, upper=high, **unit)
+    to_unit = f"@stretch(scan) if np.ptp(np.percentile(scan.numpy(), [{low}, {high}])) == 0 else @scale(scan)"
+    if window is not None:
+        scale, to_unit = _component("ScaleIntensityRange", a_min=window[0], a_max=window[1], **unit), "@scale(scan)"
     return {
         "picture_reader": _component("PILReader", converter=COLOURS),
         "picture_affine": _picture_affine(task),
@@ -108,10 +113,9 @@ def _reading(task: Task) -> dict[str, Any]:
         "to_volume": "$lambda scan: scan if scan.ndim == 4 else scan[..., None] if 'mode' not in scan.meta else "
         "monai.data.MetaTensor(@pixels(scan.as_tensor())[..., None], affine=torch.tensor(@picture_affine), "
         "meta=scan.meta)",
-        "scale": _component("ScaleIntensityRangePercentiles", **unit),
+        "scale": scale,
         "stretch": _component("ScaleIntensity"),
-        "to_unit": f"$lambda scan: @stretch(scan) if np.ptp(np.percentile(scan.numpy(), [{low}, {high}])) == 0 else "
-        "@scale(scan)",
+        "to_unit": f"$lambda scan: {to_unit}",
     }
 
 

@@ -99,7 +99,8 @@ def make_model(network: nn.Module, channels: int) -> ModelProto:
 def describe(exported: Exported) -> dict[str, str]:
     """The model's properties; all but task, domain, package (its digest) and garda (its version) are JSON.
 
-    ``size`` is in pixels, ``spacing_mm`` in mm, rows before columns; ``percentiles`` of a scan become 0 and 1; slices
+    ``size`` is in pixels, ``spacing_mm`` in mm, rows before columns; ``percentiles`` of a scan, or the ends of a
+    ``window``, or the mean of voxels above ``zscore`` less and plus three deviations, become 0 and 1; slices
     are enlarged by ``zoom`` where nothing is resampled to a spacing; of each group of classes in ``largest``, a scan's
     largest piece alone is to be kept.
     """
@@ -107,7 +108,8 @@ def describe(exported: Exported) -> dict[str, str]:
     texts = {"task": task.name, "domain": exported.domain, "package": exported.digest, "garda": __version__}
     values = {name: getattr(task, name) for name in ("channels", "classes", "size", "spacing_mm", "fit", "plane")}
     values |= {"zoom": exported.zoom, "largest": exported.largest}
-    values |= {name: getattr(intensity, name) for name in ("percentiles", "bias_field_correction")}
+    scale = "window" if intensity.window is not None else "zscore" if intensity.zscore is not None else "percentiles"
+    values |= {name: getattr(intensity, name) for name in (scale, "bias_field_correction")}
     return texts | {name: json.dumps(value) for name, value in values.items()}
 
 

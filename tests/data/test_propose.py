@@ -1,6 +1,7 @@
 """A project that is written by no hand."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,39 @@ def test_init_check_and_run_need_no_file_by_hand(folders, tmp_path, capsys):
     assert cli.garda("run", *words, "--out", tmp_path / "run", *tiny, "--set", "gate.slices=[2, 1]") in (0, 3)
     assert (tmp_path / "run" / "scores.csv").exists()
     assert cli.garda("init", *folders, "--out", project) == 2
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_ct_is_proposed_with_a_window(said, folders, tmp_path, capsys):
+    for folder in folders:
+        for file in (path for path in folder.rglob("*.nii.gz") if not re.search(r"labelsTr|seg", path.as_posix())):
+            stored = nib.load(file)
+            values = np.asarray(stored.dataobj, np.int16) - (100 if said else 1024)
+            values.flat[0] = -3024 if not said else values.min()
+            nib.save(nib.Nifti1Image(values, stored.affine), file)
+    described = json.loads((folders[0] / "dataset.json").read_text())
+    if said:
+        (folders[0] / "dataset.json").write_text(json.dumps(described | {"channel_names": {"0": "CT"}}))
+    project = tmp_path / "project"
+    assert cli.garda("init", *folders, "--out", project) == 0
+    low, high = yaml.safe_load((project / "manifests" / "task.yaml").read_text())["intensity"]["window"]
+    assert -1024 <= low < high <= 1023
+    capsys.readouterr()
+    assert cli.garda("check", project / "pipeline.yaml", "--data", tmp_path) == 0
+    assert "looks like CT" not in capsys.readouterr().out
+    for change, word in (
+        ("percentiles: [0.5, 99.5]", "looks like CT"),
+        ("window: [20000, 20001]", "outside the window"),
+    ):
+        text = (project / "manifests" / "task.yaml").read_text()
+        (project / "manifests" / "task.yaml").write_text(re.sub(r"window: \[.*?\]", change, text))
+        code = cli.garda("check", project / "pipeline.yaml", "--data", tmp_path)
+        printed = capsys.readouterr()
+        (project / "manifests" / "task.yaml").write_text(text)
+        if word == "looks like CT":
+            assert code == 0 and (word in printed.out) != said
+        else:
+            assert code == 2 and word in printed.err
 
 
 def test_a_sites_own_codes_are_part_of_the_plan(folders, tmp_path, capsys):

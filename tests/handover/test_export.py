@@ -111,6 +111,7 @@ def test_a_bundle_gives_the_labels_of_the_package(pipeline, exported, tmp_path):
         {"fit": "patch", "plane": "coronal"},
         {"plane": "sagittal", "spacing_mm": (0.6, 0.8)},
         {"spacing_mm": None, "channels": 3, "intensity": Intensity(percentiles=(2, 90))},
+        {"intensity": Intensity(window=(20, 90))},
     ],
 )
 def test_a_bundle_reads_scans_as_the_task_says(changes, exported, tmp_path):
