@@ -14,7 +14,7 @@ import typer
 from garda import __version__, cli_site
 from garda.cli_site import Audited, Changes, DataFolder, Devices, Nodes, SigningKey
 from garda.core import files
-from garda.core.errors import DataError, GardaError, Interrupted, Refused
+from garda.core.errors import DataError, GardaError, Interrupted, Refused, printable
 from garda.core.signals import LEADER, Stopping
 from garda.runs import arguments
 
@@ -283,7 +283,7 @@ def main() -> None:
         print(arguments.describe_usage(error), end="", file=sys.stderr)
         raise SystemExit(GardaError.exit_code) from None
     except (GardaError, Interrupted) as error:
-        print(error, file=sys.stderr)
+        print(*map(printable, str(error).splitlines()), sep="\n", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -128,6 +128,7 @@ def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> No
 
     with open_console() as console, open_package(package, trust or (), expect) as found:
         _tell(found, console)
+        _load(found)
         console.line("whole: every file and every line fits its digest")
         if found.signatures and not trust:
             console.line("signatures fit their lines; whose they are was not asked (--trust PUBKEY)")
@@ -208,6 +209,7 @@ def export(
         from garda.handover import verify as verification
 
         with verification.open_package(package, trust or ()) as found:
+            _load(found)
             packages.pack(found.folder, out)
         print(f"package {found.digest}")
     print(out)
@@ -253,6 +255,13 @@ def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key 
     print(f"{key}: private, keep it\n{public}: public, give it to the other sites\nshown as: signed {digits}")
 
 
+def _load(found: Verified) -> None:
+    """Refuse what no other command could use: settings that mean nothing, weights of another network or no numbers."""
+    from garda.handover.load import load_package
+
+    load_package(found.folder)
+
+
 def _tell(found: Verified, console: Console) -> None:
     """What a package is, a line a stage."""
     console.line(f"package {found.digest}")
@@ -265,4 +274,4 @@ def _tell(found: Verified, console: Console) -> None:
         if found.signatures and not keys:
             console.line("  NOT signed")
         for reason in entry.reasons:
-            console.line("  " + "".join(letter if letter.isprintable() else "?" for letter in reason))
+            console.line(f"  {reason}")

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from garda.core import files
@@ -43,6 +43,15 @@ class _TwiceError(yaml.MarkedYAMLError):
 YamlLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+def _check_printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must hold nothing that cannot be printed")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(_check_printable)]
 
 
 class Config(BaseModel):

@@ -9,6 +9,8 @@ from rich.console import Console as RichConsole
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
+from garda.core.errors import printable
+
 WIDEST = 1000  # columns of a table that is not shown on a terminal
 
 
@@ -35,7 +37,7 @@ class Console:
 
     def line(self, text: str) -> None:
         """One line of plain text."""
-        self._console.print(text, markup=False)
+        self._console.print(printable(text), markup=False)
 
     def show(self, what: RenderableType) -> None:
         """A table or another rich object; in a file or a pipe as wide as it wants to be: no number is broken."""

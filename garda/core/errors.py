@@ -18,6 +18,15 @@ Anything else is a defect of garda and keeps its traceback.
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Text as it may be printed: what a file says cannot move a cursor or change colours.
+
+    >>> printable("left\x1b[2Jventricle")
+    'left?[2Jventricle'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 class GardaError(Exception):
     """One line for the user.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from garda.core import files
+from garda.core.errors import printable
 from garda.data.scan import ScanFile
 
 PREAMBLE = 128  # bytes of anything before DICM (PS3.10, section 7.1)
@@ -42,7 +43,7 @@ def unpack(file: ScanFile, path: Path, inside: str, folder: Path) -> None:
     """
     with _opened(file, path) as archive:
         folders = _by_folder(archive)
-        known = "".join(letter if letter.isprintable() else "?" for letter in ", ".join(sorted(folders)[:3]))
+        known = printable(", ".join(sorted(folders)[:3]))
         if not inside and "" not in folders and len(folders) > 1:
             raise file.error(f"holds {len(folders)} folders with DICOM files", f"name one behind it: {known}")
         only = next(iter(folders)) if len(folders) == 1 else ""

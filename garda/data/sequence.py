@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from garda.core.config import Config, SettingsOrigin, load, load_yaml, merge
+from garda.core.config import Config, Printable, SettingsOrigin, load, load_yaml, merge
 from garda.core.errors import ConfigError, DataError, GardaError, Problems, raise_all
 from garda.data.manifest import Case, Split, digest_manifest, read_manifest
 from garda.data.task import Task
@@ -51,7 +51,7 @@ class Pipeline(Config):
         settings: changes laid over ``config``.
     """
 
-    name: str
+    name: Printable
     manifests: str
     source: DomainName
     targets: tuple[DomainName, ...] = ()

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from garda.core.config import Config
+from garda.core.config import Config, Printable
 
+LARGEST = 16_384  # pixels of a side
 Groups = tuple[tuple[int, ...], ...]  # of classes; each group is one object
 
 
@@ -114,7 +115,7 @@ class Task(Config):
         same_patient_in_splits: the reason why one patient may stand in two splits; every table repeats it.
     """
 
-    name: str
+    name: Printable
     classes: tuple[str, ...] = Field(min_length=2, max_length=256)
     channels: Literal[1, 3] = 1
     size: tuple[int, int]
@@ -136,8 +137,8 @@ class Task(Config):
     @field_validator("classes")
     @classmethod
     def _distinct_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not name.strip() or "/" in name for name in names):
-            raise ValueError("class names must not be empty or hold a '/'")
+        if any(not name.strip() or "/" in name or not name.isprintable() for name in names):
+            raise ValueError("class names must not be empty, hold a '/' or what cannot be printed")
         if len(set(names)) < len(names):
             raise ValueError("class names must differ")
         return names
@@ -146,8 +147,8 @@ class Task(Config):
     def _consistent(self) -> Task:
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
             raise ValueError("spacing_mm must be greater than 0")
-        if any(side < 16 or side % 16 for side in self.size):
-            raise ValueError("size must be multiples of 16 pixels, at least 16")
+        if any(side < 16 or side % 16 or side > LARGEST for side in self.size):
+            raise ValueError(f"size must be multiples of 16 pixels, at least 16 and at most {LARGEST}")
         strange = next((name for name in self.codes if name not in self.classes[1:]), None)
         if strange is not None:
             raise ValueError(f"codes names {strange!r}, which is no foreground class")

@@ -5,6 +5,9 @@ nothing in it is code, and none of its files is looked at that does not belong t
 """
 
 import hashlib
+import os
+import shutil
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ from garda.core.errors import GardaError, PackageError, RunFolderError
 from garda.data.task import Task
 from garda.evaluation.results import RESULTS
 from garda.handover import ledger
-from garda.handover.ledger import LEDGER, FileRecord
+from garda.handover.ledger import AGAIN, LEDGER, FileRecord
 from garda.handover.setup import FORMAT, Setup, read_plan
 from garda.methods.metadata import EXPERTS
 
@@ -34,7 +37,9 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's earliest date, in place of every file's
 
 @contextmanager
 def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
-    """The folder of a package, given as a folder, as a zip file, or as the run whose last stage, or stage, it is.
+    """A package, given as a folder, as a zip file, or as the run whose last stage, or stage, it is.
+
+    What is given is a private copy, which goes with the block: what has been verified is what is used.
 
     Raises:
         PackageError: there is none, or the zip file holds something else.
@@ -42,17 +47,15 @@ def opened(path: Path, stage: int | None = None) -> Iterator[Path]:
     """
     if stage is not None and not (path / "plan.json").exists():
         raise PackageError(path, "is no run, and has no other stage than its last", "leave out --stage")
-    if path.is_dir():
-        yield _check(find_stage(path, stage) if (path / "plan.json").exists() else path)
-    elif path.is_file():
-        with files.private_temporary_folder() as folder:
-            try:
-                _unfold(path, folder)
-                yield _check(folder, path)
-            except GardaError as error:
-                raise error.moved(folder, path) from None
-    else:
+    if not path.is_dir() and not path.is_file():
         raise PackageError(path, "is no file or folder" if path.exists() else "does not exist", "check the path")
+    found = find_stage(path, stage) if (path / "plan.json").exists() else path
+    with files.private_temporary_folder() as folder:
+        try:
+            (_copy if found.is_dir() else _unfold)(found, folder)
+            yield _check(folder, found)
+        except GardaError as error:
+            raise error.moved(folder, found) from None
 
 
 def find_stage(run: Path, stage: int | None = None) -> Path:
@@ -131,6 +134,33 @@ def _check(folder: Path, where: Path | None = None) -> Path:
                 where or folder, f"is no package, {name} is missing", "give a package, or a run's --out folder"
             )
     return folder
+
+
+def check_names(folder: Path) -> None:
+    """Refuse links, folders, pipes, and files that belong to no package.
+
+    Raises:
+        PackageError: names the first.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            raise PackageError(path, "is no file of its own", AGAIN)
+        if path.name not in KNOWN:
+            raise PackageError(path, "is no part of a package", "remove it, or ask where it comes from")
+
+
+def _copy(package: Path, folder: Path) -> None:
+    """Copy a package's files, none of which is waited for or followed, whatever takes its place meanwhile."""
+    check_names(package)
+    try:
+        for path in package.iterdir():
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, "rb") as file, (folder / path.name).open("wb") as copy:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise PackageError(path, "is no file of its own", AGAIN)
+                shutil.copyfileobj(file, copy)
+    except OSError as error:
+        raise PackageError(package, f"cannot be read ({files.reason(error)})", AGAIN) from None
 
 
 def _member(name: str) -> zipfile.ZipInfo:

@@ -1,6 +1,7 @@
 """Everything that can be set for a run: what methods share, the gate, the audit, and a block for each method."""
 
 import json
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,8 @@ from garda.methods.registry import METHODS
 from garda.methods.replay_method import ReplayMethod
 from garda.safety.audit_report import AuditSettings
 from garda.safety.limits import GateSettings
+
+MOST_STEPS = 100_000_000  # of anything that is counted
 
 
 class Settings(SharedSettings):
@@ -57,7 +60,24 @@ def parse_settings(method: str, values: dict[str, Any], where: object) -> Settin
         ]
     )
     blocks: Any = {name: (known.Settings, known.Settings()) for name, known in METHODS.items()}
-    return config.parse(create_model("Settings", __base__=Settings, **blocks), values, where)
+    settings = config.parse(create_model("Settings", __base__=Settings, **blocks), values, where)
+    for key, number in _numbers(values):
+        if number > MOST_STEPS:
+            what = f"{'.'.join(key)} is more than {MOST_STEPS:,}"
+            raise ConfigError(origin.of(key) if origin else where, what, "give a smaller number")
+    return settings
+
+
+def _numbers(values: Any, key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Every whole number in nested settings, with its key."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _numbers(value, (*key, str(name)))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _numbers(value, key)
+    elif isinstance(values, int):
+        yield key, values
 
 
 def check_method(name: str, where: object) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from garda.core import config, files
-from garda.core.config import Config
+from garda.core.config import Config, Printable
 from garda.core.errors import RunFolderError
 
 FORMAT = 3  # of packages; those of older formats are read, and stay what they are from hop to hop
@@ -60,7 +60,7 @@ class Setup(Config):
 
     format: int = FORMAT
     garda: str
-    name: str
+    name: Printable
     method: str
     seed: int
     task: dict[str, Any]

@@ -1,10 +1,14 @@
 """The first thing that the next site does: look whether a package is what its ledger says."""
 
+import hashlib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from garda import __version__
 from garda.core.errors import ConfigError, PackageError
@@ -14,11 +18,11 @@ from garda.handover import card, format, ledger, signing
 from garda.handover.card import NOTICE_TEXT
 from garda.handover.format import CARD, DIGEST, KNOWLEDGE, KNOWN, NOTICE, OPTIONAL, SETUP
 from garda.handover.ledger import AGAIN, LEDGER, LedgerEntry
-from garda.handover.setup import Setup
+from garda.handover.setup import FORMAT, Setup
 from garda.handover.signing import Signature, Trusted
 from garda.methods import metadata
 
-TEACHER = "teacher.safetensors"
+TEACHER, STATES = "teacher.safetensors", "statistics.safetensors"
 
 
 @dataclass(frozen=True)
@@ -76,12 +80,8 @@ def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") 
     """
     if expected and not re.fullmatch("[0-9A-Fa-f]{64}", expected):
         raise ConfigError("--expect", f"{expected!r} is no whole digest", "give all 64 digits")
+    format.check_names(folder)
     names = {path.name for path in folder.iterdir()}
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or not path.is_file():
-            raise PackageError(path, "is no file of its own", AGAIN)
-    for strange in sorted(names - {*KNOWN}):
-        raise PackageError(folder / strange, "is no part of a package", "remove it, or ask where it comes from")
     for missing in sorted({*KNOWN} - {*OPTIONAL} - names):
         raise PackageError(folder / missing, "is missing", AGAIN)
     lines = ledger.read_lines(folder)
@@ -92,6 +92,7 @@ def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") 
     setup = format.read_setup(folder)
     _check_setup(folder, setup, entries)
     _check_course(folder, entries)
+    _check_states(folder, setup, entries)
     _check_texts(folder, setup, entries)
     digest = format.package_digest(folder)
     if (folder / DIGEST).read_text(encoding="utf-8", errors="replace") != f"{digest}\n":
@@ -142,17 +143,36 @@ def _check_course(folder: Path, entries: Sequence[LedgerEntry]) -> None:
             raise PackageError(where, "was refused, and yet its knowledge is not that of the line before", AGAIN)
 
 
+def _check_states(folder: Path, setup: Setup, entries: Sequence[LedgerEntry]) -> None:
+    """What is kept of a domain is never changed: a line's digest is that of the states of the domains met so far."""
+    if setup.format < FORMAT:
+        return
+    try:
+        tensors = safetensors.numpy.load((folder / STATES).read_bytes())
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        raise PackageError(folder / STATES, "is damaged", AGAIN) from None
+    met: list[str] = []
+    for number, entry in enumerate(entries, 1):
+        met += [entry.domain] if entry.learnt else []
+        own = {name: tensor for name, tensor in tensors.items() if name.rpartition("/")[0] in met}
+        digest = hashlib.sha256(safetensors.numpy.save(own)).hexdigest()
+        if digest != _knowledge(entry).get(STATES):
+            raise PackageError(
+                folder / STATES, f"does not hold what ledger line {number} kept of {', '.join(met)}", AGAIN
+            )
+
+
 def _knowledge(entry: LedgerEntry) -> dict[str, str]:
     return {file.name: file.sha256 for file in entry.kept if file.name in KNOWLEDGE}
 
 
 def _check_texts(folder: Path, setup: Setup, entries: Sequence[LedgerEntry]) -> None:
-    """Scores and card say what the ledger says; the card of another version of garda may have other words."""
+    """Scores and card say what the ledger says; the card of an older format may have other words."""
     texts = {
         RESULTS: results.format_results(result for entry in entries for result in entry.scores),
         NOTICE: NOTICE_TEXT,
     }
-    if entries[-1].garda == __version__:
+    if setup.format == FORMAT or entries[-1].garda == __version__:
         kept = tuple(file for file in entries[-1].kept if file.name != CARD)
         written = [*entries[:-1], entries[-1].model_copy(update={"kept": kept})]
         texts[CARD] = card.write_card(

@@ -31,6 +31,13 @@ class AdaBN(Method[StatisticsSettings]):
         state, kinds = network.state_dict(), ("running_mean", "running_var")
         return knowledge.with_domain(domain, {name: state[name].cpu() for name in state if name.endswith(kinds)})
 
+    def check_kept(self, knowledge: Knowledge, domain: str) -> None:
+        """All statistics of a target, beside what every method looks at."""
+        wanted = {name for name in knowledge.segmenter.state_dict() if name.endswith(("running_mean", "running_var"))}
+        if domain != knowledge.domains[0] and {*knowledge.domain_state.get(domain, {})} != wanted:
+            raise ValueError("its statistics are not those of the network's layers")
+        super().check_kept(knowledge, domain)
+
     def network_for(self, knowledge: Knowledge, domain: str) -> BasicUNet:
         """A copy of the segmenter with the domain's statistics; with the source's where the domain is not met yet."""
         return adapter.apply_adapter(knowledge.segmenter, knowledge.domain_state.get(domain, {}))

@@ -12,7 +12,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from garda.core.config import Config
-from garda.core.errors import ConfigError
+from garda.core.errors import CheckpointError, ConfigError
 from garda.core.seeds import derive_seed
 from garda.data import calibrate
 from garda.data.dataset import Batch, Slices
@@ -236,7 +236,23 @@ class Method(Generic[S]):
         """Read knowledge that this method wrote; errors as in :func:`garda.methods.knowledge.load_knowledge`."""
         knowledge = load_knowledge(folder, self.build_segmenter, self.build_generator)
         self.compute.prepare(knowledge.segmenter)
+        for domain in knowledge.domains:
+            try:
+                self.check_kept(knowledge, domain)
+            except (RuntimeError, KeyError, ValueError) as error:
+                what = f"does not hold what is kept of {domain} ({str(error).splitlines()[0]})"
+                raise CheckpointError(folder / "statistics.safetensors", what, "ask for the file again") from None
         return knowledge
+
+    def check_kept(self, knowledge: Knowledge, domain: str) -> None:
+        """Refuse a domain whose network cannot be put together from what is kept.
+
+        Raises:
+            RuntimeError: a tensor is of another network.
+            KeyError: something is missing.
+            ValueError: a number means nothing.
+        """
+        self.network_for(knowledge, domain)
 
     @staticmethod
     def fit(

@@ -49,6 +49,7 @@ PLAUSIBLE, CONSENSUS = "plausible.shares", "plausible.consensus"  # of the sourc
 NEAR = 0.05  # of agreement, within which experts teach together with the best
 PATCHES = 24  # by which a reading is chosen where slices are larger than the network's input
 FIDELITY = 64  # replayed anatomies by which replay is measured
+MOST_ZOOM = 16.0  # either way
 WINDOW = 2.0  # sides of the patches by which a reading is chosen, by the task's
 
 
@@ -158,6 +159,17 @@ class Garda(ReplayMethod[GardaSettings]):
         """The zoom of the domain's reading."""
         own = knowledge.domain_state.get(domain, {})
         return round(float(own[ZOOM]), 4) if ZOOM in own else 1.0
+
+    def check_kept(self, knowledge: Knowledge, domain: str) -> None:
+        """A reading of at least one expert at a zoom that there is, beside what every method looks at."""
+        state = knowledge.domain_state.get(domain, {})
+        if knowledge.experts:  # format 3
+            mask, zoom = state[MASK], float(state[ZOOM])
+            if mask.shape != (len(NAMES),) or not bool(mask.any()):
+                raise ValueError("its reading names no expert")
+            if not 1 / MOST_ZOOM <= zoom <= MOST_ZOOM:
+                raise ValueError(f"its zoom is {zoom:g}")
+        super().check_kept(knowledge, domain)
 
     def _fidelity(self, knowledge: Knowledge, phase: Phase) -> float:
         """Dice of the plain network on replayed source images against the labels that they carry."""

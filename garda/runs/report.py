@@ -8,7 +8,7 @@ from typing import Literal
 from garda.core.console import Console
 from garda.core.errors import ConfigError, PackageError, RunFolderError
 from garda.evaluation import page
-from garda.handover import verify
+from garda.handover import load, verify
 from garda.handover.signing import Trusted
 from garda.handover.verify import Verified
 from garda.runs import report_auditor, report_clinician, report_researcher
@@ -56,8 +56,8 @@ def write_report(asked: Report, console: Console) -> None:
         return
     with verify.open_package(asked.source, asked.trusted, asked.expected) as found:
         if asked.reader == "auditor":
-            text = report_auditor.make_page(found, asked.trusted, asked.expected)
-            page.write(asked.out, text)
+            load.load_package(found.folder)  # what no command could use is no package
+            page.write(asked.out, report_auditor.make_page(found, asked.trusted, asked.expected))
         elif asked.data is not None and asked.manifest is not None:
             text = report_clinician.make_page(found, asked.manifest, asked.data, asked.name, console)
             page.write(asked.out, text, private=True)

@@ -38,7 +38,7 @@ class ComputeSettings(Config):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "bf16", "32"] = "auto"
-    threads: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0, le=1024)
     deterministic: bool = False
 
     @field_validator("precision", mode="before")

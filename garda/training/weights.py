@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from garda.core import files
-from garda.core.errors import CheckpointError
+from garda.core.errors import CheckpointError, printable
 
 N = TypeVar("N", bound=nn.Module)
 HALF = torch.finfo(torch.float16)
@@ -33,11 +33,17 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read tensors; no code of the file is executed. Errors as in :func:`load_weights`."""
     try:
-        return safetensors.torch.load(files.read_bytes(path))
+        tensors = safetensors.torch.load(files.read_bytes(path))
     except FileNotFoundError:
         raise CheckpointError(path, "no such file", "copy the whole folder") from None
     except (SafetensorError, OSError):
         raise CheckpointError(path, "is truncated or damaged", "copy the file again") from None
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()) or (name.endswith("running_var") and bool((tensor < 0).any())):
+            raise CheckpointError(
+                path, f"{printable(name)} holds what is no number, or no variance", "ask for it again"
+            )
+    return tensors
 
 
 def load_weights(path: Path, network: N, renamed: Mapping[str, str] | None = None) -> N:
@@ -49,7 +55,7 @@ def load_weights(path: Path, network: N, renamed: Mapping[str, str] | None = Non
         renamed: beginnings of names that older files have, and what they are now.
 
     Raises:
-        CheckpointError: the file is missing, truncated or belongs to another network.
+        CheckpointError: the file is missing, truncated, holds what is not finite or belongs to another network.
     """
     another = CheckpointError(path, "holds weights of another network", "use the settings it was trained with")
     weights, own = read_weights(path), network.state_dict()
