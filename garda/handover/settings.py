@@ -110,7 +110,7 @@ def make_plan(
 
     Manifests are told apart by keyed digests: against a plain one a list of guessed patients could be tried.
     """
-    keyed = partial(pseudonyms.digest, "manifest")
+    keyed = partial(pseudonyms.digest, "plan")  # not that of the ledger, which travels
     plan = {
         "garda": __version__,
         "name": sequence.name,

@@ -128,8 +128,8 @@ def read_run_scores(out: Path, names: Sequence[str]) -> list[Score]:
         package = format.stage_folder(out, index, name)
         found = {r.key: r for r in results.summarise([row for row in scores if row.stage == index])}
         if found and package.exists():
-            sealed = ledger.parse_lines(package, ledger.read_lines(package))[-1].scores
-            for result in sealed:
+            sealed = ledger.parse_lines(package, ledger.read_lines(package))[-1:]
+            for result in (result for entry in sealed for result in entry.scores):
                 if found.get(result.key, result) != result:
                     what = f"says of {result.domain} after stage {index} other than the ledger of {package.parent.name}"
                     raise RunFolderError(file, what, AGAIN)
@@ -180,7 +180,7 @@ def open_cache(run: Run) -> Cache:
     context = {
         "garda": __version__,
         "task": sequence.task.model_dump(mode="json"),
-        "source": [sequence.source.name, run.pseudonyms.digest("manifest", sequence.digests[sequence.source.name])],
+        "source": [sequence.source.name, run.pseudonyms.digest("plan", sequence.digests[sequence.source.name])],
         "seed": sequence.seed,
         "compute": run.settings.compute.model_dump(mode="json"),
     }

@@ -3,7 +3,7 @@
 import io
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,19 @@ def save(state: Mapping[str, Stateful], step: int, seed: int, path: Path) -> Non
             temporary.write_bytes(_pack(state, step, seed))
 
 
-def restore(state: Mapping[str, Stateful], seed: int, path: Path) -> int:
-    """Fill ``state`` with what ``path`` holds, in all processes alike; gives the step to go on with, 0 without a file.
+def restore(find: Callable[[], Mapping[str, Stateful]], seed: int, path: Path) -> int:
+    """Fill the state that ``find`` gives with what ``path`` holds, in all processes alike.
+
+    Returns:
+        the step to go on with, 0 without a file.
 
     Raises:
         CheckpointError: the file is truncated, damaged, or of another configuration or seed.
     """
-    step = _read(state, seed, path) if distributed.is_rank_zero() else 0
+    step = _read(find(), seed, path) if distributed.is_rank_zero() and path.exists() else 0
     if distributed.count() == 1:
         return step
+    state = find()
     # networks that were built alike may still differ by rounding
     packed = distributed.on_rank_zero(lambda: bytes(_pack(state, step, seed)))
     if distributed.is_rank_zero():
@@ -65,8 +69,6 @@ def _with_one_of_each_word(value: Any) -> Any:
 
 
 def _read(state: Mapping[str, Stateful], seed: int, path: Path) -> int:
-    if not path.exists():
-        return 0
     remedy = "delete it to repeat the stage from its start"
     try:
         with zipfile.ZipFile(path) as archive:

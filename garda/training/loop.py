@@ -123,7 +123,7 @@ def fit(
     """
     torch.manual_seed(derive_seed(phase.seed, "build"))
     objective = build()
-    step = checkpoint.restore(objective.state(), phase.seed, phase.checkpoint)
+    step = checkpoint.restore(objective.state, phase.seed, phase.checkpoint)
     started = time.monotonic() - (phase.before if step else 0.0)
     if step < steps and not finished(objective):
         _learn(objective, batch, range(step, steps), phase, started, finished)

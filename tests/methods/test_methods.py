@@ -242,7 +242,7 @@ def test_runs_share_what_they_learn_from_the_source(tmp_path):
     first, again, other = learn("first", 0), learn("again", 0), learn("other", 1)
     fakes.assert_equal(fakes.weights(first), fakes.weights(again))
     assert not (tmp_path / "again").exists()
-    assert seconds[0] == seconds[1] > 0
+    assert seconds[0] <= seconds[1] == seconds[2] > 0  # at the checkpoint, at the end, from the cache
     assert (tmp_path / "other" / "plain").exists()
     assert not torch.equal(next(iter(fakes.weights(first).values())), next(iter(fakes.weights(other).values())))
     for file in (tmp_path / "cache").glob("*.json"):

@@ -151,7 +151,7 @@ def test_adabn_keeps_statistics_of_each_targets_images(tmp_path):
 
 def test_statistics_note_their_seconds_and_stop_when_asked(tmp_path):
     seconds, done, stopping = [], [], Stopping()
-    listen = {"progress": lambda *steps: done.append(steps), "ended": seconds.append}
+    listen = {"progress": lambda *steps: done.append(steps), "spent": seconds.append}
     opened = Stage(lambda part: Phase(part, tmp_path, 1, stopping, **listen))
     learner = method("adabn", adabn={"batches": 3, "batch": 4})
     learner.adapt(knowledge(), "b", slices(squares(1)), opened)
