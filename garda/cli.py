@@ -260,12 +260,14 @@ def phantom(
 
 @app.command()
 def ui(
-    out: OutFolder, port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000
+    out: OutFolder,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+    write: Annotated[bool, typer.Option("--write", help="Let the page rename, tag and delete runs.")] = False,
 ) -> None:
-    """Open MLflow's UI over the runs of a folder, on 127.0.0.1."""
+    """Open MLflow's UI over the runs of a folder, on 127.0.0.1, for whoever has the address with its token."""
     from garda.runs.mlflow import open_ui
 
-    open_ui(out, port, print)
+    open_ui(out, port, print, write=write)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 from collections import defaultdict
@@ -27,8 +28,9 @@ from urllib.parse import urlsplit
 from garda import NO_USAGE
 from garda.core import files
 from garda.core.errors import ConfigError, RunFolderError
-from garda.runs import mlflow_words
+from garda.runs import mlflow_page, mlflow_words
 from garda.runs.journal import Event, Journalled, LostError, PermanentError
+from garda.runs.mlflow_page import HOST
 from garda.runs.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ OFFLINE = NO_USAGE | {  # a hospital's network may end at the door, and a store 
 }
 ENDS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 KEY_TAG, STAGE_TAG, LABEL_TAG, PARENT_TAG = "garda.run", "garda.stage", "garda.label", "mlflow.parentRunId"
-HOST = "127.0.0.1"
 
 
 class MLflow:
@@ -247,13 +248,14 @@ def _dataset(context: str, domain: str, digest: str, cases: Mapping[str, int]) -
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
-def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
-    """Become MLflow's server over ``out/mlflow.db``; does not return. Ctrl-C ends it.
+def open_ui(out: Path, port: int, tell: Callable[[str], None], *, write: bool = False) -> None:
+    """Become MLflow's server over ``out/mlflow.db``, behind a token; does not return. Ctrl-C ends it.
 
     Args:
         out: a run folder, or another folder with an ``mlflow.db``.
         port: port on 127.0.0.1, 1 to 65535.
-        tell: gets the address.
+        tell: gets the address, in which the token stands.
+        write: whether runs may be renamed, tagged and deleted.
 
     Raises:
         RunFolderError: there is no store in ``out``.
@@ -267,12 +269,12 @@ def open_ui(out: Path, port: int, tell: Callable[[str], None]) -> None:
     except OSError as error:
         what = f"port {port} cannot be opened ({files.reason(error)})"
         raise ConfigError("--port", what, "give another port") from None
-    tell(f"http://{HOST}:{port} shows {out} (Ctrl-C ends it)")
+    token = os.environ.get(mlflow_page.TOKEN) or secrets.token_urlsafe(24)
+    tell(f"http://{HOST}:{port}/?token={token} shows {out} (Ctrl-C ends it)")
     sys.stdout.flush()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{database}"]
-    command += ["--artifacts-destination", str(database.with_name(ARTIFACTS))]
-    os.execve(sys.executable, command, {**OFFLINE, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ})
+    command = [sys.executable, "-m", mlflow_page.__name__, str(database), str(database.with_name(ARTIFACTS)), str(port)]
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", mlflow_page.TOKEN: token}
+    os.execve(sys.executable, command + ["--write"] * write, {**OFFLINE, **os.environ, **own})
 
 
 def open_tracker(out: Path, tell: Callable[[str], None], home: Path | None = None, label: str = "") -> Tracker:

@@ -1,6 +1,7 @@
 """Tracking: nothing is lost or doubled, whatever fails; MLflow shows a parent with its stages."""
 
 import contextlib
+import http.client
 import json
 import os
 import re
@@ -12,16 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from garda.core.errors import ConfigError, RunFolderError, Undelivered
-from garda.runs import journal, mlflow, mlflow_words
+from garda.runs import journal, mlflow, mlflow_page, mlflow_words
 from garda.runs.journal import Event, Journalled
 from garda.runs.mlflow import MLflow
 from garda.runs.tracking import InMemory, RunDescription, Tracker
@@ -121,11 +122,12 @@ def ui(finished: Path) -> Iterator[str]:
     port = free_port()
     code = f"from garda.runs import mlflow; mlflow.open_ui(mlflow.Path({str(finished)!r}), {port}, print)"
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as server:
+    own = {**os.environ, mlflow_page.TOKEN: "secret"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=own) as server:
         yield f"http://127.0.0.1:{port}"
         os.killpg(server.pid, signal.SIGTERM)
         assert server.stdout is not None
-        assert f"http://127.0.0.1:{port} shows {finished} (Ctrl-C ends it)" in server.stdout.read()
+        assert f"http://127.0.0.1:{port}/?token=secret shows {finished} (Ctrl-C ends it)" in server.stdout.read()
 
 
 @pytest.fixture
@@ -576,16 +578,82 @@ def test_a_server_that_does_not_answer_is_told_at_once(out: Path, monkeypatch: p
     assert "secret" not in told[0] + (out / "tracking.jsonl").read_text()
 
 
-def test_the_ui_shows_parent_stages_and_scores(ui: str):
+def ask(address: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
+    """Status, headers and text of an answer; nothing is followed."""
+    place = urlsplit(address)
+    body = b"{}" if method == "POST" else None
+    kind = {"Content-Type": "application/json"} if body else {}
+    with contextlib.closing(http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)) as connection:
+        connection.request(method, address.removeprefix(f"http://{place.netloc}") or "/", body, kind | headers)
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read().decode(errors="replace")
+
+
+def test_the_ui_shows_parent_stages_and_scores(ui: str, monkeypatch: pytest.MonkeyPatch):
     for _ in range(600):
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{ui}/health", timeout=60):
+        with contextlib.suppress(OSError):
+            ask(f"{ui}/health")
             break
         time.sleep(0.1)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
     runs = runs_of(ui, "phantom")
     parent = runs["garda_paper seed 3"]
     assert runs.keys() == {"garda_paper seed 3", "0-SiteA", "1-SiteB"}
     assert parent.data.metrics == {"dice/SiteA/cord": 0.8, "dice/SiteB/cord": 0.7, "forgetting": 0.1}
     assert history(ui, parent, "dice/SiteB/cord") == [(1, 0.4), (2, 0.7)]
+
+
+def test_the_ui_answers_nobody_without_the_token(ui: str, finished: Path):
+    run = runs_of(finished, "phantom")["garda_paper seed 3"].info.run_id
+    for path in ("/", "/health", "/ajax-api/2.0/mlflow/experiments/get?experiment_id=1", f"/get-artifact?run_id={run}"):
+        assert ask(ui + path)[0] == 401
+        assert ask(ui + path, Cookie=f"garda-{urlsplit(ui).port}=secre")[0] == 401
+        assert ask(ui + path, Authorization="Bearer ")[0] == 401
+    assert ask(f"{ui}/?token=secre")[0] == 401
+    status, headers, _ = ask(f"{ui}/?token=secret&a=b")
+    assert (status, headers["location"]) == (303, "/?a=b")
+    cookie = headers["set-cookie"]
+    assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+    held = cookie.partition(";")[0]
+    assert ask(ui, Cookie=held)[0] == 200
+    assert ask(ui, Cookie=held, Host="evil.example")[0] == 403
+    for origin in ("http://127.0.0.1:1", "http://evil.example", "null"):
+        assert ask(ui, Cookie=held, Origin=origin)[0] == 403
+
+
+def test_the_ui_reads_and_changes_nothing(ui: str, finished: Path):
+    held, api = {"Cookie": f"garda-{urlsplit(ui).port}=secret"}, f"{ui}/ajax-api/2.0/mlflow"
+    assert ask(f"{api}/runs/search", "POST", **held)[0] not in (401, 403)
+    for path in ("experiments/create", "experiments/delete", "runs/delete", "runs/log-metric", "runs/set-tag"):
+        assert ask(f"{api}/{path}", "POST", **held)[0] == 403
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert ask(f"{ui}/api/2.0/mlflow-artifacts/artifacts/a", method, **held)[0] == 403
+
+
+def test_the_ui_serves_files_of_its_own_folder_alone(ui: str, finished: Path):
+    held = {"Cookie": f"garda-{urlsplit(ui).port}=secret"}
+    run = runs_of(finished, "phantom")["garda_paper seed 3"].info
+    place = Path(unquote(urlsplit(run.artifact_uri).path))
+    name = next(path.name for path in place.iterdir() if path.is_file())
+    asked = f"{ui}/get-artifact?run_uuid={run.run_id}&path="
+    assert ask(asked + name, **held)[0] == 200
+    link = place / "out"
+    link.symlink_to("/etc")
+    try:
+        for path in ("../../../../../../etc/passwd", "/etc/passwd", "out/passwd"):
+            status, _, text = ask(asked + path, **held)
+            assert status in (400, 403) and "root:" not in text
+        assert ask(f"{ui}/ajax-api/2.0/mlflow/artifacts/list?run_id={run.run_id}&path=out", **held)[0] == 403
+    finally:
+        link.unlink()
+    with contextlib.closing(sqlite3.connect(finished / "mlflow.db")) as database, database:
+        database.execute("UPDATE runs SET artifact_uri = 'file:///etc' WHERE run_uuid = ?", (run.run_id,))
+    try:
+        assert ask(asked + "passwd", **held)[0] == 403
+        assert ask(f"{ui}/ajax-api/2.0/mlflow/artifacts/list?run_id={run.run_id}", **held)[0] == 403
+    finally:
+        with contextlib.closing(sqlite3.connect(finished / "mlflow.db")) as database, database:
+            database.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (run.artifact_uri, run.run_id))
 
 
 def test_the_ui_is_for_this_machine_alone_and_sends_nothing_out(out: Path, monkeypatch: pytest.MonkeyPatch):
@@ -601,4 +669,5 @@ def test_the_ui_is_for_this_machine_alone_and_sends_nothing_out(out: Path, monke
     assert not calls
     mlflow.open_ui(out, free_port(), lambda line: None)
     [(_, command, environment)] = calls
-    assert (command[command.index("--host") + 1], environment["MLFLOW_DISABLE_TELEMETRY"]) == ("127.0.0.1", "true")
+    assert (mlflow_page.HOST, environment["MLFLOW_DISABLE_TELEMETRY"]) == ("127.0.0.1", "true")
+    assert len(environment[mlflow_page.TOKEN]) >= 32 and environment[mlflow_page.TOKEN] not in command
