@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from garda import __version__, cli_site
-from garda.cli_site import Audited, Changes, DataFolder, Devices, Nodes, SigningKey
 from garda.core import files
 from garda.core.errors import DataError, GardaError, Interrupted, Refused, printable
 from garda.core.signals import LEADER, Stopping
 from garda.runs import arguments
+from garda.runs.arguments import Audited, Changes, DataFolder, Devices, Nodes, SigningKey, Strict
 
 MANY_OBJECTS = 10_000  # that are new between two searches for reference cycles; Python's own 700 suit small programs
 
@@ -160,7 +160,7 @@ def check(
     pictures: Annotated[
         Path | None, typer.Option("--pictures", metavar="FOLDER", help="One picture a site is written here.")
     ] = None,
-    strict: cli_site.Strict = False,
+    strict: Strict = False,
 ) -> None:
     """Read every file of a pipeline, say what each site's scans are, report all problems at once, train nothing."""
     from garda.data import fingerprint
@@ -211,7 +211,7 @@ def manifest(
     label_suffix: Annotated[
         list[str] | None, typer.Option("--label-suffix", help="What a label's name adds; once for each mask.")
     ] = None,
-    strict: cli_site.Strict = False,
+    strict: Strict = False,
 ) -> None:
     """Write a manifest from a folder: image/label pairs, nnU-Net or BIDS; splits by patient, digests of every file."""
     from garda.data import layouts

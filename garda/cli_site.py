@@ -13,51 +13,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from garda.core.errors import ConfigError, Refused, RunFolderError
-from garda.runs.arguments import open_console, parse_changes, read_private, read_trusted
+from garda.runs.arguments import (
+    FORMS,
+    Audited,
+    Changes,
+    DataFolder,
+    Devices,
+    Expect,
+    Format,
+    Nodes,
+    PackagePath,
+    Runtime,
+    SigningKey,
+    Strict,
+    Trust,
+    open_console,
+    parse_changes,
+    read_private,
+)
 
 if TYPE_CHECKING:
     from garda.core.console import Console
     from garda.handover.verify import Verified
 
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manifests' paths are relative to.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
-Devices = Annotated[int, typer.Option("--devices", min=1, help="Devices that share each batch, a process each.")]
-Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines that so many devices each are on.")]
-
-
-class Format(StrEnum):
-    """What a package can be exported to."""
-
-    zip = "zip"
-    bundle = "bundle"
-    onnx = "onnx"
-
-
-class Runtime(StrEnum):
-    """What computes a network that predicts."""
-
-    torch = "torch"
-    onnx = "onnx"
-
-
 app = typer.Typer()
-
-PackagePath = Annotated[
-    Path, typer.Argument(metavar="PACKAGE", help="A package: folder or zip file; or a run, for its last stage.")
-]
-FORMS = "zip: the package as one file; bundle: a MONAI bundle; onnx: the network alone."
-Trust = Annotated[
-    list[Any] | None,
-    typer.Option("--trust", parser=read_trusted, metavar="[SITE=]PUBKEY", help="Whose signatures count."),
-]
-Expect = Annotated[str, typer.Option("--expect", metavar="DIGEST", help="The digest told by another channel.")]
-SigningKey = Annotated[
-    Any, typer.Option("--sign", parser=read_private, metavar="KEY", help="Sign this stage's ledger line.")
-]
-
-
-Strict = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which a file would be left out.")]
-Audited = Annotated[bool, typer.Option("--audit", help="Look for copies and members before a stage is sealed.")]
+keys = typer.Typer(help="Whose keys count from now on, by site.", no_args_is_help=True)
+app.add_typer(keys, name="trust")
 
 
 @app.command()
@@ -253,6 +234,45 @@ def keygen(key: Annotated[Path, typer.Argument(metavar="KEY", help="Private key 
 
     public, digits = make_keys(key)
     print(f"{key}: private, keep it\n{public}: public, give it to the other sites\nshown as: signed {digits}")
+
+
+@app.command()
+def sign(
+    package: PackagePath,
+    key: Annotated[Any, typer.Argument(parser=read_private, metavar="KEY", help="Private key file.")],
+    intoto: Annotated[
+        Path | None, typer.Option("--intoto", help="Write an in-toto statement in a DSSE envelope here, too.")
+    ] = None,
+) -> None:
+    """Countersign the last line of a finished package; nothing is learnt anew."""
+    from garda.handover.countersign import sign_package
+
+    with open_console() as console:
+        console.line(f"package {sign_package(package, key, intoto)}: signed")
+
+
+@keys.command("add")
+def add_key(site: str, key: Annotated[Path, typer.Argument(metavar="PUBKEY", help="Public key file.")]) -> None:
+    """Trust a key for a site's lines, in place of the one trusted before."""
+    from garda.handover import trust
+
+    print(f"{site}: {trust.add(site, key)}")
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """Show the sites and their keys."""
+    from garda.handover import trust
+
+    print("\n".join(f"{own.site}: {own.key}" for own in trust.read()) or "no key is trusted")
+
+
+@keys.command("remove")
+def remove_key(site: str) -> None:
+    """Trust a site's key no longer."""
+    from garda.handover import trust
+
+    trust.remove(site)
 
 
 def _load(found: Verified) -> None:

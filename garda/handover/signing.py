@@ -196,3 +196,26 @@ def check_signatures(
     if trusted and missing:
         raise PackageError(f"{folder}, ledger line {min(missing)}", "nobody has signed it", "ask its site to sign")
     return signatures
+
+
+def check_remembered(
+    folder: Path, domains: Sequence[str], signatures: Sequence[Signature], remembered: Collection[Trusted]
+) -> None:
+    """Every line of a site whose key is remembered bears a signature by that key.
+
+    Args:
+        folder: the package, for messages.
+        domains: of each line.
+        signatures: the package's, found valid.
+        remembered: a key for each site that has one, see :mod:`garda.handover.trust`.
+
+    Raises:
+        PackageError: names the first line that does not.
+    """
+    keys = {own.site: own.key for own in remembered}
+    signed = {(signature.line, signature.key) for signature in signatures}
+    for number, site in enumerate(domains, 1):
+        if site in keys and (number, keys[site]) not in signed:
+            what = f"is a line of {site} without a signature by the key that is trusted for it"
+            remedy = "ask the site to sign it; if its key has changed, `garda trust add`"
+            raise PackageError(f"{folder}, ledger line {number}", what, remedy)

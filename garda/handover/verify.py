@@ -14,7 +14,7 @@ from garda import __version__
 from garda.core.errors import ConfigError, PackageError
 from garda.evaluation import results
 from garda.evaluation.results import RESULTS
-from garda.handover import card, format, ledger, signing
+from garda.handover import card, format, ledger, signing, trust
 from garda.handover.card import NOTICE_TEXT
 from garda.handover.format import CARD, DIGEST, KNOWLEDGE, KNOWN, NOTICE, OPTIONAL, SETUP
 from garda.handover.ledger import AGAIN, LEDGER, LedgerEntry
@@ -59,19 +59,22 @@ def open_package(
     Raises:
         PackageError: there is no package, or it is not whole.
         RunFolderError: the run has no such stage.
-        ConfigError: ``expected`` is no whole digest.
+        ConfigError: ``expected`` is no whole digest, or the file of trusted keys is damaged.
     """
     with format.opened(path, stage) as folder:
-        yield verify(folder, trusted, expected)
+        yield verify(folder, trusted, expected, trust.read())
 
 
-def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") -> Verified:
+def verify(
+    folder: Path, trusted: Collection[Trusted] = (), expected: str = "", remembered: Collection[Trusted] = ()
+) -> Verified:
     """Recompute every digest of a package.
 
     Args:
         folder: the package.
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
         expected: the digest that another channel has told; empty for not asking.
+        remembered: see :func:`garda.handover.signing.check_remembered`.
 
     Raises:
         ConfigError: ``expected`` is no whole digest.
@@ -101,7 +104,9 @@ def verify(folder: Path, trusted: Collection[Trusted] = (), expected: str = "") 
         raise PackageError(folder / LEDGER, "does not end as garda ends it", AGAIN)
     if expected and expected.lower() != digest:
         raise PackageError(folder, f"has the digest {digest}, not the expected one", "ask which package it is")
-    signatures = signing.check_signatures(folder, lines, [entry.domain for entry in entries], trusted)
+    domains = [entry.domain for entry in entries]
+    signatures = signing.check_signatures(folder, lines, domains, trusted)
+    signing.check_remembered(folder, domains, signatures, remembered)
     return Verified(folder, setup, tuple(entries), tuple(signatures), digest)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -72,3 +73,42 @@ def parse_changes(texts: list[str]) -> dict[str, Any]:
             nested = {part: nested}
         changes = merge(changes, nested)
     return changes
+
+
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder that the manifests' paths are relative to.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting: a.b=3.")]
+Devices = Annotated[int, typer.Option("--devices", min=1, help="Devices that share each batch, a process each.")]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines that so many devices each are on.")]
+
+
+class Format(StrEnum):
+    """What a package can be exported to."""
+
+    zip = "zip"
+    bundle = "bundle"
+    onnx = "onnx"
+
+
+class Runtime(StrEnum):
+    """What computes a network that predicts."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
+PackagePath = Annotated[
+    Path, typer.Argument(metavar="PACKAGE", help="A package: folder or zip file; or a run, for its last stage.")
+]
+FORMS = "zip: the package as one file; bundle: a MONAI bundle; onnx: the network alone."
+Trust = Annotated[
+    list[Any] | None,
+    typer.Option("--trust", parser=read_trusted, metavar="[SITE=]PUBKEY", help="Whose signatures count."),
+]
+Expect = Annotated[str, typer.Option("--expect", metavar="DIGEST", help="The digest told by another channel.")]
+SigningKey = Annotated[
+    Any, typer.Option("--sign", parser=read_private, metavar="KEY", help="Sign this stage's ledger line.")
+]
+
+
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which a file would be left out.")]
+Audited = Annotated[bool, typer.Option("--audit", help="Look for copies and members before a stage is sealed.")]

@@ -15,14 +15,14 @@ from typing import TypeVar, cast
 import numpy as np
 
 from garda.core.console import Console
-from garda.core.errors import Interrupted, RunFolderError
+from garda.core.errors import ConfigError, Interrupted, RunFolderError
 from garda.data import checks
 from garda.data.manifest import SPLITS
 from garda.data.sequence import Domain, DomainSequence
 from garda.evaluation import continual, figures, tables
 from garda.evaluation.continual import Metric
 from garda.evaluation.metrics import Score, write_scores
-from garda.handover import ledger, signing, verify
+from garda.handover import ledger, signing, trust, verify
 from garda.handover.settings import make_plan
 from garda.handover.setup import Plan
 from garda.methods import registry
@@ -94,10 +94,15 @@ def carry_out(run: Run, planned: Plan, method: Method, follow: Callable[[], T]) 
 
 
 def _check_signed(run: Run) -> None:
-    """Refuse a key that has not signed what is sealed already: the chain would stay half signed, and nobody be told."""
-    if run.key is None:
+    """Refuse what nobody would take: a line without its site's trusted key, or a chain that stays half signed."""
+    mine = None if run.key is None else signing.public_digits(run.key)
+    keys = {own.site: own.key for own in trust.read()}
+    for domain in run.to_learn():
+        if keys.get(domain.name, mine) != mine:
+            what = f"another key is trusted for {domain.name}" if mine else f"a key is trusted for {domain.name}"
+            raise ConfigError("--sign", f"{what}, without which no command takes its line", "give that site's key")
+    if mine is None:
         return
-    mine = signing.public_digits(run.key)
     for domain in run.sequence.domains:
         package, line = run.kept(domain), domain.index + 1
         if not package.exists():

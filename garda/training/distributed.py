@@ -23,6 +23,7 @@ from torch import distributed
 
 from garda.core.errors import ConfigError, Interrupted, TrainingError
 from garda.core.signals import LEADER, Stopping
+from garda.training import meeting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -35,6 +36,7 @@ class _World:
     """What this process knows of the others."""
 
     fabric: Fabric | None = None  # None for a run of one device
+    starts_here = False  # this process starts all others, on its machine
     stopping: Stopping | None = None  # rank zero's; no signal may part it from the others in the middle of a message
     learning = False
     parted = False  # the processes are no longer at the same place, so that nobody may wait for another
@@ -65,11 +67,10 @@ def configure(devices: int, nodes: int, accelerator: str) -> bool:
     if devices * nodes == 1:
         return True
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
 
     quieten()
     try:
-        strategy = DDPStrategy(timeout=PATIENCE, cluster_environment=_surroundings())
+        strategy = meeting.make_strategy(_surroundings(), PATIENCE)
         fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy)
     except (ValueError, RuntimeError, KeyError) as error:
         _check_devices(devices, accelerator)
@@ -79,7 +80,7 @@ def configure(devices: int, nodes: int, accelerator: str) -> bool:
     if not _started_elsewhere(fabric):
         _check_devices(devices, accelerator)
         _check_meeting(nodes)
-    _world.fabric = fabric
+    _world.fabric, _world.starts_here = fabric, nodes == 1 and not _started_elsewhere(fabric)
     if fabric.global_rank > 0 and LEADER in os.environ:
         threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     return fabric.global_rank == 0
@@ -250,7 +251,8 @@ def running(stopping: Stopping, needed: bool) -> Iterator[None]:
     if not is_rank_zero():
         stopping.ignore()
     try:
-        with suppress(_Ended), _taking_leave():
+        private = meeting.at_a_private_place() if needed and _world.starts_here else nullcontext()
+        with private, suppress(_Ended), _taking_leave():
             if needed or (_world.fabric is not None and (_started_elsewhere(_world.fabric) or not is_rank_zero())):
                 _launch()
             yield

@@ -1,10 +1,14 @@
+import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from garda.core.signals import Stopping
 from garda.handover.settings import parse_settings
 from garda.runs import hop
 from garda.runs.tracking import InMemory
-from garda.training import distributed, loop, sharding, weights
+from garda.training import distributed, loop, meeting, sharding, weights
 from garda.training.loop import Phase
 from garda.training.sharding import BatchNorm2d
 from tests.support import fakes, sites
@@ -105,6 +109,23 @@ def without_meeting() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in MEETING} | {"OMP_NUM_THREADS": "1"}
 
 
+def listeners(*processes: int) -> set[str]:
+    """The addresses at which processes accept connections."""
+    own = set()
+    for process in processes:
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                own.add(os.readlink(file))
+    found = set()
+    for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            local, state, inode = (line.split()[place] for place in (1, 3, 9))
+            if state == "0A" and f"socket:[{inode}]" in own:
+                words = [bytes.fromhex(local[start : start + 8])[::-1] for start in range(0, len(local) - 5, 8)]
+                found.add(socket.inet_ntop(family, b"".join(words)))
+    return found
+
+
 class StopNow(StopAt):
     """A tracker that asks for a stop at the first step it is told of."""
 
@@ -134,11 +155,14 @@ def test_the_command_starts_the_other_process_and_goes_on_with_another_number_of
             break
         time.sleep(0.1)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
+    heard = listeners(process.pid, *map(int, children.split()))
+    places = [*Path(tempfile.gettempdir()).glob(f".garda-private-{os.getuid()}/*/meeting")]
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75, told
     assert told.splitlines()[-1].endswith("stopped on request; run the same command again to go on from here")
     assert len(children.split()) == 1
+    assert heard and heard <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"} and places and not any(map(Path.exists, places))
     step = torch.load(checkpoint, weights_only=True)["step"]
     assert step > 0
     # the rest of the lesson alone would take a minute; that the checkpoint is taken up shows in the first step told
@@ -161,6 +185,16 @@ def test_a_hop_is_learnt_by_two_processes_as_by_one(pipeline, pair, tmp_path):
     assert one.keys() == two.keys() and learnt
     for name in learnt:
         assert torch.allclose(one[name].float(), two[name].float(), atol=5e-3), name
+
+
+def test_without_loopback_it_is_said_at_once(monkeypatch):
+    def unreachable(*_):
+        raise OSError(errno.ENETUNREACH, "no")
+
+    monkeypatch.setattr("garda.training.meeting.socket.create_connection", unreachable)
+    what = "--devices: the processes cannot meet: the loopback device does not answer (network is unreachable)"
+    with pytest.raises(ConfigError, match=re.escape(what)), meeting.at_a_private_place():
+        raise AssertionError
 
 
 def test_a_signal_to_all_processes_while_the_leader_scores_is_heard_by_the_leader(pipeline, tmp_path):
