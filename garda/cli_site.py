@@ -91,6 +91,7 @@ def evaluate(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="CSV files of sites with labels.")],
     data: DataFolder,
     trust: Trust = None,
+    expect: Expect = "",
 ) -> None:
     """Score a package on the labelled test scans of any sites; nothing is written."""
     from garda.core.pseudonyms import Pseudonyms, load_key
@@ -98,7 +99,7 @@ def evaluate(
     from garda.runs.hop import evaluate_package
 
     with open_console() as console:
-        scores = evaluate_package(package, manifests, data, console, Pseudonyms(load_key()), trust or ())
+        scores = evaluate_package(package, manifests, data, console, Pseudonyms(load_key()), trust or (), expect)
         console.show(scores_table(scores))
 
 
@@ -146,6 +147,7 @@ def audit(
     name: Annotated[str | None, typer.Option("--name", help="The site's name; the manifest's own.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for all figures.")] = None,
     trust: Trust = None,
+    expect: Expect = "",
 ) -> None:
     """Look for a site's patients in what the generator gives away, while their scans are still there."""
     from garda.core.files import write_json
@@ -154,7 +156,7 @@ def audit(
     if out is not None and out.exists():
         raise RunFolderError(out, "exists already", "give another name, or remove it")
     with open_console() as console:
-        found = audit_package(package, manifest, data, console, name, trust or ())
+        found = audit_package(package, manifest, data, console, name, trust or (), expect)
         for line in describe_audit(found):
             console.line(line)
     if out is not None:
@@ -172,13 +174,14 @@ def export(
         str | None, typer.Option("--domain", help="Whose network: a domain met, or other; the last one met.")
     ] = None,
     trust: Trust = None,
+    expect: Expect = "",
     with_generator: Annotated[bool, typer.Option("--with-generator", help="Put it into a bundle too.")] = False,
 ) -> None:
     """Write a package in another form."""
     if to is not Format.zip:
         from garda.handover.export import export_network
 
-        export_network(package, out, to.value, domain, trust or (), with_generator)
+        export_network(package, out, to.value, domain, trust or (), with_generator, expect)
     elif domain is not None:
         raise ConfigError("--domain", "a zip file holds the networks of all domains", "leave it out")
     elif with_generator:
@@ -189,7 +192,7 @@ def export(
         from garda.handover import format as packages
         from garda.handover import verify as verification
 
-        with verification.open_package(package, trust or ()) as found:
+        with verification.open_package(package, trust or (), expect) as found:
             _load(found)
             packages.pack(found.folder, out)
         print(f"package {found.digest}")

@@ -81,7 +81,11 @@ def _class_names(sites: Sequence[Site]) -> tuple[dict[int, str], str]:
 
 
 def write_task(sites: Sequence[Site], where: Path) -> tuple[str, list[str]]:
-    """The text of task.yaml, and what it leaves open."""
+    """The text of task.yaml, and what it leaves open.
+
+    Raises:
+        DataError: no label of the source marks anything.
+    """
     source, asked = sites[0], []
     named, whence = _class_names(sites)
     if not named:

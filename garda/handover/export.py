@@ -20,6 +20,7 @@ def export_network(
     domain: str | None = None,
     trusted: Collection[Trusted] = (),
     with_generator: bool = False,
+    expected: str = "",
 ) -> None:
     """Write one domain's network in a form that other programs read.
 
@@ -30,6 +31,7 @@ def export_network(
         domain: the domain whose network is written; None for the last one met, ``other`` for one that has not been met.
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
         with_generator: also write the weights of the generator; a bundle alone has room for them.
+        expected: the package's digest, as another channel has told it; empty for not asking.
 
     Raises:
         PackageError: there is no package, or it is damaged.
@@ -41,11 +43,15 @@ def export_network(
         raise RunFolderError(out, "exists already", "give another name, or remove it")
     if with_generator and form != "bundle":
         raise ConfigError("--with-generator", f"{form} holds one network", "leave it out, or use --to bundle")
-    WRITERS[form](read_exported(package, domain, trusted, with_generator), out)
+    WRITERS[form](read_exported(package, domain, trusted, with_generator, expected), out)
 
 
 def read_exported(
-    package: Path, domain: str | None = None, trusted: Collection[Trusted] = (), with_generator: bool = False
+    package: Path,
+    domain: str | None = None,
+    trusted: Collection[Trusted] = (),
+    with_generator: bool = False,
+    expected: str = "",
 ) -> Exported:
     """One domain's network, from a package that has been found whole; arguments as above.
 
@@ -54,7 +60,7 @@ def read_exported(
         CheckpointError: its weights are.
         ConfigError: no such domain has been met, there is no generator, or scans are prepared for the network.
     """
-    with verify.open_package(package, trusted) as verified:
+    with verify.open_package(package, trusted, expected) as verified:
         folder = verified.folder
         learnt = load.load_package(folder)
         card, notice = ((folder / name).read_text(encoding="utf-8") for name in (CARD, NOTICE))

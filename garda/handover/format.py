@@ -151,7 +151,7 @@ def check_names(folder: Path) -> None:
 
 def _copy(package: Path, folder: Path) -> None:
     """Copy a package's files, none of which is waited for or followed, whatever takes its place meanwhile."""
-    check_names(package)
+    check_names(_check(package))
     try:
         for path in package.iterdir():
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)

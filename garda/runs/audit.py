@@ -63,6 +63,7 @@ def audit_package(
     console: Console,
     name: str | None = None,
     trusted: Collection[Trusted] = (),
+    expected: str = "",
 ) -> Audit:
     """Audit a package's generator for one domain, with the manifest that the domain was learnt from.
 
@@ -74,11 +75,12 @@ def audit_package(
         console: tells the user.
         name: the domain's name; None for the manifest's.
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
+        expected: the package's digest, as another channel has told it; empty for not asking.
 
     Raises:
         GardaError: the package has no generator, or has not learnt the domain; a scan does not fit.
     """
-    with verify.open_package(package, trusted) as verified:
+    with verify.open_package(package, trusted, expected) as verified:
         learnt = load.load_package(verified.folder)
     domain = sequence.read_domain(manifest, name or manifest.stem, 0, learnt.method.task)
     generator = learnt.knowledge.generator

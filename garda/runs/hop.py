@@ -256,6 +256,7 @@ def evaluate_package(
     console: Console,
     pseudonyms: Pseudonyms,
     trusted: Collection[Trusted] = (),
+    expected: str = "",
 ) -> list[Score]:
     """Score a package on every labelled test scan of some sites; nothing is written.
 
@@ -266,11 +267,12 @@ def evaluate_package(
         console: tells the user.
         pseudonyms: stand for patients and scans.
         trusted: whose signatures count, see :func:`garda.handover.signing.check_signatures`.
+        expected: the package's digest, as another channel has told it; empty for not asking.
 
     Raises:
         GardaError: the package, a manifest or a scan does not fit.
     """
-    with verify.open_package(package, trusted) as verified:
+    with verify.open_package(package, trusted, expected) as verified:
         learnt = load.load_package(verified.folder)
     task, last = learnt.method.task, len(verified.entries) - 1
     domains = [read_domain(manifest, manifest.stem, last, task) for manifest in manifests]

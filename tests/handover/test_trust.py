@@ -95,6 +95,18 @@ def test_what_is_trusted_is_asked_for_by_every_command(package, key, pipeline, t
     assert garda("trust", "remove", SITES[1]) == 2
 
 
+def test_every_command_asks_for_the_digest_that_another_channel_told(package, pipeline, tmp_path, capsys):
+    data, wrong = ("--data", pipeline.parent / "data"), format.package_digest(package)[::-1]
+    for words in (
+        ("evaluate", package, sites.manifest(pipeline, 1), *data),
+        ("audit", package, sites.manifest(pipeline, 1), *data),
+        ("export", package, "--out", tmp_path / "b.zip"),
+        ("export", package, "--to", "onnx", "--out", tmp_path / "b.onnx"),
+    ):
+        assert garda(*words, "--expect", wrong) == 2
+        assert "not the expected one; ask which package it is" in capsys.readouterr().err
+
+
 def test_a_replaced_key_takes_the_place_of_the_old_one(package, key, tmp_path):
     trust.add(SITES[1], Path(f"{key}.pub"))
     signing.make_keys(tmp_path / "b.key")
