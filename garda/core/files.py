@@ -19,10 +19,11 @@ TORN = ".*.tmp"  # what a killed process may leave of a file that it was replaci
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an error.
 
-    Its name is always the same, so that the next attempt removes what a killed one has left.
+    Its name is always the same, so that the next attempt removes what a killed one has left. Others than its owner's
+    group cannot read it; with ``private``, for what names patients, not the group either.
 
     Raises:
         RunFolderError: no space is left, or the folder cannot be written.
@@ -31,7 +32,11 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if private:  # from its first byte on
+                temporary.unlink(missing_ok=True)
+                temporary.touch(0o600)
             yield temporary
+            temporary.chmod(stat.S_IMODE(temporary.stat().st_mode) & (0o600 if private else 0o640))
             flush(temporary)  # so that the rename never names a torn file
             os.replace(temporary, path)
             flush(path.parent)
@@ -52,7 +57,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             draft.parent.mkdir(parents=True, exist_ok=True)
-            draft.mkdir()
+            draft.mkdir(mode=0o750)
             yield draft
             for written in [*draft.rglob("*"), draft]:
                 flush(written)
@@ -170,20 +175,28 @@ def private_temporary_folder() -> Iterator[Path]:
     holds a lock on its folder, which the system releases with the process.
 
     Raises:
-        OSError: it cannot be made, or somebody else has taken the name of garda's own folder.
+        OSError: it cannot be made.
     """
-    home = _home()
-    home.mkdir(mode=0o700, exist_ok=True)
-    with _locked(home):
-        folder = Path(tempfile.mkdtemp(dir=home))
-        lock = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        _home().mkdir(mode=0o700, exist_ok=True)
+        with _locked(_home()):
+            folder, lock = _make_private(_home())
+    except OSError:  # somebody else has taken the name
+        folder, lock = _make_private(None)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _make_private(home: Path | None) -> tuple[Path, int]:
+    """A new folder below garda's own, or below the system's, where nobody sweeps it; and its lock."""
+    folder = Path(tempfile.mkdtemp(prefix=".garda-", dir=home))
+    lock = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
 
 
 def remove_leftovers() -> None:

@@ -83,7 +83,7 @@ def write_dicom_seg(array: np.ndarray, file: ScanFile, task: Task, path: Path, o
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they quote what is in a header
         made = _build(array.transpose(2, 1, 0).astype(np.uint8), file, task, origin)
-        with files.replacing(path) as temporary:
+        with files.replacing(path, private=True) as temporary:
             made.save_as(temporary)
 
 

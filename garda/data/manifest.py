@@ -144,7 +144,7 @@ def write_manifest(path: Path, cases: Sequence[Case]) -> None:
         RunFolderError: no space is left, or the folder cannot be written.
     """
     columns = REQUIRED_COLUMNS + (OPTIONAL_COLUMNS if any(case.digests for case in cases) else ())
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path, private=True) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(_row(case) for case in cases)

@@ -132,7 +132,7 @@ def write_label_map(label: Tensor, like: Volume, path: Path) -> None:
         RunFolderError: no space is left, or the folder cannot be written.
     """
     encoded = readers.encode_label_map(in_stored_order(label, like), like.stored.header, compress=path.suffix == ".gz")
-    with files.replacing(path) as temporary:
+    with files.replacing(path, private=True) as temporary:
         temporary.write_bytes(encoded)
 
 

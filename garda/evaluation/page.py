@@ -75,9 +75,7 @@ def write(path: Path, text: str, *, private: bool = False) -> None:
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    with files.replacing(path) as temporary:
-        if private:
-            temporary.touch(0o600)
+    with files.replacing(path, private=private) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

@@ -23,7 +23,7 @@ def claim(out: Path, planned: Plan) -> Iterator[None]:
             or cannot be written.
     """
     with files.writing(out):
-        out.mkdir(mode=0o700 if planned.package else 0o777, parents=True, exist_ok=True)  # a hop's is its owner's alone
+        out.mkdir(mode=0o700 if planned.package else 0o750, parents=True, exist_ok=True)  # a hop's is its owner's alone
         lock = (out / ".lock").open("w")
     with lock:
         with files.writing(out / ".lock"):

@@ -94,7 +94,7 @@ def predict(
         origin = None
         if any(dicom.is_dicom(scan.image) for scan in scans):
             console.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
-    files.write_json(out / UNFINISHED, asked)
+    _begin(out, asked)
     problems = _write_all(to_do, task, answer, origin, console)
     (out / UNFINISHED).unlink()
     raise_all(problems)
@@ -107,6 +107,13 @@ def _tell_left(images: Sequence[Path], scans: Sequence[Scan], strict: bool, cons
         left = layouts.find_left(folder, [scan.image for scan in scans])
         for line in layouts.tell_left(left, strict, folder):
             console.line(line)
+
+
+def _begin(out: Path, asked: Mapping[str, object]) -> None:
+    """Note what is asked for, so that the same command goes on; the files will bear the names of images."""
+    with files.writing(out):
+        out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write_json(out / UNFINISHED, asked)
 
 
 def _find_unfinished(out: Path, scans: Sequence[Scan], asked: Mapping[str, object]) -> list[Scan]:

@@ -246,14 +246,15 @@ def test_a_private_folder_is_nobody_else_s(tmp_path: Path, monkeypatch: pytest.M
     home = tmp_path / f".garda-private-{os.getuid()}"
     (tmp_path / "elsewhere").mkdir()
     home.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError), private_temporary_folder():
-        pass
+    with private_temporary_folder() as folder:
+        assert folder.parent == tmp_path and folder.stat().st_mode & 0o077 == 0
+    assert not folder.exists() and not list((tmp_path / "elsewhere").iterdir())
     home.unlink()
     home.mkdir(mode=0o777)
     home.chmod(0o777)
     (home / "planted").mkdir()
-    with pytest.raises(PermissionError, match="is not this user's alone"), private_temporary_folder():
-        pass
+    with private_temporary_folder() as folder:
+        assert folder.parent == tmp_path and folder.stat().st_mode & 0o077 == 0
     remove_leftovers()
     assert (home / "planted").exists()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
