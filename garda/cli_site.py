@@ -30,10 +30,10 @@ from garda.runs.arguments import (
     open_console,
     parse_changes,
     read_private,
+    tell_package,
 )
 
 if TYPE_CHECKING:
-    from garda.core.console import Console
     from garda.handover.verify import Verified
 
 app = typer.Typer()
@@ -78,7 +78,7 @@ def adapt(
         own = (tracker, console, context.obj, Pseudonyms(load_key() if rank_zero else b""))
         hop = Hop(package, manifest, data, out, *own, name, changes, trust or (), sign, force, audited, expect)
         done = adapt_package(hop)
-        _tell(done, console)
+        tell_package(done, console)
         if rank_zero:
             console.line(f"for an auditor: {write_audit_page(done, out)}")
         if tracked:
@@ -109,7 +109,7 @@ def verify(package: PackagePath, trust: Trust = None, expect: Expect = "") -> No
     from garda.handover.verify import open_package
 
     with open_console() as console, open_package(package, trust or (), expect) as found:
-        _tell(found, console)
+        tell_package(found, console)
         _load(found)
         console.line("whole: every file and every line fits its digest")
         if found.signatures and not trust:
@@ -254,6 +254,18 @@ def sign(
         console.line(f"package {sign_package(package, key, intoto)}: signed")
 
 
+@app.command()
+def who(
+    pseudonym: Annotated[str, typer.Argument(metavar="PSEUDONYM", help="As in scores.csv: P-... or C-....")],
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="CSV files of this site's scans.")],
+) -> None:
+    """Say which patient or case a pseudonym stands for; the site's own key is needed."""
+    from garda.runs.arguments import find_named
+
+    for line in find_named(pseudonym, manifests):
+        print(line)
+
+
 @keys.command("add")
 def add_key(site: str, key: Annotated[Path, typer.Argument(metavar="PUBKEY", help="Public key file.")]) -> None:
     """Trust a key for a site's lines, in place of the one trusted before."""
@@ -283,18 +295,3 @@ def _load(found: Verified) -> None:
     from garda.handover.load import load_package
 
     load_package(found.folder)
-
-
-def _tell(found: Verified, console: Console) -> None:
-    """What a package is, a line a stage."""
-    console.line(f"package {found.digest}")
-    for number, entry in enumerate(found.entries, 1):
-        how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
-        console.line(f"stage {entry.stage} {entry.domain}: {how}{entry.overruled}")
-        keys = [signature.key for signature in found.signatures if signature.line == number]
-        for key in keys:
-            console.line(f"  signed {key}")
-        if found.signatures and not keys:
-            console.line("  NOT signed")
-        for reason in entry.reasons:
-            console.line(f"  {reason}")

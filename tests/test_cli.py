@@ -225,3 +225,17 @@ def test_a_chain_of_hospitals_by_the_command_line(pipeline, tmp_path, capsys, mo
     assert "myocardium" in printed and "no interval" in printed
     assert cli.garda("adapt", tmp_path / "none.zip", *words[2:]) == 2
     assert capsys.readouterr().err == f"{tmp_path}/none.zip: does not exist; check the path\n"
+
+
+def test_who_leads_from_a_pseudonym_back_to_the_scan(pipeline, tmp_path, capsys):
+    words = ("run", pipeline, "--data", pipeline.parent / "data", "--out", tmp_path, "--method", "source_only")
+    assert cli.garda(*words) == 0
+    row = (tmp_path / "scores.csv").read_text().splitlines()[1].split(",")
+    manifests = [sites.manifest(pipeline, site) for site in range(3)]
+    capsys.readouterr()
+    for name in row[2:4]:
+        assert cli.garda("who", name, *manifests) == 0
+        assert capsys.readouterr().out == f"{manifests[0]}: patient {SITES[0]}_003, case {SITES[0]}_003\n"
+    assert cli.garda("who", "P-000000000000", *manifests) == 2
+    assert "is no patient or case of" in capsys.readouterr().err
+    assert cli.garda("who", row[2], manifests[1]) == 2

@@ -116,6 +116,20 @@ def read_manifest(path: Path, task: Task) -> tuple[Case, ...]:
     return tuple(cases) if codes is None else tuple(replace(case, values=codes) for case in cases)
 
 
+def read_names(path: Path) -> list[tuple[str, str]]:
+    """Patient and case of every row; no other cell is looked at.
+
+    Raises:
+        DataError: the file is missing, no CSV or has other columns.
+    """
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    try:
+        _check_columns(path, reader)
+        return [((row["patient"] or "").strip(), (row["case"] or "").strip()) for row in reader]
+    except csv.Error as error:
+        raise DataError(path, f"is no CSV ({error})", "mend its quotes") from None
+
+
 def _read_text(path: Path) -> str:
     try:
         return read_bytes(path).decode("utf-8-sig")

@@ -116,10 +116,12 @@ def _impact(entries: Sequence[LedgerEntry]) -> str:
 
 
 def _limits(entries: Sequence[LedgerEntry]) -> str:
-    audited = [entry.domain for entry in entries if entry.audit is not None]
+    why = {entry.domain: entry.audit.get("no_figure") for entry in entries if entry.audit is not None}
+    audited = [domain for domain, missing in why.items() if missing is None]
     audit = "Whether weights or generated images hold traces of single patients was not examined."
     if audited:
         audit = f"Copies and membership were examined for {', '.join(audited)}: see `audit` in `ledger.jsonl`."
+    audit += "".join(f" No figure for {domain}: {missing}." for domain, missing in why.items() if missing is not None)
     return f"""## Limits
 
 - The scores of a site are its own, measured on its own test patients; other sites may be read worse.

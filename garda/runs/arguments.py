@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from garda.core.errors import ConfigError
+from garda.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from garda.core.console import Console
     from garda.handover.signing import Trusted
+    from garda.handover.verify import Verified
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer has no public name for it
 
@@ -112,3 +114,41 @@ SigningKey = Annotated[
 
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse a folder of which a file would be left out.")]
 Audited = Annotated[bool, typer.Option("--audit", help="Look for copies and members before a stage is sealed.")]
+
+
+def tell_package(found: Verified, console: Console) -> None:
+    """What a package is, a line a stage."""
+    console.line(f"package {found.digest}")
+    for number, entry in enumerate(found.entries, 1):
+        how = f"{entry.scans} scans of {entry.patients} patients, {entry.month}, {entry.decision}"
+        console.line(f"stage {entry.stage} {entry.domain}: {how}{entry.overruled}")
+        keys = [signature.key for signature in found.signatures if signature.line == number]
+        for key in keys:
+            console.line(f"  signed {key}")
+        if found.signatures and not keys:
+            console.line("  NOT signed")
+        for reason in entry.reasons:
+            console.line(f"  {reason}")
+
+
+def find_named(pseudonym: str, manifests: Sequence[Path]) -> list[str]:
+    """A line for each case that a pseudonym of this user's key stands for.
+
+    Raises:
+        DataError: a manifest cannot be read, or the pseudonym is of none of its patients and cases.
+    """
+    from garda.core.pseudonyms import Pseudonyms, load_key
+    from garda.data.manifest import read_names
+
+    own, lines = Pseudonyms(load_key()), []
+    for file in manifests:
+        for patient, case in read_names(file):
+            names = {
+                own.pseudonym(kind, f"{file.stem}/{name}") for kind, name in (("patient", patient), ("case", case))
+            }
+            if pseudonym in names:
+                lines.append(f"{file}: patient {patient}, case {case}")
+    if not lines:
+        what = f"is no patient or case of {', '.join(map(str, manifests))} under this user's key"
+        raise DataError(pseudonym, what, "give the site's manifest, and GARDA_HOME of who made the table")
+    return lines
