@@ -56,6 +56,8 @@ def test_too_few_patients_give_no_figure_and_a_finding_holds_a_target(pipeline, 
     package = format.find_stage(tmp_path / "run")
     source, target = verify.verify(package).entries
     assert (source.decision, target.decision) == ("source", "hold")
+    card = (package / CARD).read_text()
+    assert f"No figure for {SITES[1]}: " in card and "were examined for" not in card
     assert target.reasons == (f"{SITES[1]}: {found[0]}",) and target.audit["copies"] == []
     words = ("audit", package, sites.manifest(pipeline, 1), "--data", pipeline.parent / "data")
     assert cli.garda(*words, "--out", tmp_path / "audit.json") == 0
