@@ -7,7 +7,7 @@ TORCH := torch==2.13.0
 DATA := data/phantom
 DEMO := runs/demo
 
-.PHONY: setup demo test test-all lint docs pictures wheelhouse clean
+.PHONY: setup demo test test-all test-crash lint docs pictures wheelhouse clean
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ test: $(READY)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest --cov=garda --cov-report=term:skip-covered
+
+# Every operation on files is made the last one of a run, a hop and a prediction: most of an hour.
+test-crash: $(READY)
+	$(BIN)/python -m pytest tests/runs/test_crash.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """garda in Python: what a package says of itself, and that it segments as the command line does."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +104,16 @@ def test_import_garda_waits_with_torch():
     code = "import sys, garda; assert callable(garda.load); print({'torch', 'monai', 'numpy'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+def test_the_notebook_runs_from_top_to_bottom(pipeline, image, tmp_path, monkeypatch):
+    given = {"PACKAGE": OLD / "garda.zip", "SCAN": image, "PIPELINE": pipeline, "DATA": pipeline.parent / "data"}
+    for name, value in {**given, "OUT": tmp_path / "out", "MPLBACKEND": "agg"}.items():
+        monkeypatch.setenv(name, str(value))
+    cells = json.loads((Path(__file__).parents[1] / "docs" / "start" / "tutorial.ipynb").read_text("utf-8"))["cells"]
+    names: dict[str, object] = {}
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+        assert cell["outputs"] == []
+        exec("".join(cell["source"]), names)
+    assert names["labels"].shape == names["stored"].shape and set(names["volumes"]) == set(names["package"].classes)
+    assert set(names["means"]) == {"source_only", "adabn"}
