@@ -25,7 +25,7 @@ from garda.runs.tracking import RunDescription, Status
 JOURNAL, STATE = "tracking.jsonl", "tracking.json"
 SEND_SECONDS = 10.0  # between two deliveries in the course of a stage, so that curves can be watched
 DEADLINE_SECONDS = 30.0  # for which a run waits for a delivery, and once more at its end
-Kind = Literal["start", "losses", "stage_ended", "artifact", "finish"]
+Kind = Literal["start", "losses", "stage_ended", "artifact", "sealed", "finish"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Event:
         kind: the :class:`~garda.runs.tracking.Tracker` call.
         values: plain values. start: the run's description, and ``key``, the run folder's own random name. losses:
             stage, part (the phase, "" for none), step, values. stage_ended: stage, seen (number of domains), metrics.
-            artifact: path, relative to the run folder. finish: status.
+            artifact: path, relative to the run folder. sealed: stage, site, facts, card. finish: status.
     """
 
     number: int
@@ -58,6 +58,7 @@ _VALUES: dict[Kind, TypeAdapter[Any]] = {
     "losses": _shape(stage=str, part=str, step=int, values=dict[str, float]),
     "stage_ended": _shape(stage=str, seen=int, metrics=dict[str, float]),
     "artifact": _shape(path=str),
+    "sealed": _shape(stage=str, site=str, facts=dict[str, str], card=str),
     "finish": _shape(status=Status),
 }
 
@@ -174,6 +175,10 @@ class Journalled:
     def artifact(self, path: Path) -> None:
         """See :class:`~garda.runs.tracking.Tracker`; sent with what comes next."""
         self._add("artifact", {"path": path.relative_to(self._out).as_posix()})
+
+    def sealed(self, stage: str, site: str, facts: Mapping[str, str], card: str) -> None:
+        """See :class:`~garda.runs.tracking.Tracker`; sent with what comes next."""
+        self._add("sealed", {"stage": stage, "site": site, "facts": dict(facts), "card": card})
 
     def finish(self, status: Status) -> None:
         """See :class:`~garda.runs.tracking.Tracker`."""

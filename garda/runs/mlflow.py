@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Experiment, Metric, RunInfo
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-DIGEST_CHARACTERS = 36  # the most that MLflow takes
+DIGEST_CHARACTERS, NOTE_CHARACTERS = 36, 5000  # the most that MLflow takes
+NOTE_TAG, TRAINING_VIEW = "mlflow.note.content", {"mlflow.experimentKind": "custom_model_development"}
 MOST_A_CALL = {"metrics": 1000, "params": 100, "tags": 100}
 OFFLINE = NO_USAGE | {  # a hospital's network may end at the door, and a store that is down must not hold up training
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -173,6 +174,16 @@ class MLflow:
                 folder = path.parent.as_posix() if path.parent.name else None
                 self._client.log_artifact(ids[""], str(self._out / path), folder)
 
+    def _sealed(self, events: Sequence[Event], ids: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        for event in events:
+            told, note = event.values, {NOTE_TAG: event.values["card"][:NOTE_CHARACTERS]}
+            own = {f"garda.{name}": value for name, value in {"site": told["site"], **told["facts"]}.items()} | note
+            latest = {f"garda.{name}.{told['site']}": value for name, value in told["facts"].items()} | note
+            for run_id, tags in ((self._child(told["stage"], event.time, ids), own), (ids[""], latest)):
+                self._log(run_id, "tags", [RunTag(key, value) for key, value in tags.items()])
+
     def _finish(self, events: Sequence[Event], ids: dict[str, str]) -> None:
         event = events[-1]
         for run_id in reversed(ids.values()):
@@ -181,7 +192,7 @@ class MLflow:
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            return self._client.create_experiment(name, artifact_location=self._artifact_root)
+            return self._client.create_experiment(name, artifact_location=self._artifact_root, tags=TRAINING_VIEW)
         _refuse_deleted_experiment(found)
         return str(found.experiment_id)
 
@@ -201,8 +212,7 @@ class MLflow:
 
     def _make(self, experiment: str, name: str, tags: dict[str, str], time: int) -> str:
         """The run with these tags: found, if it was made just before a process was killed."""
-        query = f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"
-        for run in self._client.search_runs([experiment], query):
+        for run in self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'"):
             if run.data.tags.get(STAGE_TAG) == tags[STAGE_TAG]:
                 return str(run.info.run_id)
         made = self._client.create_run(experiment, start_time=time, tags=tags, run_name=name)

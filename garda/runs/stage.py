@@ -23,8 +23,8 @@ from garda.data.volume import Volume
 from garda.evaluation import evaluator, results
 from garda.evaluation.evaluator import TestScans
 from garda.evaluation.metrics import Score
-from garda.handover import write
-from garda.handover.format import OPEN
+from garda.handover import format, ledger, write
+from garda.handover.format import CARD, OPEN
 from garda.handover.ledger import StageRecord
 from garda.handover.setup import Setup
 from garda.methods.base import Method
@@ -82,6 +82,7 @@ def run_stage(
     learnt = learn(run, method, domain, before) if missing else None
     known = cache(lambda: learnt or method.load(run.found(domain)))
     if distributed.is_rank_zero():
+        new = not run.kept(domain).exists()
         if run.audited:
             _audit(run, method, domain, known())
         files.remove_folder(run.training(domain))  # what cannot be removed is told: it may hold a discriminator
@@ -95,7 +96,17 @@ def run_stage(
             context.seconds_of(run, domain),
             run.key,
         )
+        if new:
+            _tell_sealed(run, domain)
     return known
+
+
+def _tell_sealed(run: Run, domain: Domain) -> None:
+    """Let the tracker show what became of a stage."""
+    package = run.kept(domain)
+    last = ledger.parse_lines(package, ledger.read_lines(package))[-1]
+    facts = {"decision": last.decision + last.overruled, "digest": format.package_digest(package)}
+    run.tracker.sealed(context.stage_name(domain), domain.name, facts, (package / CARD).read_text(encoding="utf-8"))
 
 
 def learn(run: Run, method: Method, domain: Domain, before: Before | None) -> Knowledge:

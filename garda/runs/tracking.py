@@ -62,6 +62,9 @@ class Tracker(Protocol):
             ValueError: the file lies outside the run folder.
         """
 
+    def sealed(self, stage: str, site: str, facts: Mapping[str, str], card: str) -> None:
+        """A stage's package is there: what it is, by name, and its card as Markdown."""
+
     def finish(self, status: Status) -> None:
         """The process is done with the run."""
 
@@ -85,6 +88,7 @@ class InMemory:
         curves: (stage, loss name) -> {step: value}.
         metrics: (stage index, metric name) -> value.
         artifacts: files, each once, in the order of their first mention.
+        facts: of each sealed stage.
         status: how the run ended; None while it goes on.
 
     >>> tracker = InMemory()
@@ -98,6 +102,7 @@ class InMemory:
     curves: dict[tuple[str, str], dict[int, float]] = field(default_factory=dict)
     metrics: dict[tuple[int, str], float] = field(default_factory=dict)
     artifacts: list[Path] = field(default_factory=list)
+    facts: dict[str, dict[str, str]] = field(default_factory=dict)
     status: Status | None = None
 
     def start(self, run: RunDescription) -> None:
@@ -118,6 +123,10 @@ class InMemory:
         """See :class:`Tracker`."""
         if path not in self.artifacts:
             self.artifacts.append(path)
+
+    def sealed(self, stage: str, site: str, facts: Mapping[str, str], card: str) -> None:
+        """See :class:`Tracker`."""
+        self.facts[stage] = {"site": site, **facts}
 
     def finish(self, status: Status) -> None:
         """See :class:`Tracker`."""

@@ -578,6 +578,22 @@ def test_a_server_that_does_not_answer_is_told_at_once(out: Path, monkeypatch: p
     assert "secret" not in told[0] + (out / "tracking.jsonl").read_text()
 
 
+def test_decision_digest_and_card_of_a_stage_are_its_runs(used: Path):
+    tracker = mlflow.open_tracker(used, pytest.fail)
+    tracker.start(RUN)
+    tracker.sealed("0-SiteA", "SiteA", {"decision": "source", "digest": "ab12"}, "# Card" + "x" * 6000)
+    tracker.finish("finished")
+    client = client_of(used)
+    experiment = client.get_experiment_by_name("phantom")
+    [stage] = client.search_runs([experiment.experiment_id], "tags.`garda.site` = 'SiteA'")
+    parent = client.get_run(stage.data.tags["mlflow.parentRunId"])
+    own = stage.data.tags
+    assert (own["garda.decision"], own["garda.digest"]) == ("source", "ab12")
+    assert parent.data.tags["garda.decision.SiteA"] == "source" and parent.data.tags["garda.digest.SiteA"] == "ab12"
+    assert own["mlflow.note.content"].startswith("# Card") and len(own["mlflow.note.content"]) == 5000
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 def ask(address: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
     """Status, headers and text of an answer; nothing is followed."""
     place = urlsplit(address)
