@@ -129,13 +129,14 @@ def predict(
     expect: Expect = "",
     runtime: Annotated[Runtime, typer.Option("--runtime", help="What computes the network.")] = Runtime.torch,
     strict: Strict = False,
+    volumes: Annotated[Path | None, typer.Option("--volumes", help="CSV of each class's size; NAME.csv.")] = None,
 ) -> None:
     """Write a label map for each image, in the image's own space."""
     from garda.runs.predict import predict as predict_images
 
     with open_console() as console:
-        onnx = runtime is Runtime.onnx
-        for file in predict_images(package, images, out, console, stage, domain, trust or (), expect, onnx, strict):
+        asked = (stage, domain, trust or (), expect, runtime is Runtime.onnx, strict, volumes)
+        for file in predict_images(package, images, out, console, *asked):
             console.line(str(file))
 
 

@@ -98,13 +98,20 @@ def remove_folder(folder: Path) -> None:
             shutil.rmtree(folder)
 
 
-def write_csv(path: Path, heading: Sequence[str], lines: Iterable[Iterable[object]], note: str | None = None) -> None:
+def write_csv(
+    path: Path,
+    heading: Sequence[str],
+    lines: Iterable[Iterable[object]],
+    note: str | None = None,
+    *,
+    private: bool = False,
+) -> None:
     """Write a table, with a note repeated in a last column; the file appears whole or not at all.
 
     Raises:
         RunFolderError: no space left, or the folder cannot be written.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path, private=private) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*heading, *(["note"] if note else [])])
         writer.writerows([*line, *([note] if note else [])] for line in lines)

@@ -4,12 +4,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from garda.core import files
 from garda.core.console import Console
-from garda.core.errors import DataError, GardaError, raise_all
-from garda.data import checks, dicom, dicom_seg, layouts
+from garda.core.errors import DataError, GardaError, RunFolderError, raise_all
+from garda.data import checks, dicom, dicom_seg, layouts, readers
 from garda.data.dicom_seg import Origin
 from garda.data.manifest import Case
 from garda.data.scan import ScanFile, split_archive
@@ -19,6 +20,7 @@ from garda.handover import load, verify
 from garda.handover.load import OTHER, LoadedPackage
 from garda.handover.onnx import LIBRARY, OnnxNetwork, require
 from garda.handover.signing import Trusted
+from garda.handover.verify import Verified
 from garda.methods.knowledge import Knowledge
 from garda.models import inference
 from garda.training import loop
@@ -50,6 +52,7 @@ def predict(
     expected: str = "",
     onnx: bool = False,
     strict: bool = False,
+    volumes: Path | None = None,
 ) -> list[Path]:
     """Write a label map for each image, in the image's own space; for DICOM also a DICOM-SEG, where highdicom is there.
 
@@ -65,6 +68,7 @@ def predict(
         expected: the package's digest, as another channel has told it; empty for not asking.
         onnx: let ONNX Runtime compute the network, in float32, in place of torch.
         strict: refuse a folder of which a file would be left out, in place of telling it.
+        volumes: CSV that is written, a row for each label map and class; None for none.
 
     Returns:
         the files written, in the order of ``images``: a label map each, and the DICOM-SEG beside it.
@@ -76,6 +80,8 @@ def predict(
         GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
             written. Or a series cannot become a DICOM-SEG, which is told after every label map has been written.
     """
+    if volumes is not None and volumes.exists():
+        raise RunFolderError(volumes, "exists already", "give another name, or remove it")
     if onnx:
         require("--runtime onnx", LIBRARY)
     _check_exist(images)
@@ -89,16 +95,35 @@ def predict(
     domain, task = load.choose_domain(learnt.knowledge, domain), learnt.method.task
     answer = _prepare(learnt, domain, onnx)
     raise_all(checks.check_cases([scan.case for scan in to_do], task, Path(), console))
-    origin: Origin | None = Origin(found.setup.name, found.setup.method, found.digest, domain)
-    if not dicom_seg.can_write_dicom_seg():
-        origin = None
-        if any(dicom.is_dicom(scan.image) for scan in scans):
-            console.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
+    origin = _find_origin(found, domain, scans, console)
     _begin(out, asked)
     problems = _write_all(to_do, task, answer, origin, console)
     (out / UNFINISHED).unlink()
+    if volumes is not None:
+        _write_volumes([scan.target for scan in scans], task, volumes)
     raise_all(problems)
     return [file for scan in scans for file in (scan.target, dicom_seg.dicom_seg_name(scan.target)) if file.exists()]
+
+
+def _find_origin(found: Verified, domain: str, scans: Sequence[Scan], console: Console) -> Origin | None:
+    """What a DICOM-SEG says of who made it; None where none can be written."""
+    if dicom_seg.can_write_dicom_seg():
+        return Origin(found.setup.name, found.setup.method, found.digest, domain)
+    if any(dicom.is_dicom(scan.image) for scan in scans):
+        console.line('no DICOM-SEG is written, highdicom is missing: pip install "garda[dicom]"')
+    return None
+
+
+def _write_volumes(maps: Sequence[Path], task: Task, file: Path) -> None:
+    """How large each class is, by the label maps as they were written: voxels, and ml where there is a scale."""
+    rows = []
+    for path in maps:
+        stored = readers.read_stored(ScanFile(path, "label map", str(path)), palette=True)
+        size = None if stored.header is None else abs(float(np.linalg.det(stored.affine[:3, :3]))) / 1000
+        counts = np.bincount(stored.pixels.astype(int).ravel(), minlength=len(task.classes))
+        for name, count in [*zip(task.classes, counts.tolist(), strict=True)][1:]:
+            rows.append((path.name, name, count, "" if size is None else f"{count * size:.3f}"))
+    files.write_csv(file, ("label_map", "class", "voxels", "ml"), rows, private=True)
 
 
 def _tell_left(images: Sequence[Path], scans: Sequence[Scan], strict: bool, console: Console) -> None:

@@ -1,5 +1,6 @@
 """Prediction: what is read ahead, what ONNX Runtime answers, and what is refused before an image is read."""
 
+import csv
 import os
 import signal
 import threading
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from garda.core import files
-from garda.core.errors import DataError, Interrupted
+from garda.core.errors import DataError, Interrupted, RunFolderError
 from garda.core.signals import Stopping
 from garda.data import volume as volumes
 from garda.data.task import Task
@@ -169,6 +171,23 @@ def test_the_next_scan_is_read_while_one_is_segmented(run, images, tmp_path, mon
     written = sites.predict(run, images, tmp_path / "maps")
     assert order == [image.name for image in images]
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in plain]
+
+
+def test_volumes_are_those_of_the_written_label_maps(run, images, tmp_path):
+    written = sites.predict(run, images, tmp_path / "maps", volumes=tmp_path / "v.csv")
+    with (tmp_path / "v.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label_map"] for row in rows[::3]] == [path.name for path in written]
+    for path in written:
+        stored = nib.load(path)
+        size = float(np.prod(stored.header.get_zooms()[:3])) / 1000
+        for index, row in enumerate([row for row in rows if row["label_map"] == path.name], 1):
+            count = int((np.asarray(stored.dataobj) == index).sum())
+            assert int(row["voxels"]) == count and float(row["ml"]) == pytest.approx(count * size, abs=1e-3)
+    assert (tmp_path / "v.csv").stat().st_mode & 0o077 == 0
+    assert "exists already" in told(
+        RunFolderError, sites.predict, run, images, tmp_path / "b", volumes=tmp_path / "v.csv"
+    )
 
 
 def test_a_scan_that_vanishes_costs_no_label_map_before_it(run, images, tmp_path, monkeypatch):
