@@ -80,11 +80,7 @@ def predict(
         GardaError: images cannot be read, a label map exists already, or two would have one name; nothing has been
             written. Or a series cannot become a DICOM-SEG, which is told after every label map has been written.
     """
-    if volumes is not None and volumes.exists():
-        raise RunFolderError(volumes, "exists already", "give another name, or remove it")
-    if onnx:
-        require("--runtime onnx", LIBRARY)
-    _check_exist(images)
+    _check(images, volumes, onnx)
     scans = _name_outputs(images, out)
     _tell_left(images, scans, strict, console)
     with verify.open_package(source, trusted, expected, stage) as found:
@@ -159,7 +155,11 @@ def _describe_choice(knowledge: Knowledge, domain: str | None) -> str:
     return f"read as scans of {chosen}" + ("" if domain else f", the last site met; --domain for others': {others}")
 
 
-def _check_exist(images: Sequence[Path]) -> None:
+def _check(images: Sequence[Path], volumes: Path | None, onnx: bool) -> None:
+    if volumes is not None and volumes.exists():
+        raise RunFolderError(volumes, "exists already", "give another name, or remove it")
+    if onnx:
+        require("--runtime onnx", LIBRARY)
     missing = [image for image in images if not (split_archive(image) or (image,))[0].exists()]
     raise_all([DataError(image, "does not exist", "check the path") for image in missing])
 
