@@ -129,6 +129,21 @@ def check_case(case: Case, task: Task, data: Path, seen: Seen | None = None) -> 
     return problems
 
 
+def read_unchanged(case: Case, task: Task, data: Path, *, with_label: bool) -> Volume:
+    """As :func:`garda.data.volume.read_volume`; its files are held against the manifest after they were read.
+
+    Raises:
+        DataError: as there, or a file is not the recorded one any more.
+    """
+    found = read_volume(case, task, data, with_label=with_label)
+    kinds = {case.image: "image"} | (dict.fromkeys(case.labels, "label") if with_label else {})
+    for name, sha, size in case.digests:
+        file = ScanFile(data / name, f"{kinds.get(name)} {name}", case.where)
+        if name in kinds and _is_changed(file, (sha, size)):
+            raise file.error("has changed since the run began", "restore the file and run the same command again")
+    return found
+
+
 def _is_changed(file: ScanFile, recorded: Recorded | None) -> bool:
     file.require()
     try:

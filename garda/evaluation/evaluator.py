@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from garda.core.pseudonyms import Pseudonyms
-from garda.data import checks, components, holdout, volume
+from garda.data import checks, components, holdout
 from garda.data.sequence import Domain
 from garda.data.task import Groups
 from garda.evaluation import bootstrap, continual, metrics
@@ -79,7 +79,7 @@ def score_scans(
         return method.compute.prepare(method.network_for(knowledge, name)).eval()
 
     for number, (name, case) in enumerate(cases, start=1):
-        scan = volume.read_volume(case, task, scans.data, with_label=True)
+        scan = checks.read_unchanged(case, task, scans.data, with_label=True)
         label = cast(Tensor, scan.label)  # the case has a label, which was read
         shown = method.standardise(knowledge, scan, name)
         predicted = inference.segment(network(name), shown, task, method.compute, knowledge.largest)
@@ -107,7 +107,7 @@ def choose_postprocessing(method: Method, knowledge: Knowledge, source: Domain, 
     network = method.compute.prepare(method.network_for(knowledge, source.name)).eval()
     pairs = []
     for case in cases:
-        scan = volume.read_volume(case, method.task, data, with_label=True)
+        scan = checks.read_unchanged(case, method.task, data, with_label=True)
         if scan.label is not None and (scan.labelled is None or scan.labelled.all()):
             shown = method.standardise(knowledge, scan, source.name)
             found = inference.segment(network, shown, method.task, method.compute)

@@ -14,8 +14,8 @@ from typing import Any
 from garda import __version__
 from garda.core import files
 from garda.core.errors import TrainingError
-from garda.data import components, holdout, volume
-from garda.data.checks import without_label
+from garda.data import components, holdout
+from garda.data.checks import read_unchanged, without_label
 from garda.data.dataset import Slices
 from garda.data.manifest import Case
 from garda.data.sequence import Domain
@@ -231,7 +231,7 @@ def read_slices(run: Run, method: Method, domain: Domain, folder: Path) -> Slice
     with_label = domain.index == 0 or method.reads_target_labels
     train = domain.split("train")
     cases = tuple(case for case in train if case.labels) if with_label else tuple(map(without_label, train))
-    volumes = (volume.read_volume(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
+    volumes = (read_unchanged(case, run.sequence.task, run.data, with_label=with_label) for case in cases)
     return Slices(volumes, run.sequence.task, with_labels=with_label, private_folder=folder)
 
 
@@ -240,7 +240,7 @@ def read_source(run: Run, domain: Domain, folder: Path) -> tuple[Slices, Slices 
     task = run.sequence.task
 
     def read(cases: Iterable[Case]) -> Iterator[Volume]:
-        return (volume.read_volume(case, task, run.data, with_label=True) for case in cases)
+        return (read_unchanged(case, task, run.data, with_label=True) for case in cases)
 
     def collect(volumes: Iterable[Volume]) -> Slices:
         return Slices(volumes, task, with_labels=True, private_folder=folder)

@@ -127,7 +127,8 @@ def has_bfloat16(kind: str) -> bool:
     """
     if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return kind != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    onednn = torch.backends.mkldnn.is_available()  # the library that has them
+    return kind != "cpu" or (onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def set_allocation(options: Mapping[int, int]) -> None:

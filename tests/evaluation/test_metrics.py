@@ -121,7 +121,7 @@ def test_labelled_test_scans_alone_are_read_one_at_a_time_and_named_by_pseudonym
         done.append(f"segment {standardised} with {network}")
         return torch.zeros_like(scan.label)
 
-    monkeypatch.setattr(evaluator.volume, "read_volume", read)
+    monkeypatch.setattr(evaluator.checks, "read_unchanged", read)
     monkeypatch.setattr(evaluator.inference, "segment", segment)
     method = SimpleNamespace(
         task=SimpleNamespace(classes=CLASSES),

@@ -30,8 +30,8 @@ from garda.core.errors import (
     RunFolderError,
 )
 from garda.core.pseudonyms import Pseudonyms, load_key
-from garda.data import checks, volume
-from garda.data.manifest import digest_manifest
+from garda.data import checks, readers, volume
+from garda.data.manifest import digest_manifest, read_manifest, write_manifest
 from garda.data.sequence import read_sequence
 from garda.evaluation.metrics import read_scores
 from garda.handover.format import EXPERT_FILES, KNOWN, SIGNATURES
@@ -134,6 +134,33 @@ def test_no_plain_digest_of_a_manifest_stands_in_a_run_folder(pipeline, again):
     plain += [digest_manifest(sites.manifest(pipeline, site)).encode() for site in range(3)]
     files = [path for path in again.rglob("*") if path.is_file()]
     assert not [path for path in files if any(digest in path.read_bytes() for digest in plain)]
+
+
+def test_a_scan_that_changes_after_the_check_is_not_learnt_from(pipeline, tmp_path, monkeypatch):
+    own = sites.copy(pipeline, tmp_path / "tiny")
+    for site in range(3):  # with digests
+        manifest = sites.manifest(own, site)
+        cases = read_manifest(manifest, read_sequence(own).task)
+        recorded = [
+            replace(
+                case, digests=tuple((f, *readers.digest(own.parent / "data" / f)) for f in (case.image, *case.labels))
+            )
+            for case in cases
+        ]
+        write_manifest(manifest, recorded)
+    scan, learn = sites.image(own, 1), garda_stage.learn
+
+    def changed(run, method, domain, before):
+        if domain.index == 1:
+            stored = nibabel.load(scan)
+            voxels = np.array(stored.dataobj)
+            voxels.flat[0] += 1
+            nibabel.save(nibabel.Nifti1Image(voxels, stored.affine, stored.header), scan)
+        return learn(run, method, domain, before)
+
+    monkeypatch.setattr(garda_stage, "learn", changed)
+    what = told(DataError, sites.run_tiny, own, tmp_path / "run", method="source_only")
+    assert f"image {SITES[1]}/images/{scan.name} has changed since the run began; restore the file" in what
 
 
 def test_scores_are_not_in_the_order_of_the_manifest(finished):
