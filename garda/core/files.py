@@ -36,7 +36,8 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[Path]:
                 temporary.unlink(missing_ok=True)
                 temporary.touch(0o600)
             yield temporary
-            temporary.chmod(stat.S_IMODE(temporary.stat().st_mode) & (0o600 if private else 0o640))
+            with suppress(OSError):  # a memory stick knows no modes
+                temporary.chmod(stat.S_IMODE(temporary.stat().st_mode) & (0o600 if private else 0o640))
             flush(temporary)  # so that the rename never names a torn file
             os.replace(temporary, path)
             flush(path.parent)
@@ -70,12 +71,12 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk; not every file system can do so for a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError) if stat.S_ISDIR(os.fstat(descriptor).st_mode) else nullcontext():
+    with suppress(OSError) if path.is_dir() else nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager

@@ -247,6 +247,7 @@ def _deliver(package: Path, out: Path) -> None:
         else:
             out.parent.mkdir(parents=True, exist_ok=True)
             os.replace(package, out)
+            files.flush(out.absolute().parent)
 
 
 def evaluate_package(
