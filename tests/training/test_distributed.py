@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -148,7 +147,9 @@ def test_the_command_starts_the_other_process_and_goes_on_with_another_number_of
         "--set",
         "checkpoint_seconds=0.5",
     )
-    process = subprocess.Popen(words, env=without_meeting(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    (tmp_path / "tmp").mkdir()
+    own = without_meeting() | {"TMPDIR": str(tmp_path / "tmp")}
+    process = subprocess.Popen(words, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     checkpoint = tmp_path / "out" / "stages" / f"0-{SITES[0]}" / "training" / "plain" / "checkpoint.pt"
     for _ in range(1200):
         if checkpoint.exists() or process.poll() is not None:
@@ -156,7 +157,7 @@ def test_the_command_starts_the_other_process_and_goes_on_with_another_number_of
         time.sleep(0.1)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
     heard = listeners(process.pid, *map(int, children.split()))
-    places = [*Path(tempfile.gettempdir()).glob(f".garda-private-{os.getuid()}/*/meeting")]
+    places = [*(tmp_path / "tmp").glob(f".garda-private-{os.getuid()}/*/meeting")]
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75, told
